@@ -1,0 +1,8 @@
+//! Words of the data path and what all its cores share about a volume.
+//!
+//! `units` names every number; the rest of the crate answers questions about a volume's shape:
+//! which store holds which shard ([`layout`]), which blocks a replica misses ([`dirty`]). It owns
+//! no IO, no clock and no thread.
+#![forbid(unsafe_code)]
+
+pub mod units;
