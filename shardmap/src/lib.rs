@@ -1,8 +1,9 @@
 //! Words of the data path and what all its cores share about a volume.
 //!
 //! `units` names every number; the rest of the crate answers questions about a volume's shape:
-//! which store holds which shard ([`layout`]), which blocks a replica misses ([`dirty`]). It owns
+//! which store holds which shard ([`map`]). It owns
 //! no IO, no clock and no thread.
 #![forbid(unsafe_code)]
 
+pub mod map;
 pub mod units;
