@@ -1,0 +1,209 @@
+//! What storaged asks of a store and what it gets.
+
+use crate::core::facts::{OpenFacts, SliceSpec, SliceState, Stamp, StoreFault};
+use reactor::{Buf, BufMut};
+use roaring::RoaringBitmap;
+use shardmap::units::{BlockRange, Epoch, Generation, Nsid, RegionIndex, VolumeId, WriteTick};
+use uuid::Uuid;
+
+/// One command to a store. Answered by exactly one [`StoreEvent::Reply`] with the same id.
+#[derive(Debug)]
+pub struct StoreRequest {
+    /// The caller's; unique among those it has outstanding.
+    pub id: u64,
+    /// Which slice. Ignored by [`StoreOp::AssociationGone`].
+    pub slice: Nsid,
+    /// Who asks: sessions are bound to it.
+    pub association: u64,
+    /// What is asked.
+    pub op: StoreOp,
+}
+
+/// The commands. "Needs a session" means: an association that opened the slice (or `open_access`).
+#[derive(Debug)]
+pub enum StoreOp {
+    /// Needs a session. Fills `into` (as long as the range), absent blocks with zeroes. At most
+    /// 32 blocks. Answer: [`StoreReply::Read`].
+    Read {
+        /// Blocks of the volume.
+        range: BlockRange,
+        /// Where to put them.
+        into: BufMut,
+    },
+    /// Needs a session. At most 32 blocks. Answer: [`StoreReply::Done`].
+    Write {
+        /// Blocks of the volume.
+        range: BlockRange,
+        /// Exactly as long as the range.
+        data: Buf,
+        /// Durable when answered.
+        fua: bool,
+        /// Zero: the head.
+        generation: Generation,
+    },
+    /// Needs a session. All that was answered before is durable. Answer: [`StoreReply::Done`].
+    Flush,
+    /// Needs a session. The range reads as zeroes afterwards. At most 2^18 blocks.
+    Zero {
+        /// Blocks of the volume.
+        range: BlockRange,
+        /// Give space back (discard; write-zeroes without NOUNMAP).
+        deallocate: bool,
+        /// Durable when answered.
+        fua: bool,
+    },
+    /// Control. Creates the slice, durably; the same description again is fine, a larger size grows it.
+    CreateSlice(SliceSpec),
+    /// Control. Revokes sessions, drains, frees everything, durably.
+    RemoveSlice,
+    /// Binds a session to this association: persists the epoch if newer (older: `Fenced`), revokes
+    /// older sessions and answers when all they had admitted has completed on the backing. Answer:
+    /// [`StoreReply::State`].
+    OpenSession {
+        /// The opener's.
+        epoch: Epoch,
+        /// Must be the slice's.
+        volume: VolumeId,
+    },
+    /// Ends this association's session on the slice; answered when what it had admitted has completed.
+    CloseSession,
+    /// Control. The association is gone: its sessions on all slices end. What they had admitted goes
+    /// on and is answered.
+    AssociationGone,
+    /// Control. Answer: [`StoreReply::State`].
+    ReadState,
+    /// Needs a session. Durable when answered.
+    Stamp(Stamp),
+    /// Needs a session. Answer: [`StoreReply::Tick`].
+    Tick,
+    /// Needs a session. Unmarks, durably, the regions whose last write is older than `tick` by more
+    /// than `idle_ticks` ticks and that have no write in flight. Zero idle ticks: everything older.
+    /// Answer: [`StoreReply::Stable`].
+    Stable {
+        /// From an earlier [`StoreOp::Tick`] of this session.
+        tick: WriteTick,
+        /// How many ticks a region must have been idle.
+        idle_ticks: u32,
+    },
+    /// Needs a session. Durable when answered.
+    AddMarks {
+        /// Region numbers, at most 16 384.
+        regions: RoaringBitmap,
+    },
+    /// Needs a session. Stamps and clears `incomplete`, durably.
+    Complete(Stamp),
+    /// Needs a session. Durable when answered.
+    SetIncomplete,
+    /// Needs a session. Answer: [`StoreReply::Marks`].
+    ReadMarks {
+        /// First region to report.
+        from: RegionIndex,
+    },
+    /// Needs a session. Which blocks are present or zero. Answer: [`StoreReply::Presence`].
+    ReadPresence {
+        /// First region.
+        from: RegionIndex,
+        /// How many regions, at most 16.
+        regions: u32,
+    },
+    /// Needs a session. One hash per 64 KiB chunk of the volume that the range touches (aligned, at
+    /// most 1 024 blocks). Answer: [`StoreReply::Hashes`].
+    Hash {
+        /// Blocks of the volume, starting and ending at multiples of 16 or at the volume's end.
+        range: BlockRange,
+    },
+}
+
+/// Answers.
+#[derive(Debug)]
+pub enum StoreReply {
+    /// It is done.
+    Done,
+    /// The buffer of a read, filled.
+    Read(BufMut),
+    /// The slice's state.
+    State(SliceState),
+    /// A tick.
+    Tick(WriteTick),
+    /// How many regions are still marked.
+    Stable {
+        /// Marked regions left.
+        marks_left: u64,
+    },
+    /// Marked regions at or after the one asked for.
+    Marks {
+        /// At most 16 384 region numbers.
+        regions: RoaringBitmap,
+        /// Where to go on; `None`: these were all.
+        next: Option<RegionIndex>,
+    },
+    /// Blocks that are present or zero.
+    Presence {
+        /// Block numbers relative to the first block of the first region asked for.
+        blocks: RoaringBitmap,
+        /// First region at or after the end of the answer where anything may be present.
+        next: Option<RegionIndex>,
+    },
+    /// [`content_hash`](crate::hash::content_hash) per 64 KiB chunk, in order.
+    Hashes(Vec<u64>),
+}
+
+/// What a store tells its program.
+#[derive(Debug)]
+pub enum StoreEvent {
+    /// The store serves from now on.
+    Opened(Box<OpenFacts>),
+    /// It does not, and the device is closed.
+    OpenFailed(StoreFault),
+    /// The answer to a request.
+    Reply {
+        /// Of the request.
+        id: u64,
+        /// How it ended.
+        result: Result<StoreReply, StoreFault>,
+    },
+    /// The store cannot be trusted any more: exit, loudly; do not stop cleanly, do not retry.
+    Poisoned(StoreFault),
+    /// `Store::stop` is through: all is durable, the device is closed.
+    Stopped,
+}
+
+/// How to prepare a device or file as a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrepareOptions {
+    /// The cluster it will belong to.
+    pub cluster: Uuid,
+    /// The store's own identity.
+    pub store: Uuid,
+    /// For a regular file: create it with this size if it does not exist, in bytes.
+    pub size_bytes: Option<u64>,
+    /// Overwrite whatever signature is there.
+    pub wipe: bool,
+    /// Journal ring in bytes; `None`: 1/256 of the device within 4 ..= 256 MiB.
+    pub journal_bytes: Option<u64>,
+}
+
+/// What the superblock of a prepared device says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreInfo {
+    /// Format version.
+    pub version: u16,
+    /// The cluster it belongs to.
+    pub cluster: Uuid,
+    /// The store's identity.
+    pub store: Uuid,
+    /// Device size when prepared, in bytes.
+    pub device_bytes: u64,
+    /// Capacity for data, in bytes.
+    pub capacity_bytes: u64,
+    /// Journal ring, in bytes.
+    pub journal_bytes: u64,
+    /// Metadata pages.
+    pub pages: u32,
+    /// Current life's number.
+    pub incarnation: u64,
+    /// Last life that began uncleanly.
+    pub lost_at: u64,
+    /// It was stopped cleanly.
+    pub clean: bool,
+}

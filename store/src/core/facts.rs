@@ -1,0 +1,361 @@
+//! What is said about stores and slices: descriptions, states, refusals.
+
+use shardmap::map::Shape;
+use shardmap::units::{BlockRange, MembershipSeq, ShardIndex};
+use shardmap::units::{Epoch, Generation, Incarnation, Lba, Nsid, VolumeId, WriteTick};
+
+/// What makes a slice: given by metad, kept for life (only the size may grow).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SliceSpec {
+    /// NVMe namespace id, never reused.
+    pub nsid: Nsid,
+    /// The volume it is a part of.
+    pub volume: VolumeId,
+    /// Size of the whole volume, in blocks.
+    pub size_blocks: u64,
+    /// How the volume's shards are dealt.
+    pub shape: Shape,
+    /// Which position of the stride set this slice is.
+    pub position: u16,
+    /// Any association may do IO without a session (volumes of one replica on standard hosts).
+    pub open_access: bool,
+}
+
+/// A membership as it was when it was stamped (replication protocol §2). Bitmaps are over positions of
+/// the stride set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// Membership sequence number.
+    pub seq: MembershipSeq,
+    /// In-sync positions.
+    pub in_sync: u64,
+    /// All positions.
+    pub members: u64,
+}
+
+/// What a slice says of itself, to its client and to `ubsctl`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SliceState {
+    /// As created.
+    pub spec: SliceSpec,
+    /// Highest epoch that ever opened it.
+    pub epoch: Epoch,
+    /// Newest stamp.
+    pub stamp: Stamp,
+    /// Must be resilvered before it may be trusted.
+    pub incomplete: bool,
+    /// Head generation.
+    pub head: Generation,
+    /// Marked regions.
+    pub mark_count: u64,
+    /// Current tick.
+    pub tick: WriteTick,
+    /// The store's incarnation.
+    pub incarnation: Incarnation,
+    /// The last incarnation that began without a clean stop before it.
+    pub lost_at: Incarnation,
+    /// The store was stopped cleanly before it was opened this time.
+    pub clean: bool,
+    /// Blocks of space given to the slice (whole extents).
+    pub used_blocks: u64,
+}
+
+/// What opening a store found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenFacts {
+    /// Identity of the store.
+    pub store: [u8; 16],
+    /// The cluster it belongs to.
+    pub cluster: [u8; 16],
+    /// This life's number.
+    pub incarnation: Incarnation,
+    /// The last incarnation that began without a clean stop before it.
+    pub lost_at: Incarnation,
+    /// The previous stop was clean.
+    pub clean: bool,
+    /// Capacity for data, in bytes.
+    pub capacity_bytes: u64,
+    /// Free for data, in bytes.
+    pub free_bytes: u64,
+    /// Journal records replayed.
+    pub replayed: u64,
+    /// Metadata pages read.
+    pub pages: u64,
+    /// The slices, ascending by namespace id.
+    pub slices: Vec<SliceState>,
+}
+
+/// Space and other figures of a serving store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreUsage {
+    /// Capacity for data, in bytes.
+    pub capacity_bytes: u64,
+    /// Free for data, in bytes (including what waits to be trimmed).
+    pub free_bytes: u64,
+    /// Metadata pages, and how many are in use.
+    pub pages: u32,
+    /// Metadata pages in use.
+    pub pages_used: u32,
+    /// Journal ring, in bytes.
+    pub journal_bytes: u64,
+    /// Journal ring in use, in bytes.
+    pub journal_used_bytes: u64,
+}
+
+/// Why a command, an open or a whole store failed. Every number is in the text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreFault {
+    /// Nobody created this namespace here, or it was removed.
+    #[error("{nsid}: no such slice on this store")]
+    UnknownSlice {
+        /// As asked.
+        nsid: Nsid,
+    },
+    /// The namespace belongs to another volume than the caller thinks.
+    #[error("{nsid} belongs to volume {ours}, not {theirs}")]
+    WrongVolume {
+        /// As asked.
+        nsid: Nsid,
+        /// The slice's volume.
+        ours: VolumeId,
+        /// The caller's.
+        theirs: VolumeId,
+    },
+    /// A slice of this number but with another description exists.
+    #[error("{nsid} exists already with another description; remove it first")]
+    SliceExists {
+        /// As asked.
+        nsid: Nsid,
+    },
+    /// The description itself cannot be.
+    #[error("{nsid}: bad slice description: {why}")]
+    BadSpec {
+        /// As asked.
+        nsid: Nsid,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A newer epoch has opened the slice.
+    #[error("{nsid}: {theirs} is fenced, {ours} has opened the slice")]
+    Fenced {
+        /// The slice.
+        nsid: Nsid,
+        /// Newest epoch.
+        ours: Epoch,
+        /// The caller's.
+        theirs: Epoch,
+    },
+    /// This association's session was ended by a newer one.
+    #[error("{nsid}: the session was revoked by a newer one")]
+    SessionRevoked {
+        /// The slice.
+        nsid: Nsid,
+    },
+    /// This association has no session on the slice.
+    #[error("{nsid}: this association has not opened the slice")]
+    NotOpen {
+        /// The slice.
+        nsid: Nsid,
+    },
+    /// The range passes the end of the volume.
+    #[error("{range} passes the end of a volume of {size_blocks} blocks")]
+    OutOfRange {
+        /// As asked.
+        range: BlockRange,
+        /// The volume's size.
+        size_blocks: u64,
+    },
+    /// More blocks than one command may carry.
+    #[error("{blocks} blocks in one command, at most {max} are allowed")]
+    TooLong {
+        /// As asked.
+        blocks: u32,
+        /// The limit.
+        max: u32,
+    },
+    /// Another store holds this shard.
+    #[error("{nsid}: {shard} is not on this store")]
+    ShardNotHere {
+        /// The slice.
+        nsid: Nsid,
+        /// The first shard that is missing.
+        shard: ShardIndex,
+    },
+    /// The slice must be resilvered before it can be read.
+    #[error("{nsid} is incomplete and must be resilvered before it is read")]
+    Incomplete {
+        /// The slice.
+        nsid: Nsid,
+    },
+    /// The generation is not the head.
+    #[error("{nsid}: writes go to {head}, not {asked}")]
+    WrongGeneration {
+        /// The slice.
+        nsid: Nsid,
+        /// The head.
+        head: Generation,
+        /// As asked.
+        asked: Generation,
+    },
+    /// A tick that this session was never given.
+    #[error("{nsid}: {asked} was not handed out to this session")]
+    UnknownTick {
+        /// The slice.
+        nsid: Nsid,
+        /// As asked.
+        asked: WriteTick,
+    },
+    /// No extent is free.
+    #[error(
+        "the store is full: {needed} extents of 64 KiB needed, {free} free; delete or add a store"
+    )]
+    NoSpace {
+        /// Extents the command needs.
+        needed: u32,
+        /// Extents free.
+        free: u32,
+    },
+    /// No metadata page is free.
+    #[error(
+        "the store has used all {pages} metadata pages; delete volumes or prepare it with more"
+    )]
+    NoPages {
+        /// Pages of the store.
+        pages: u32,
+    },
+    /// The medium could not read or write a block.
+    #[error("the device failed to {what} {lba} of {nsid}: errno {errno}")]
+    Medium {
+        /// "read" or "write".
+        what: &'static str,
+        /// The slice.
+        nsid: Nsid,
+        /// First block of the failed run.
+        lba: Lba,
+        /// What the kernel said.
+        errno: i32,
+    },
+    /// Too many commands at once.
+    #[error("the store has {max} commands in flight; try again")]
+    Busy {
+        /// The limit.
+        max: usize,
+    },
+    /// The store is closing.
+    #[error("the store is stopping")]
+    Stopping,
+    /// The store lost trust in its own volatile state: the process must exit, loudly, and never try
+    /// again what failed (a failed flush may have dropped what it should have saved).
+    #[error("the store is poisoned: {what} failed with errno {errno}; storaged must restart")]
+    Poisoned {
+        /// What failed.
+        what: &'static str,
+        /// What the kernel said.
+        errno: i32,
+    },
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenFault),
+}
+
+/// Why a store did not open. Nothing was written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenFault {
+    /// No superblock.
+    #[error("{path}: not a ublkstor store (no superblock); run `ubsctl store prepare {path}`")]
+    NotAStore {
+        /// The device.
+        path: String,
+    },
+    /// Both superblocks are damaged.
+    #[error("{path}: both superblocks are damaged; the store must be prepared anew and resilvered")]
+    SuperblockDamaged {
+        /// The device.
+        path: String,
+    },
+    /// Written by a newer release.
+    #[error("{path}: format version {found}, this release knows {known}; use a newer release")]
+    Version {
+        /// The device.
+        path: String,
+        /// In the superblock.
+        found: u16,
+        /// Ours.
+        known: u16,
+    },
+    /// It belongs to another cluster.
+    #[error("{path}: belongs to cluster {found}, not to {wanted}; refusing to touch it")]
+    OtherCluster {
+        /// The device.
+        path: String,
+        /// In the superblock.
+        found: uuid::Uuid,
+        /// Ours.
+        wanted: uuid::Uuid,
+    },
+    /// The device is smaller than when it was prepared.
+    #[error(
+        "{path}: the device has {now_bytes} bytes but was prepared with {then_bytes}; it shrank, refusing to open"
+    )]
+    Shrank {
+        /// The device.
+        path: String,
+        /// Size now.
+        now_bytes: u64,
+        /// Size in the superblock.
+        then_bytes: u64,
+    },
+    /// A metadata page, a directory page or the region table is damaged.
+    #[error(
+        "{path}: {what} {index} is damaged ({why}); the store must be prepared anew and resilvered"
+    )]
+    Damaged {
+        /// The device.
+        path: String,
+        /// Which kind of structure.
+        what: &'static str,
+        /// Which one.
+        index: u64,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// A journal record that was durable is no longer readable: an acknowledged change is lost.
+    #[error(
+        "{path}: journal record {sequence} is damaged although record {proof} proves that it was \
+         durable; the store must be prepared anew and resilvered"
+    )]
+    JournalDamaged {
+        /// The device.
+        path: String,
+        /// The damaged record.
+        sequence: u64,
+        /// The later record.
+        proof: u64,
+    },
+    /// The device did not answer.
+    #[error("{path}: {what} at byte {offset_bytes} failed with errno {errno}")]
+    Device {
+        /// The device.
+        path: String,
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        offset_bytes: u64,
+        /// What the kernel said.
+        errno: i32,
+    },
+    /// The driver could not open the device.
+    #[error("{path}: {reason}")]
+    Setup {
+        /// The device.
+        path: String,
+        /// The driver's words.
+        reason: String,
+    },
+    /// Not enough arena memory for the metadata buffers.
+    #[error("{path}: the buffer arena has no room for the store's metadata buffers; enlarge it")]
+    NoBuffers {
+        /// The device.
+        path: String,
+    },
+}

@@ -1,0 +1,45 @@
+//! Every bound of a store, with its reason.
+
+use shardmap::units::{BLOCK_BYTES, EXTENT_BYTES};
+
+/// Commands that may be active in one store. Beyond it a command is answered
+/// [`StoreFault::Busy`](crate::StoreFault::Busy), which initiators retry: 32 associations of depth 128.
+pub const COMMANDS_MAX: usize = 4096;
+/// Device operations a store keeps in flight at its backing; the rest waits in order. Deep enough
+/// for an NVMe drive's queue, shallow enough that a flush does not wait behind thousands of writes.
+pub const DEVICE_OPS_MAX: usize = 256;
+/// Most blocks of one read or write: the arena's largest window.
+pub const IO_BLOCKS_MAX: u32 = 32;
+/// Most blocks of one zero or discard (1 GiB): bounds the work of one step.
+pub const ZERO_BLOCKS_MAX: u32 = 1 << 18;
+/// Most blocks of one hash request (4 MiB: one region).
+pub const HASH_BLOCKS_MAX: u32 = 1024;
+/// Most regions of one presence request (64 MiB of volume).
+pub const PRESENCE_REGIONS_MAX: u32 = 16;
+/// Most regions reported or added at once: a serialised bitmap of so many stays within 64 KiB
+/// even if every region sits in a container of its own half (2 bytes each plus headers).
+pub const MARKS_PER_CALL_MAX: usize = 16_384;
+/// Slices of one store. Each has a descriptor in memory and a metadata page.
+pub const SLICES_MAX: usize = 16_384;
+/// One journal record, at most. Large enough for a group commit of hundreds of changes, small
+/// enough for one arena window.
+pub const RECORD_BYTES_MAX: u32 = 64 * 1024;
+/// Extents whose map change waits for a flush nobody asked for; then the store flushes by itself,
+/// so that memory and the size of the next commit stay bounded.
+pub const CHANGES_UNFLUSHED_MAX: usize = 16_384;
+/// Bytes of queued journal entries at which new first writes wait for the journal.
+pub const JOURNAL_QUEUE_BYTES_MAX: usize = 4 << 20;
+/// Metadata pages written at once by a checkpoint.
+pub const CHECKPOINT_WRITES_MAX: usize = 4;
+/// Trims in flight at once.
+pub const TRIMS_MAX: usize = 2;
+/// Extents in one trim (64 MiB).
+pub const TRIM_EXTENTS_MAX: u32 = 1024;
+/// Bytes of one metadata read during open.
+pub const META_READ_BYTES_MAX: u32 = 128 * 1024;
+/// Metadata reads in flight during open.
+pub const META_READS_MAX: usize = 2;
+
+const _: () = assert!(RECORD_BYTES_MAX <= META_READ_BYTES_MAX);
+const _: () = assert!(IO_BLOCKS_MAX * BLOCK_BYTES <= META_READ_BYTES_MAX);
+const _: () = assert!(EXTENT_BYTES <= META_READ_BYTES_MAX);
