@@ -1,0 +1,9 @@
+//! What storaged, clientd and metad do the same: read a configuration, log, tell systemd that they
+//! are ready, answer `/metrics`, stop on a signal. No daemon's own business is in here.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod metrics;
+pub mod service;
+
+pub use config::{Cli, ConfigError};
