@@ -1,1 +1,7 @@
+//! The control plane: what the cluster is, who agrees on it, and how programs ask.
+//!
+//! [`core`] is the replicated state machine, without IO. Around it stand the shells: consensus and
+//! its store, the RPC server of `metad`, and the client that daemons and `ubsctl` use.
 #![forbid(unsafe_code)]
+
+pub mod core;

@@ -33,7 +33,10 @@ impl Shape {
     /// Positions of the stride set that hold the shard, in replica order.
     pub fn positions_of(self, shard: ShardIndex) -> impl Iterator<Item = u16> {
         let (stride, replicas) = (u32::from(self.stride), u32::from(self.replicas));
-        assert!(replicas >= 1 && replicas <= stride, "{replicas} replicas on {stride} stores");
+        assert!(
+            replicas >= 1 && replicas <= stride,
+            "{replicas} replicas on {stride} stores"
+        );
         let first = match self.layout {
             Layout::Ring => shard.0 % stride,
             Layout::Block => (shard.0 % (stride / replicas)) * replicas,
@@ -67,7 +70,9 @@ pub struct VolumeMap {
 impl VolumeMap {
     /// Stores that hold the shard, in replica order.
     pub fn stores_of(&self, shard: ShardIndex) -> impl Iterator<Item = StoreId> + '_ {
-        self.shape.positions_of(shard).map(|p| self.stores[usize::from(p)])
+        self.shape
+            .positions_of(shard)
+            .map(|p| self.stores[usize::from(p)])
     }
 
     /// Position of a store in the stride set.
@@ -83,7 +88,9 @@ impl VolumeMap {
 
     /// Number of shards; the last one may be short.
     pub fn shard_count(&self) -> u32 {
-        let count = self.size_blocks.div_ceil(u64::from(self.shape.shard_blocks));
+        let count = self
+            .size_blocks
+            .div_ceil(u64::from(self.shape.shard_blocks));
         u32::try_from(count).expect("volume of at most 16 PiB")
     }
 
@@ -99,7 +106,12 @@ mod test {
     use proptest::prelude::*;
 
     fn shape(stride: u16, replicas: u8, layout: Layout) -> Shape {
-        Shape { shard_blocks: 16_384, stride, replicas, layout }
+        Shape {
+            shard_blocks: 16_384,
+            stride,
+            replicas,
+            layout,
+        }
     }
 
     proptest! {

@@ -55,7 +55,8 @@ pub struct Wish {
     pub shard_blocks: u32,
     /// Replicas of each shard.
     pub replicas: u8,
-    /// Stores in the set; `None`: as many as there are domains, up to twice the replicas.
+    /// Stores in the set; `None`: as many as there are domains, up to twice the replicas (one for
+    /// one replica).
     pub stride: Option<u16>,
     /// The dealing rule.
     pub layout: Layout,
@@ -131,14 +132,29 @@ pub fn choose(
 
     let untouched = roomy.iter().copied().filter(|c| !taken.contains(&c.store));
     if let Some(stores) = fresh_set(untouched, shape.stride) {
-        return Ok(Choice { reused: None, stores, shape, slice_bytes });
+        return Ok(Choice {
+            reused: None,
+            stores,
+            shape,
+            slice_bytes,
+        });
     }
     if let Some(set) = emptiest_known(&roomy, catalogue, shape.stride) {
         let stores = set.stores.clone();
-        return Ok(Choice { reused: Some(set.id), stores, shape, slice_bytes });
+        return Ok(Choice {
+            reused: Some(set.id),
+            stores,
+            shape,
+            slice_bytes,
+        });
     }
     if let Some(stores) = fresh_set(roomy.iter().copied(), shape.stride) {
-        return Ok(Choice { reused: None, stores, shape, slice_bytes });
+        return Ok(Choice {
+            reused: None,
+            stores,
+            shape,
+            slice_bytes,
+        });
     }
     let with_room: BTreeSet<&str> = roomy.iter().map(|c| c.domain.as_str()).collect();
     Err(NoPlace::NoRoom {
@@ -150,9 +166,15 @@ pub fn choose(
 
 fn shape_for(wish: Wish, domains: u16) -> Result<Shape, NoPlace> {
     let replicas = u16::from(wish.replicas);
-    assert!(wish.replicas >= 1 && wish.replicas <= REPLICAS_MAX, "{} replicas", wish.replicas);
+    assert!(
+        wish.replicas >= 1 && wish.replicas <= REPLICAS_MAX,
+        "{} replicas",
+        wish.replicas
+    );
     let stride = wish.stride.unwrap_or_else(|| {
-        let wide = domains.min(replicas * 2).max(replicas);
+        // Unreplicated data on many stores would only be lost more often.
+        let widest = if replicas == 1 { 1 } else { replicas * 2 };
+        let wide = domains.min(widest).max(replicas);
         match wish.layout {
             Layout::Ring => wide,
             Layout::Block => wide / replicas * replicas,
@@ -160,10 +182,16 @@ fn shape_for(wish: Wish, domains: u16) -> Result<Shape, NoPlace> {
     });
     let grouped = wish.layout == Layout::Ring || stride.is_multiple_of(replicas);
     if stride < replicas || stride > STRIDE_MAX || !grouped {
-        return Err(NoPlace::BadStride { stride, replicas: wish.replicas });
+        return Err(NoPlace::BadStride {
+            stride,
+            replicas: wish.replicas,
+        });
     }
     if domains < stride {
-        return Err(NoPlace::TooFewDomains { needed: stride, found: domains });
+        return Err(NoPlace::TooFewDomains {
+            needed: stride,
+            found: domains,
+        });
     }
     Ok(Shape {
         shard_blocks: wish.shard_blocks,
@@ -184,7 +212,11 @@ pub fn slice_bytes(shape: Shape, size_blocks: u64) -> Vec<u64> {
             let held = (0..round).map(|i| {
                 let i = u32::try_from(i).expect("below the stride");
                 let times = shards / round + u64::from(u64::from(i) < shards % round);
-                if shape.holds(position, ShardIndex(i)) { times } else { 0 }
+                if shape.holds(position, ShardIndex(i)) {
+                    times
+                } else {
+                    0
+                }
             });
             held.sum::<u64>() * shard_bytes
         })
@@ -223,8 +255,11 @@ fn emptiest_known<'a>(
         .iter()
         .filter(|set| set.same_rule && set.stores.len() == usize::from(stride))
         .filter_map(|set| {
-            let members: Option<Vec<&Candidate>> =
-                set.stores.iter().map(|s| by_store.get(s).copied()).collect();
+            let members: Option<Vec<&Candidate>> = set
+                .stores
+                .iter()
+                .map(|s| by_store.get(s).copied())
+                .collect();
             let members = members?;
             // A store may have moved since the set was made: its domains must still be distinct.
             let domains: BTreeSet<&str> = members.iter().map(|c| c.domain.as_str()).collect();
@@ -260,8 +295,12 @@ pub fn forecast(choice: &Choice, servers: &[ServerId], servers_total: u32) -> Fo
         .iter()
         .map(|set| set.iter().map(|p| servers[usize::from(*p)]).collect())
         .collect();
-    let own: Vec<ServerId> =
-        servers.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+    let own: Vec<ServerId> = servers
+        .iter()
+        .copied()
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
     let others = servers_total.saturating_sub(u32::try_from(own.len()).unwrap_or(u32::MAX));
     let loss_probability = [1u32, 2, 3].map(|lost| {
         let all = binomial(others + u32::try_from(own.len()).unwrap_or(0), lost);
@@ -270,13 +309,21 @@ pub fn forecast(choice: &Choice, servers: &[ServerId], servers_total: u32) -> Fo
         }
         let fatal: u64 = subsets_up_to_three(&own)
             .filter(|s| u32::try_from(s.len()).unwrap_or(u32::MAX) <= lost)
-            .filter(|s| hit.iter().any(|copyset| copyset.iter().all(|server| s.contains(server))))
+            .filter(|s| {
+                hit.iter()
+                    .any(|copyset| copyset.iter().all(|server| s.contains(server)))
+            })
             .map(|s| binomial(others, lost - u32::try_from(s.len()).unwrap_or(0)))
             .sum();
         ratio(fatal, all)
     });
     let largest = choice.slice_bytes.iter().copied().max().unwrap_or(0);
-    let peers = u64::from(shape.stride.saturating_sub(1).min(2 * u16::from(shape.replicas - 1)));
+    let peers = u64::from(
+        shape
+            .stride
+            .saturating_sub(1)
+            .min(2 * u16::from(shape.replicas - 1)),
+    );
     Forecast {
         copysets: u32::try_from(copysets.len()).unwrap_or(u32::MAX),
         loss_probability,
@@ -284,13 +331,18 @@ pub fn forecast(choice: &Choice, servers: &[ServerId], servers_total: u32) -> Fo
     }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "a probability for people; 53 bits are plenty")]
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "a probability for people; 53 bits are plenty"
+)]
 fn ratio(part: u64, whole: u64) -> f64 {
     part as f64 / whole as f64
 }
 
 fn binomial(n: u32, k: u32) -> u64 {
-    (0..k).fold(1u64, |product, i| product * u64::from(n.saturating_sub(i)) / u64::from(i + 1))
+    (0..k).fold(1u64, |product, i| {
+        product * u64::from(n.saturating_sub(i)) / u64::from(i + 1)
+    })
 }
 
 fn subsets_up_to_three(items: &[ServerId]) -> impl Iterator<Item = BTreeSet<ServerId>> {

@@ -112,12 +112,19 @@ impl fmt::Display for VolumeId {
 impl Epoch {
     /// Builds from lineage and counter; `None` if the counter passes 48 bits.
     pub const fn new(lineage: u16, counter: u64) -> Option<Self> {
-        if counter >> 48 != 0 { None } else { Some(Self((lineage as u64) << 48 | counter)) }
+        if counter >> 48 != 0 {
+            None
+        } else {
+            Some(Self((lineage as u64) << 48 | counter))
+        }
     }
 
     /// The epoch after this one in the same lineage. Panics after 2^48 attaches.
     pub const fn next(self) -> Self {
-        assert!(self.0 & 0xffff_ffff_ffff != 0xffff_ffff_ffff, "epoch counter exhausted");
+        assert!(
+            self.0 & 0xffff_ffff_ffff != 0xffff_ffff_ffff,
+            "epoch counter exhausted"
+        );
         Self(self.0 + 1)
     }
 }
@@ -211,7 +218,10 @@ impl BlockRange {
             }
             let next = ((at / unit + 1) * unit).min(end);
             let blocks = u32::try_from(next - at).expect("a piece is at most the whole range");
-            let piece = BlockRange { start: Lba(at), blocks: Blocks(blocks) };
+            let piece = BlockRange {
+                start: Lba(at),
+                blocks: Blocks(blocks),
+            };
             at = next;
             Some(piece)
         })
@@ -245,7 +255,10 @@ mod test {
     #[test]
     fn splitting_covers_the_range_and_respects_the_unit() {
         let pieces: Vec<_> = range(14, 40).split_at_multiples(16).collect();
-        assert_eq!(pieces, [range(14, 2), range(16, 16), range(32, 16), range(48, 6)]);
+        assert_eq!(
+            pieces,
+            [range(14, 2), range(16, 16), range(32, 16), range(48, 6)]
+        );
     }
 
     #[test]

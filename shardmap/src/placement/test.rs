@@ -14,11 +14,21 @@ fn store(id: u32, server: u32, promised_bytes: u64) -> Candidate {
 }
 
 fn wish(replicas: u8, stride: Option<u16>, layout: Layout) -> Wish {
-    Wish { size_blocks: 1 << 20, shard_blocks: SHARD_BLOCKS, replicas, stride, layout }
+    Wish {
+        size_blocks: 1 << 20,
+        shard_blocks: SHARD_BLOCKS,
+        replicas,
+        stride,
+        layout,
+    }
 }
 
 fn known(id: u32, stores: &[u32]) -> KnownSet {
-    KnownSet { id, stores: stores.iter().map(|s| StoreId(*s)).collect(), same_rule: true }
+    KnownSet {
+        id,
+        stores: stores.iter().map(|s| StoreId(*s)).collect(),
+        same_rule: true,
+    }
 }
 
 #[test]
@@ -27,7 +37,12 @@ fn three_servers_give_the_only_set_and_the_next_volume_shares_it() {
     let first = choose(wish(3, None, Layout::Ring), &stores, &[]).unwrap();
     assert_eq!(first.reused, None);
     assert_eq!(first.stores, [StoreId(1), StoreId(2), StoreId(3)]);
-    let second = choose(wish(3, None, Layout::Ring), &stores, &[known(7, &[1, 2, 3])]).unwrap();
+    let second = choose(
+        wish(3, None, Layout::Ring),
+        &stores,
+        &[known(7, &[1, 2, 3])],
+    )
+    .unwrap();
     assert_eq!(second.reused, Some(7));
     assert_eq!(second.stores, first.stores);
 }
@@ -37,23 +52,31 @@ fn two_stores_of_one_server_are_never_in_one_set() {
     let stores = [store(1, 1, 0), store(2, 1, 0), store(3, 2, 0)];
     assert_eq!(
         choose(wish(3, None, Layout::Ring), &stores, &[]),
-        Err(NoPlace::TooFewDomains { needed: 3, found: 2 })
+        Err(NoPlace::TooFewDomains {
+            needed: 3,
+            found: 2
+        })
     );
 }
 
 #[test]
 fn a_disjoint_set_is_preferred_to_sharing() {
     let stores: Vec<_> = (1..=6).map(|i| store(i, i, 0)).collect();
-    let choice =
-        choose(wish(3, Some(3), Layout::Ring), &stores, &[known(0, &[1, 2, 3])]).unwrap();
+    let choice = choose(
+        wish(3, Some(3), Layout::Ring),
+        &stores,
+        &[known(0, &[1, 2, 3])],
+    )
+    .unwrap();
     assert_eq!(choice.reused, None);
     assert_eq!(choice.stores, [StoreId(4), StoreId(5), StoreId(6)]);
 }
 
 #[test]
 fn the_emptier_of_two_sets_is_shared() {
-    let stores: Vec<_> =
-        (1..=6).map(|i| store(i, i, if i <= 3 { 1 << 30 } else { 0 })).collect();
+    let stores: Vec<_> = (1..=6)
+        .map(|i| store(i, i, if i <= 3 { 1 << 30 } else { 0 }))
+        .collect();
     let sets = [known(0, &[1, 2, 3]), known(1, &[4, 5, 6])];
     let choice = choose(wish(3, Some(3), Layout::Ring), &stores, &sets).unwrap();
     assert_eq!(choice.reused, Some(1));
@@ -63,10 +86,18 @@ fn the_emptier_of_two_sets_is_shared() {
 fn a_set_with_a_full_member_is_not_shared_and_the_numbers_are_named() {
     let mut stores = vec![store(1, 1, 0), store(2, 2, 0), store(3, 3, 0)];
     stores[2].room_bytes = 10;
-    let refused = choose(wish(3, None, Layout::Ring), &stores, &[known(0, &[1, 2, 3])]);
+    let refused = choose(
+        wish(3, None, Layout::Ring),
+        &stores,
+        &[known(0, &[1, 2, 3])],
+    );
     assert_eq!(
         refused,
-        Err(NoPlace::NoRoom { needed_bytes: 1 << 32, found: 2, needed: 3 })
+        Err(NoPlace::NoRoom {
+            needed_bytes: 1 << 32,
+            found: 2,
+            needed: 3
+        })
     );
 }
 
@@ -75,7 +106,10 @@ fn block_layout_refuses_a_stride_that_is_not_whole_groups() {
     let stores: Vec<_> = (1..=6).map(|i| store(i, i, 0)).collect();
     assert_eq!(
         choose(wish(3, Some(5), Layout::Block), &stores, &[]),
-        Err(NoPlace::BadStride { stride: 5, replicas: 3 })
+        Err(NoPlace::BadStride {
+            stride: 5,
+            replicas: 3
+        })
     );
 }
 
@@ -87,7 +121,10 @@ fn the_forecast_counts_copysets_over_server_tuples() {
     let seen = forecast(&ring, &servers, 12);
     assert_eq!(seen.copysets, 6);
     assert_eq!(seen.loss_probability[..2], [0.0, 0.0]);
-    assert!((seen.loss_probability[2] - 6.0 / 220.0).abs() < 1e-12, "C(12,3) = 220");
+    assert!(
+        (seen.loss_probability[2] - 6.0 / 220.0).abs() < 1e-12,
+        "C(12,3) = 220"
+    );
     let block = choose(wish(3, Some(6), Layout::Block), &stores, &[]).unwrap();
     assert!((forecast(&block, &servers, 12).loss_probability[2] - 2.0 / 220.0).abs() < 1e-12);
 }

@@ -1,0 +1,170 @@
+//! Turns changes into the bounded event log, with the names of the moment.
+
+use super::super::command::{Change, EventRecord, Subject};
+use super::super::limits;
+use super::super::model::{HostId, Standing, State};
+use shardmap::units::{ServerId, StoreId, VolumeId};
+
+/// Appends one event per change.
+pub(super) fn record(state: &mut State, at_unix_ms: u64, changes: &[Change]) {
+    for change in changes {
+        let (subject, kind, text) = tell(state, change);
+        state.minted.event += 1;
+        let index = state.minted.event;
+        state.events.push_back(EventRecord {
+            index,
+            at_unix_ms,
+            subject,
+            kind: kind.to_owned(),
+            text,
+        });
+    }
+    while state.events.len() > limits::EVENTS_MAX {
+        state.events.pop_front();
+    }
+}
+
+impl State {
+    /// The host's name, or its id if it is unknown.
+    pub fn host_name(&self, id: HostId) -> String {
+        self.hosts
+            .get(&id)
+            .map_or_else(|| id.to_string(), |h| h.name.clone())
+    }
+
+    /// The server's name, or its id if it is unknown.
+    pub fn server_name(&self, id: ServerId) -> String {
+        self.servers
+            .get(&id)
+            .map_or_else(|| id.to_string(), |s| s.name.clone())
+    }
+
+    /// The volume's name, or its id if it is unknown.
+    pub fn volume_name(&self, id: VolumeId) -> String {
+        self.volumes
+            .get(&id)
+            .map_or_else(|| id.to_string(), |v| v.name.clone())
+    }
+
+    /// `store-3 on alpha`.
+    pub fn store_name(&self, id: StoreId) -> String {
+        match self.stores.get(&id) {
+            Some(store) => format!("{id} on {}", self.server_name(store.server)),
+            None => id.to_string(),
+        }
+    }
+}
+
+type Told = (Subject, &'static str, String);
+
+fn tell(state: &State, change: &Change) -> Told {
+    match change {
+        Change::ClusterInitialised => {
+            let name = state.cluster.as_ref().map_or("", |c| c.name.as_str());
+            (
+                Subject::Cluster,
+                "ClusterInitialised",
+                format!("cluster {name} begins"),
+            )
+        }
+        Change::ServerRegistered(id) => server(state, *id, "ServerRegistered", "joined"),
+        Change::ServerChanged(id) => server(state, *id, "ServerChanged", "changed"),
+        Change::ServerStanding(id, Standing::Active) => {
+            server(state, *id, "ServerUncordoned", "takes new slices again")
+        }
+        Change::ServerStanding(id, Standing::Cordoned) => {
+            server(state, *id, "ServerCordoned", "takes nothing new")
+        }
+        Change::StoreRegistered(id) => store(state, *id, "StoreRegistered", "joined"),
+        Change::StoreChanged(id) => store(state, *id, "StoreChanged", "changed"),
+        Change::HostRegistered(id) => host(state, *id, "HostRegistered", "joined"),
+        Change::HostChanged(id) => host(state, *id, "HostChanged", "changed"),
+        Change::VolumeCreated(id) => volume(state, *id, "VolumeCreated", "waits for its slices"),
+        Change::VolumeReady(id) => volume(state, *id, "VolumeReady", "is ready"),
+        Change::VolumeDeleting(id) => volume(state, *id, "VolumeDeleting", "is being deleted"),
+        Change::VolumeGone(id, was) => (
+            Subject::Volume(*id),
+            "VolumeGone",
+            format!("volume {was} is gone"),
+        ),
+        Change::DesiredAttachment(id, Some(on)) => volume(
+            state,
+            *id,
+            "AttachWanted",
+            &format!("is wanted on {}", state.host_name(*on)),
+        ),
+        Change::DesiredAttachment(id, None) => {
+            volume(state, *id, "DetachWanted", "is wanted nowhere")
+        }
+        Change::Attached(id, on, epoch) => {
+            let what = format!("attached on {}, {epoch}", state.host_name(*on));
+            volume(state, *id, "Attached", &what)
+        }
+        Change::Detached(id, from) => volume(
+            state,
+            *id,
+            "Detached",
+            &format!("detached from {}", state.host_name(*from)),
+        ),
+        Change::ForceDetached(id, from) => {
+            let what = format!("taken from {} by force", state.host_name(*from));
+            volume(state, *id, "ForceDetached", &what)
+        }
+        Change::IsrChanged {
+            volume: id,
+            seq,
+            left,
+            joined,
+        } => {
+            let kind = if left.is_empty() {
+                "ReplicaInSync"
+            } else {
+                "ReplicaOutOfSync"
+            };
+            let out = stores(state, left, "out of sync: ");
+            let back = stores(state, joined, "in sync again: ");
+            volume(state, *id, kind, &format!("{out}{back}({seq})"))
+        }
+        Change::Noted(subject, text) => (*subject, "Noted", text.clone()),
+    }
+}
+
+fn server(state: &State, id: ServerId, kind: &'static str, what: &str) -> Told {
+    (
+        Subject::Server(id),
+        kind,
+        format!("server {} {what}", state.server_name(id)),
+    )
+}
+
+fn store(state: &State, id: StoreId, kind: &'static str, what: &str) -> Told {
+    (
+        Subject::Store(id),
+        kind,
+        format!("{} {what}", state.store_name(id)),
+    )
+}
+
+fn host(state: &State, id: HostId, kind: &'static str, what: &str) -> Told {
+    (
+        Subject::Host(id),
+        kind,
+        format!("host {} {what}", state.host_name(id)),
+    )
+}
+
+fn volume(state: &State, id: VolumeId, kind: &'static str, what: &str) -> Told {
+    (
+        Subject::Volume(id),
+        kind,
+        format!("volume {} {what}", state.volume_name(id)),
+    )
+}
+
+fn stores(state: &State, ids: &[StoreId], what: &str) -> String {
+    if ids.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> = ids.iter().map(|s| state.store_name(*s)).collect();
+    format!("{what}{} ", names.join(", "))
+}

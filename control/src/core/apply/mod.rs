@@ -1,0 +1,231 @@
+//! The one door to the state: `apply(state, index, command) -> (reply, changes)`.
+//!
+//! Every handler first checks everything, then changes; a refusal leaves no trace but the
+//! remembered reply. A handler sees the state through [`Step`], which gathers the changes.
+
+mod attach;
+mod cluster;
+mod event;
+mod volume;
+
+pub(in crate::core) use attach::shard_without;
+pub use volume::plan_volume;
+
+use super::command::{Change, ClientId, Command, Envelope, Reply};
+use super::limits;
+use super::model::{HostId, State};
+use super::refusal::{Refusal, RefusalCode};
+use shardmap::units::{StoreId, VolumeId};
+
+/// One command being applied.
+struct Step<'a> {
+    state: &'a mut State,
+    index: u64,
+    changes: Vec<Change>,
+}
+
+/// Applies one log entry.
+///
+/// `index` grows from call to call. A command whose `(client, sequence)` was answered before gets
+/// the same reply and changes nothing.
+pub fn apply(state: &mut State, index: u64, envelope: Envelope) -> (Reply, Vec<Change>) {
+    assert!(
+        index > state.applied_index,
+        "entry {index} after {}",
+        state.applied_index
+    );
+    state.applied_index = index;
+    let Envelope {
+        schema,
+        client,
+        sequence,
+        at_unix_ms,
+        command,
+    } = envelope;
+    match remembered(state, client, sequence) {
+        Memory::Known(reply) => return (reply, Vec::new()),
+        Memory::Forgotten(refusal) => return (Reply::Refused(refusal), Vec::new()),
+        Memory::New => {}
+    }
+    let mut step = Step {
+        state,
+        index,
+        changes: Vec::new(),
+    };
+    let outcome = if schema == limits::SCHEMA {
+        step.dispatch(command)
+    } else {
+        Err(Refusal::new(
+            RefusalCode::Schema,
+            format!(
+                "the command has schema {schema}, this cluster has {}",
+                limits::SCHEMA
+            ),
+            "upgrade the older program",
+        ))
+    };
+    let changes = step.changes;
+    let reply = outcome.unwrap_or_else(|refusal| {
+        assert!(
+            changes.is_empty(),
+            "a refused command changed something: {changes:?}"
+        );
+        Reply::Refused(refusal)
+    });
+    event::record(state, at_unix_ms, &changes);
+    remember(state, client, sequence, index, reply.clone());
+    (reply, changes)
+}
+
+enum Memory {
+    New,
+    Known(Reply),
+    Forgotten(Refusal),
+}
+
+fn remembered(state: &State, client: ClientId, sequence: u64) -> Memory {
+    let Some(memory) = state.clients.get(&client) else {
+        return Memory::New;
+    };
+    if let Some((_, reply)) = memory.replies.get(&sequence) {
+        return Memory::Known(reply.clone());
+    }
+    let full = memory.replies.len() >= limits::REPLIES_PER_CLIENT_MAX;
+    match memory.replies.first_key_value() {
+        Some((oldest, _)) if full && sequence < *oldest => Memory::Forgotten(Refusal::new(
+            RefusalCode::TooOld,
+            format!(
+                "command {sequence} of client {} is older than what is remembered",
+                client.0
+            ),
+            "ask for the current state and start again",
+        )),
+        Some(_) | None => Memory::New,
+    }
+}
+
+fn remember(state: &mut State, client: ClientId, sequence: u64, index: u64, reply: Reply) {
+    let memory = state.clients.entry(client).or_default();
+    memory.last_index = index;
+    memory.replies.insert(sequence, (index, reply));
+    while memory.replies.len() > limits::REPLIES_PER_CLIENT_MAX {
+        memory.replies.pop_first();
+    }
+    if state.clients.len() > limits::CLIENTS_MAX {
+        let silent = state
+            .clients
+            .iter()
+            .min_by_key(|(_, m)| m.last_index)
+            .map(|(id, _)| *id);
+        if let Some(silent) = silent {
+            state.clients.remove(&silent);
+        }
+    }
+}
+
+impl Step<'_> {
+    fn dispatch(&mut self, command: Command) -> Result<Reply, Refusal> {
+        if let Command::InitCluster { uuid, name } = command {
+            return self.init_cluster(uuid, name);
+        }
+        if self.state.cluster.is_none() {
+            return Err(Refusal::new(
+                RefusalCode::NotInitialised,
+                "the cluster has no identity yet",
+                "wait until every member listed in metad.toml has started once",
+            ));
+        }
+        match command {
+            Command::InitCluster { .. } => unreachable!("handled above"),
+            Command::RegisterServer(new) => self.register_server(new),
+            Command::RegisterStore(new) => self.register_store(new),
+            Command::RegisterHost(new) => self.register_host(new),
+            Command::SetServerStanding { server, standing } => self.set_standing(server, standing),
+            Command::CreateVolume(new) => self.create_volume(new),
+            Command::DeleteVolume { volume } => self.delete_volume(volume),
+            Command::ConfirmSlice { store, nsid } => self.confirm_slice(store, nsid),
+            Command::ConfirmSliceGone { store, nsid } => self.confirm_slice_gone(store, nsid),
+            Command::SetDesiredAttachment { volume, host } => self.set_desired(volume, host),
+            Command::ClearDesiredAttachment { volume } => self.clear_desired(volume),
+            Command::Attach { volume, host } => self.attach(volume, host),
+            Command::Detach { volume, epoch } => self.detach(volume, epoch),
+            Command::ForceDetach { volume } => self.force_detach(volume),
+            Command::SetIsr {
+                volume,
+                epoch,
+                seq,
+                new_isr,
+            } => self.set_isr(volume, epoch, seq, new_isr),
+            Command::Note { subject, text } => self.note(subject, text),
+        }
+    }
+
+    fn say(&mut self, change: Change) {
+        self.changes.push(change);
+    }
+
+    /// The storaged of this store has something new to do.
+    fn wake_store(&mut self, store: StoreId) {
+        let server = self.state.stores.get(&store).map(|s| s.server);
+        if let Some(server) = server.and_then(|id| self.state.servers.get_mut(&id)) {
+            server.desired_index = self.index;
+        }
+    }
+
+    /// The clientd of this host has something new to do.
+    fn wake_host(&mut self, host: HostId) {
+        if let Some(host) = self.state.hosts.get_mut(&host) {
+            host.desired_index = self.index;
+        }
+    }
+
+    /// The clientd that has, or should have, the volume must look again.
+    fn wake_holders(&mut self, volume: VolumeId) {
+        let Some(volume) = self.state.volumes.get(&volume) else {
+            return;
+        };
+        let holder = volume.attachment.map(|a| a.host);
+        for host in [volume.desired, holder].into_iter().flatten() {
+            self.wake_host(host);
+        }
+    }
+}
+
+/// A name that people type and that appears in paths and NQNs.
+fn check_name(kind: &str, name: &str) -> Result<(), Refusal> {
+    let mut bytes = name.bytes();
+    let first = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let rest = bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    if first && rest && name.len() <= limits::NAME_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Refusal::invalid(
+        format!("{name:?} cannot be the name of a {kind}"),
+        format!(
+            "use 1 to {} letters, digits, '-', '_' or '.', beginning with a letter or digit",
+            limits::NAME_BYTES_MAX
+        ),
+    ))
+}
+
+fn check_nqn(nqn: &str) -> Result<(), Refusal> {
+    let plain = nqn.bytes().all(|b| b.is_ascii_graphic());
+    if nqn.starts_with("nqn.") && plain && nqn.len() <= limits::NQN_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Refusal::invalid(
+        format!("{nqn:?} is not an NVMe qualified name"),
+        "it begins with \"nqn.\" and has at most 223 printable characters",
+    ))
+}
+
+fn check_room(kind: &str, have: usize, max: usize) -> Result<(), Refusal> {
+    if have < max {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        RefusalCode::Limit,
+        format!("the cluster has {have} {kind}s, which is the most it can have"),
+        format!("remove a {kind} first"),
+    ))
+}

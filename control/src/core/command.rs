@@ -1,0 +1,344 @@
+//! What may be asked of the state machine, and what it answers.
+
+use super::model::{Domain, HostId, Standing};
+use super::refusal::Refusal;
+use serde::{Deserialize, Serialize};
+use shardmap::map::{Layout, VolumeMap};
+use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use uuid::Uuid;
+
+/// One run of a client program; it numbers its commands from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ClientId(pub Uuid);
+
+/// A command as it stands in the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Schema the proposer speaks, [`super::limits::SCHEMA`].
+    pub schema: u16,
+    /// Who asks.
+    pub client: ClientId,
+    /// The client's number of this command; a repeat is answered as the first time.
+    pub sequence: u64,
+    /// Wall clock of the leader when it proposed, milliseconds since 1970; for event lists only.
+    pub at_unix_ms: u64,
+    /// What is asked.
+    pub command: Command,
+}
+
+/// A storage server as it describes itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewServer {
+    /// Cluster its data directory belongs to; `None` before it has joined one.
+    pub cluster: Option<Uuid>,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Unique name.
+    pub name: String,
+    /// Where its NVMe/TCP target listens.
+    pub address: SocketAddr,
+    /// NQN of its subsystem.
+    pub subsystem_nqn: String,
+    /// Failure-domain and other labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A store as its superblock describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewStore {
+    /// The cluster it was prepared for.
+    pub cluster: Uuid,
+    /// The server that opened it.
+    pub server: ServerId,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Usable size in bytes.
+    pub size_bytes: u64,
+}
+
+/// A client host as it describes itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewHost {
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Unique name.
+    pub name: String,
+    /// NQN its initiator uses.
+    pub host_nqn: String,
+}
+
+/// A volume to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewVolume {
+    /// Its identity, chosen by who asks.
+    pub id: VolumeId,
+    /// Unique name.
+    pub name: String,
+    /// Size in bytes, a multiple of 4096.
+    pub size_bytes: u64,
+    /// Replicas of each shard.
+    pub replicas: u8,
+    /// Shard size in bytes, a power of two.
+    pub shard_bytes: u64,
+    /// How shards are dealt.
+    pub layout: Layout,
+    /// Stores in its set; `None`: as many domains as there are, up to twice the replicas.
+    pub stride: Option<u16>,
+    /// In-sync replicas of a shard below which IO is held, 1 ..= replicas.
+    pub min_in_sync: u8,
+    /// What must differ between its stores.
+    pub domain: Domain,
+    /// A single slice that standard NVMe hosts may use without a session.
+    pub open_access: bool,
+    /// Stores that take nothing new now (suspect, too full); filled in by the leader.
+    pub avoid: BTreeSet<StoreId>,
+}
+
+/// What may be asked. New variants go to the end: the log holds them by position.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Give the cluster its identity. Repeating it with the same uuid is harmless.
+    InitCluster {
+        /// Identity.
+        uuid: Uuid,
+        /// For people.
+        name: String,
+    },
+    /// Announce or update a server.
+    RegisterServer(NewServer),
+    /// Announce or update a store.
+    RegisterStore(NewStore),
+    /// Announce or update a client host.
+    RegisterHost(NewHost),
+    /// Make a volume.
+    CreateVolume(NewVolume),
+    /// Remove a volume that nobody has attached.
+    DeleteVolume {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// Ask a host to attach a volume.
+    SetDesiredAttachment {
+        /// Which volume.
+        volume: VolumeId,
+        /// On which host.
+        host: HostId,
+    },
+    /// Ask the host that has it to detach.
+    ClearDesiredAttachment {
+        /// Which volume.
+        volume: VolumeId,
+    },
+    /// A clientd takes the volume: mints an epoch that fences every earlier holder.
+    Attach {
+        /// Which volume.
+        volume: VolumeId,
+        /// The client host.
+        host: HostId,
+    },
+    /// A clientd has stopped using the volume.
+    Detach {
+        /// Which volume.
+        volume: VolumeId,
+        /// The epoch it held.
+        epoch: Epoch,
+    },
+    /// Take the volume from a holder that does not answer. Its unflushed writes may be lost.
+    ForceDetach {
+        /// Which volume.
+        volume: VolumeId,
+    },
+    /// Change the in-sync set.
+    SetIsr {
+        /// Which volume.
+        volume: VolumeId,
+        /// The epoch of the asker.
+        epoch: Epoch,
+        /// The membership it knows.
+        seq: MembershipSeq,
+        /// The in-sync set it wants.
+        new_isr: BTreeSet<StoreId>,
+    },
+    /// A storaged made the slice.
+    ConfirmSlice {
+        /// On which store.
+        store: StoreId,
+        /// Which slice.
+        nsid: Nsid,
+    },
+    /// A storaged removed the slice.
+    ConfirmSliceGone {
+        /// On which store.
+        store: StoreId,
+        /// Which slice.
+        nsid: Nsid,
+    },
+    /// Cordon or uncordon.
+    SetServerStanding {
+        /// Which server.
+        server: ServerId,
+        /// What is wanted of it.
+        standing: Standing,
+    },
+    /// Note something that is not part of the state in the event log (liveness, resilver).
+    Note {
+        /// What it is about.
+        subject: Subject,
+        /// What happened.
+        text: String,
+    },
+}
+
+/// Where the slice at a position is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SliceAddress {
+    /// Its store.
+    pub store: StoreId,
+    /// Position in the stride set.
+    pub position: u16,
+    /// Namespace id.
+    pub nsid: Nsid,
+    /// The store's server.
+    pub server: ServerId,
+    /// Where its target listens.
+    pub address: SocketAddr,
+    /// NQN of its subsystem.
+    pub subsystem_nqn: String,
+}
+
+/// Everything a clientd needs to run a volume without metad.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachGrant {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// Its name, for logs.
+    pub name: String,
+    /// Size, shape and stores.
+    pub map: VolumeMap,
+    /// Minted for this attachment.
+    pub epoch: Epoch,
+    /// Version of the membership.
+    pub seq: MembershipSeq,
+    /// The in-sync set.
+    pub isr: BTreeSet<StoreId>,
+    /// In-sync replicas of a shard below which IO is held.
+    pub min_in_sync: u8,
+    /// Where the slices are, by position.
+    pub slices: Vec<SliceAddress>,
+}
+
+/// What is answered. New variants go to the end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Done, or it was so already.
+    #[default]
+    Done,
+    /// The server's id.
+    Server(ServerId),
+    /// The store's id.
+    Store(StoreId),
+    /// The host's id.
+    Host(HostId),
+    /// The volume was made.
+    Volume(VolumeId),
+    /// The volume may be used.
+    Granted(Box<AttachGrant>),
+    /// The membership is now as asked; its version.
+    IsrSet(MembershipSeq),
+    /// The asker's epoch is not the holder's any more.
+    Fenced {
+        /// The newest epoch.
+        epoch: Epoch,
+    },
+    /// The asker's membership is not the current one.
+    Stale {
+        /// The current version.
+        seq: MembershipSeq,
+        /// The current in-sync set.
+        isr: BTreeSet<StoreId>,
+    },
+    /// Not carried out.
+    Refused(Refusal),
+}
+
+/// What a transition is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Subject {
+    /// The cluster as a whole.
+    Cluster,
+    /// A server.
+    Server(ServerId),
+    /// A store.
+    Store(StoreId),
+    /// A client host.
+    Host(HostId),
+    /// A volume.
+    Volume(VolumeId),
+}
+
+/// A transition. Each becomes one event and one log line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// The cluster has its identity.
+    ClusterInitialised,
+    /// A server is known.
+    ServerRegistered(ServerId),
+    /// A known server has another name, address, NQN or label.
+    ServerChanged(ServerId),
+    /// The operator wants something else of a server.
+    ServerStanding(ServerId, Standing),
+    /// A store is known.
+    StoreRegistered(StoreId),
+    /// A known store has another size or server.
+    StoreChanged(StoreId),
+    /// A host is known.
+    HostRegistered(HostId),
+    /// A known host has another name or NQN.
+    HostChanged(HostId),
+    /// A volume waits for its slices.
+    VolumeCreated(VolumeId),
+    /// All slices are there.
+    VolumeReady(VolumeId),
+    /// The volume's slices are being removed.
+    VolumeDeleting(VolumeId),
+    /// The volume of this name is gone.
+    VolumeGone(VolumeId, String),
+    /// A host should attach it (or nobody should any more).
+    DesiredAttachment(VolumeId, Option<HostId>),
+    /// A host took it.
+    Attached(VolumeId, HostId, Epoch),
+    /// Its holder let it go.
+    Detached(VolumeId, HostId),
+    /// It was taken from its holder.
+    ForceDetached(VolumeId, HostId),
+    /// Stores left or joined the in-sync set.
+    IsrChanged {
+        /// Which volume.
+        volume: VolumeId,
+        /// New version.
+        seq: MembershipSeq,
+        /// Who left.
+        left: Vec<StoreId>,
+        /// Who joined.
+        joined: Vec<StoreId>,
+    },
+    /// Something worth knowing that is not part of the state.
+    Noted(Subject, String),
+}
+
+/// A change in the event log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventRecord {
+    /// Counts events from 1 without holes.
+    pub index: u64,
+    /// The leader's wall clock, milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// What it is about.
+    pub subject: Subject,
+    /// Stable name of the kind, for scripts.
+    pub kind: String,
+    /// One sentence, with names as they were then.
+    pub text: String,
+}

@@ -1,0 +1,132 @@
+//! What each daemon should be doing, derived from the state.
+//!
+//! A daemon watches its list by the log index of the last change to it (`desired_index` of its
+//! server or host), so a watch can be resumed on any member and never needs polling.
+
+use super::command::SliceAddress;
+use super::model::{HostId, Phase, State, Volume};
+use serde::{Deserialize, Serialize};
+use shardmap::map::Shape;
+use shardmap::units::{Epoch, Nsid, ServerId, StoreId, VolumeId};
+use uuid::Uuid;
+
+/// A slice that a store should hold, or should let go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredSlice {
+    /// The store, of the asking server.
+    pub store: StoreId,
+    /// The store's own identity.
+    pub store_uuid: Uuid,
+    /// Namespace id.
+    pub nsid: Nsid,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its size in blocks.
+    pub size_blocks: u64,
+    /// How its shards are dealt.
+    pub shape: Shape,
+    /// Position of this slice in the stride set.
+    pub position: u16,
+    /// Any known host may do IO without a session.
+    pub open_access: bool,
+    /// The storaged has confirmed it before.
+    pub confirmed: bool,
+    /// Remove it and confirm with `ConfirmSliceGone`.
+    pub remove: bool,
+}
+
+/// A volume that a host should have, or should let go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredAttachment {
+    /// Which.
+    pub volume: VolumeId,
+    /// Its name, for the device link.
+    pub name: String,
+    /// Size in blocks.
+    pub size_blocks: u64,
+    /// The host should have it; otherwise it should detach.
+    pub wanted: bool,
+    /// All its slices are there: `Attach` will not be refused for that.
+    pub ready: bool,
+    /// The epoch metad has for this host; `None`: not attached.
+    pub epoch: Option<Epoch>,
+    /// Where the slices are now (a server may have moved).
+    pub slices: Vec<SliceAddress>,
+}
+
+/// Everything the storaged of a server should hold or remove, by NSID.
+pub fn slices_of_server(state: &State, server: ServerId) -> Vec<DesiredSlice> {
+    state
+        .slices
+        .iter()
+        .filter_map(|(nsid, slice)| {
+            let store = state
+                .stores
+                .get(&slice.store)
+                .filter(|s| s.server == server)?;
+            let volume = state.volumes.get(&slice.volume)?;
+            Some(DesiredSlice {
+                store: slice.store,
+                store_uuid: store.uuid,
+                nsid: *nsid,
+                volume: slice.volume,
+                size_blocks: volume.map.size_blocks,
+                shape: volume.map.shape,
+                position: slice.position,
+                open_access: volume.open_access,
+                confirmed: slice.confirmed,
+                remove: volume.phase == Phase::Deleting,
+            })
+        })
+        .collect()
+}
+
+/// Host NQNs a storaged admits, in order.
+pub fn known_hosts(state: &State) -> Vec<String> {
+    state.hosts.values().map(|h| h.host_nqn.clone()).collect()
+}
+
+/// Everything the clientd of a host should attach or detach, by volume.
+pub fn attachments_of_host(state: &State, host: HostId) -> Vec<DesiredAttachment> {
+    state
+        .volumes
+        .iter()
+        .filter_map(|(id, volume)| {
+            let wanted = volume.desired == Some(host);
+            let held = volume.attachment.filter(|a| a.host == host);
+            if !wanted && held.is_none() {
+                return None;
+            }
+            Some(DesiredAttachment {
+                volume: *id,
+                name: volume.name.clone(),
+                size_blocks: volume.map.size_blocks,
+                wanted,
+                ready: volume.phase == Phase::Ready,
+                epoch: held.map(|a| a.epoch),
+                slices: slice_addresses(state, volume),
+            })
+        })
+        .collect()
+}
+
+/// Where the slices of a volume are, by position.
+pub fn slice_addresses(state: &State, volume: &Volume) -> Vec<SliceAddress> {
+    volume
+        .slices
+        .iter()
+        .filter_map(|nsid| {
+            let slice = state.slices.get(nsid)?;
+            let store = state.stores.get(&slice.store)?;
+            let server = state.servers.get(&store.server)?;
+            Some(SliceAddress {
+                store: slice.store,
+                position: slice.position,
+                nsid: *nsid,
+                server: store.server,
+                address: server.address,
+                subsystem_nqn: server.subsystem_nqn.clone(),
+            })
+        })
+        .collect()
+}

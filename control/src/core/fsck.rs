@@ -1,0 +1,242 @@
+//! Checks the whole state against itself. Run by tests after every command, by `ubsctl meta fsck`
+//! and by a member after it has loaded a snapshot.
+
+use super::apply::shard_without;
+use super::limits;
+use super::model::{Phase, State, Volume};
+use shardmap::units::{Epoch, VolumeId};
+use std::collections::BTreeSet;
+use std::fmt::Display;
+
+/// Something in the state that contradicts something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What is wrong, with the ids and values.
+    pub sentence: String,
+}
+
+/// Every contradiction found; empty for a sound state.
+pub fn fsck(state: &State) -> Vec<Finding> {
+    let mut found = Findings(Vec::new());
+    check_identities(state, &mut found);
+    check_minted(state, &mut found);
+    check_catalogue(state, &mut found);
+    for (id, volume) in &state.volumes {
+        check_volume(state, *id, volume, &mut found);
+    }
+    check_slices(state, &mut found);
+    check_bounds(state, &mut found);
+    found.0
+}
+
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn unless(&mut self, holds: bool, sentence: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(Finding {
+                sentence: sentence(),
+            });
+        }
+    }
+
+    fn unique<T: Ord + Display>(&mut self, what: &str, items: impl Iterator<Item = T>) {
+        let mut seen = BTreeSet::new();
+        for item in items {
+            let sentence = format!("two {what} are {item}");
+            self.unless(seen.insert(item), || sentence);
+        }
+    }
+}
+
+fn check_identities(state: &State, found: &mut Findings) {
+    found.unique("server names", state.servers.values().map(|s| &s.name));
+    found.unique("server uuids", state.servers.values().map(|s| s.uuid));
+    found.unique("store uuids", state.stores.values().map(|s| s.uuid));
+    found.unique("host names", state.hosts.values().map(|h| &h.name));
+    found.unique("host uuids", state.hosts.values().map(|h| h.uuid));
+    found.unique("host NQNs", state.hosts.values().map(|h| &h.host_nqn));
+    let living = state
+        .volumes
+        .values()
+        .filter(|v| v.phase != Phase::Deleting);
+    found.unique("volume names", living.map(|v| &v.name));
+    let empty = state.servers.is_empty() && state.volumes.is_empty() && state.hosts.is_empty();
+    found.unless(state.cluster.is_some() || empty, || {
+        "things without a cluster".into()
+    });
+}
+
+fn check_minted(state: &State, found: &mut Findings) {
+    let m = state.minted;
+    let last = |id: Option<u32>| id.unwrap_or(0);
+    let ids = [
+        (
+            "server",
+            last(state.servers.last_key_value().map(|(k, _)| k.0)),
+            m.server,
+        ),
+        (
+            "store",
+            last(state.stores.last_key_value().map(|(k, _)| k.0)),
+            m.store,
+        ),
+        (
+            "host",
+            last(state.hosts.last_key_value().map(|(k, _)| k.0)),
+            m.host,
+        ),
+        (
+            "set",
+            last(state.sets.last_key_value().map(|(k, _)| k.0)),
+            m.set,
+        ),
+        (
+            "nsid",
+            last(state.slices.last_key_value().map(|(k, _)| k.0)),
+            m.nsid,
+        ),
+    ];
+    for (what, used, minted) in ids {
+        found.unless(used <= minted, || {
+            format!("{what} {used} is used and {minted} were minted")
+        });
+    }
+    for store in state.stores.values() {
+        found.unless(state.servers.contains_key(&store.server), || {
+            format!("store {} is in unknown {}", store.uuid, store.server)
+        });
+    }
+}
+
+fn check_catalogue(state: &State, found: &mut Findings) {
+    for (id, set) in &state.sets {
+        let distinct: BTreeSet<_> = set.stores.iter().collect();
+        found.unless(distinct.len() == set.stores.len(), || {
+            format!("{id} has a store twice")
+        });
+        found.unless(
+            set.stores.iter().all(|s| state.stores.contains_key(s)),
+            || format!("{id} has an unknown store"),
+        );
+    }
+}
+
+fn check_volume(state: &State, id: VolumeId, volume: &Volume, found: &mut Findings) {
+    let name = &volume.name;
+    let shape = volume.map.shape;
+    found.unless(usize::from(shape.stride) == volume.map.stores.len(), || {
+        format!(
+            "volume {name}: stride {} and {} stores",
+            shape.stride,
+            volume.map.stores.len()
+        )
+    });
+    found.unless(
+        state
+            .sets
+            .get(&volume.set)
+            .is_some_and(|s| s.stores == volume.map.stores),
+        || format!("volume {name}: its stores are not those of {}", volume.set),
+    );
+    found.unless(
+        volume.isr.iter().all(|s| volume.map.stores.contains(s)),
+        || format!("volume {name}: the in-sync set has a stranger"),
+    );
+    found.unless(shard_without(&volume.map, &volume.isr).is_none(), || {
+        format!("volume {name}: some shard has no in-sync replica")
+    });
+    found.unless(
+        volume.phase == Phase::Deleting || volume.slices.len() == volume.map.stores.len(),
+        || {
+            format!(
+                "volume {name}: {} slices for {} stores",
+                volume.slices.len(),
+                volume.map.stores.len()
+            )
+        },
+    );
+    for nsid in &volume.slices {
+        found.unless(
+            state.slices.get(nsid).is_some_and(|s| s.volume == id),
+            || format!("volume {name}: {nsid} is not its slice"),
+        );
+    }
+    let confirmed = volume
+        .slices
+        .iter()
+        .all(|n| state.slices.get(n).is_some_and(|s| s.confirmed));
+    found.unless((volume.phase == Phase::Ready) <= confirmed, || {
+        format!("volume {name} is ready without all its slices")
+    });
+    check_holder(state, volume, found);
+}
+
+fn check_holder(state: &State, volume: &Volume, found: &mut Findings) {
+    let name = &volume.name;
+    if let Some(held) = volume.attachment {
+        found.unless(held.epoch == volume.epoch && held.epoch > Epoch(0), || {
+            format!(
+                "volume {name}: held under {} and its epoch is {}",
+                held.epoch, volume.epoch
+            )
+        });
+        found.unless(volume.phase == Phase::Ready, || {
+            format!("volume {name}: held and not ready")
+        });
+    }
+    for host in [volume.desired, volume.attachment.map(|a| a.host)]
+        .into_iter()
+        .flatten()
+    {
+        found.unless(state.hosts.contains_key(&host), || {
+            format!("volume {name}: unknown {host}")
+        });
+    }
+    let idle = volume.desired.is_none() && volume.attachment.is_none();
+    found.unless(volume.phase != Phase::Deleting || idle, || {
+        format!("volume {name} is being deleted while somebody has it")
+    });
+}
+
+fn check_slices(state: &State, found: &mut Findings) {
+    for (nsid, slice) in &state.slices {
+        let volume = state.volumes.get(&slice.volume);
+        found.unless(volume.is_some_and(|v| v.slices.contains(nsid)), || {
+            format!("{nsid} belongs to no volume")
+        });
+        let at = volume.and_then(|v| v.map.stores.get(usize::from(slice.position)));
+        found.unless(at == Some(&slice.store), || {
+            format!(
+                "{nsid} is on {} at position {}, the map differs",
+                slice.store, slice.position
+            )
+        });
+    }
+}
+
+fn check_bounds(state: &State, found: &mut Findings) {
+    found.unless(state.events.len() <= limits::EVENTS_MAX, || {
+        "too many events".into()
+    });
+    found.unless(state.clients.len() <= limits::CLIENTS_MAX, || {
+        "too many clients".into()
+    });
+    let mut indexes = state.events.iter().map(|e| e.index);
+    let mut next = indexes.next().unwrap_or(0);
+    for index in indexes {
+        found.unless(index == next + 1, || {
+            format!("event {index} follows event {next}")
+        });
+        next = index;
+    }
+    found.unless(
+        state.events.is_empty() || next == state.minted.event,
+        || {
+            format!(
+                "the last event is {next} and {} were minted",
+                state.minted.event
+            )
+        },
+    );
+}

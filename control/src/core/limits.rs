@@ -1,0 +1,37 @@
+//! Every bound of the replicated state, with its reason.
+
+/// Version of the replicated state and of the commands; a member refuses a log it does not know.
+pub const SCHEMA: u16 = 1;
+/// Servers of a cluster: what one listing and one placement may scan.
+pub const SERVERS_MAX: usize = 1024;
+/// Stores of a cluster.
+pub const STORES_MAX: usize = 8192;
+/// Client hosts of a cluster.
+pub const HOSTS_MAX: usize = 4096;
+/// Volumes of a cluster: the state lives in memory on every member (about 1 KiB each).
+pub const VOLUMES_MAX: usize = 50_000;
+/// Longest name of a server, host, volume, label key or value, in bytes.
+pub const NAME_BYTES_MAX: usize = 63;
+/// Longest NQN (NVM Express Base §4.7: 223 bytes).
+pub const NQN_BYTES_MAX: usize = 223;
+/// Labels of one server.
+pub const LABELS_MAX: usize = 16;
+/// Clients whose last replies are remembered; the longest silent one is forgotten first.
+pub const CLIENTS_MAX: usize = 1024;
+/// Replies remembered per client: more than [`CLIENT_IN_FLIGHT_MAX`], so that a repeat is known.
+pub const REPLIES_PER_CLIENT_MAX: usize = 64;
+/// Commands one client may have in flight.
+pub const CLIENT_IN_FLIGHT_MAX: usize = 32;
+/// Events remembered; older ones are gone and a reader is told so by their indexes.
+pub const EVENTS_MAX: usize = 4096;
+/// Text of a noted event, in bytes.
+pub const NOTE_BYTES_MAX: usize = 512;
+/// Smallest volume: one write-intent region, in bytes.
+pub const VOLUME_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// Largest volume, in bytes (16 TiB at the default shard; the map allows 16 PiB).
+pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
+/// Thin promises a store may make, in percent of its size, unless the cluster says otherwise.
+pub const OVERCOMMIT_PERCENT_DEFAULT: u32 = 250;
+
+const _: () = assert!(REPLIES_PER_CLIENT_MAX > CLIENT_IN_FLIGHT_MAX);
+const _: () = assert!(VOLUME_BYTES_MIN.is_multiple_of(shardmap::units::REGION_BYTES));

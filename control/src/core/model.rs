@@ -1,0 +1,314 @@
+//! The records of the replicated state.
+//!
+//! Only `apply` changes them. All maps are ordered, so that iteration is the same on every member.
+
+use super::command::{ClientId, EventRecord, Reply};
+use super::limits;
+use serde::{Deserialize, Serialize};
+use shardmap::map::VolumeMap;
+use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use uuid::Uuid;
+
+/// A client host, minted by metad, never reused.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct HostId(pub u32);
+
+impl fmt::Display for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "host-{}", self.0)
+    }
+}
+
+/// A stride set of the catalogue, minted by metad, never reused.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct SetId(pub u32);
+
+impl fmt::Display for SetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "set-{}", self.0)
+    }
+}
+
+/// Everything the cluster agrees on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Identity; `None` until `InitCluster`.
+    pub cluster: Option<Cluster>,
+    /// Log index of the last applied entry.
+    pub applied_index: u64,
+    /// Storage servers.
+    pub servers: BTreeMap<ServerId, Server>,
+    /// Their stores.
+    pub stores: BTreeMap<StoreId, Store>,
+    /// Client hosts.
+    pub hosts: BTreeMap<HostId, Host>,
+    /// The catalogue of stride sets.
+    pub sets: BTreeMap<SetId, StrideSet>,
+    /// Volumes, also those being deleted.
+    pub volumes: BTreeMap<VolumeId, Volume>,
+    /// Slices of volumes on stores.
+    pub slices: BTreeMap<Nsid, Slice>,
+    /// Last ids handed out.
+    pub minted: Minted,
+    /// What was answered to whom, so that a repeated command is not carried out twice.
+    pub clients: BTreeMap<ClientId, ClientMemory>,
+    /// The last [`limits::EVENTS_MAX`] transitions, oldest first.
+    pub events: VecDeque<EventRecord>,
+}
+
+/// Identity of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Chosen when the first member booted.
+    pub uuid: Uuid,
+    /// For people.
+    pub name: String,
+    /// Which history this is: 1, and one more after each disaster restore. High bits of epochs.
+    pub lineage: u16,
+    /// Schema of the state, [`limits::SCHEMA`].
+    pub schema: u16,
+    /// Thin promises a store may make, in percent of its size.
+    pub overcommit_percent: u32,
+}
+
+/// Last ids handed out; ids start at 1 and are never reused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Minted {
+    /// Servers.
+    pub server: u32,
+    /// Stores.
+    pub store: u32,
+    /// Hosts.
+    pub host: u32,
+    /// Stride sets.
+    pub set: u32,
+    /// Slices.
+    pub nsid: u32,
+    /// Events.
+    pub event: u64,
+}
+
+/// What the operator wants of a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// Takes new slices.
+    #[default]
+    Active,
+    /// Keeps what it has, takes nothing new.
+    Cordoned,
+}
+
+/// A storage server (one storaged).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// Its own identity, from its data directory.
+    pub uuid: Uuid,
+    /// Unique name.
+    pub name: String,
+    /// Where its NVMe/TCP target listens.
+    pub address: SocketAddr,
+    /// NQN of its subsystem.
+    pub subsystem_nqn: String,
+    /// Failure-domain and other labels.
+    pub labels: BTreeMap<String, String>,
+    /// What the operator wants of it.
+    pub standing: Standing,
+    /// Log index of the last change to what its storaged should do.
+    pub desired_index: u64,
+}
+
+/// One backing device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Store {
+    /// From its superblock.
+    pub uuid: Uuid,
+    /// The server it was last seen in.
+    pub server: ServerId,
+    /// Usable size in bytes.
+    pub size_bytes: u64,
+}
+
+/// A client host (one clientd).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Its own identity.
+    pub uuid: Uuid,
+    /// Unique name.
+    pub name: String,
+    /// NQN its initiator uses.
+    pub host_nqn: String,
+    /// Log index of the last change to what its clientd should do.
+    pub desired_index: u64,
+}
+
+/// What must differ between two stores of a stride set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Domain {
+    /// Only the store.
+    Store,
+    /// The server.
+    #[default]
+    Server,
+    /// The value of a server label ("rack", "zone"); servers without it are not used.
+    Label(String),
+}
+
+impl fmt::Display for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store => f.write_str("store"),
+            Self::Server => f.write_str("server"),
+            Self::Label(key) => write!(f, "label:{key}"),
+        }
+    }
+}
+
+/// A set of stores that volumes share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StrideSet {
+    /// Stores by position.
+    pub stores: Vec<StoreId>,
+    /// The rule it was made under.
+    pub domain: Domain,
+}
+
+/// Where a volume is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Some slice has not been confirmed by its storaged.
+    Creating,
+    /// All slices are there.
+    Ready,
+    /// Slices are being removed; the volume goes with the last one.
+    Deleting,
+}
+
+/// Who holds a volume. Its epoch is the volume's epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The client host.
+    pub host: HostId,
+    /// Minted for this attachment.
+    pub epoch: Epoch,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Unique among volumes that are not being deleted.
+    pub name: String,
+    /// Size, shape and stores by position.
+    pub map: VolumeMap,
+    /// The stride set it took its stores from.
+    pub set: SetId,
+    /// Slices by position.
+    pub slices: Vec<Nsid>,
+    /// Below this many in-sync replicas of a shard, clientd holds IO.
+    pub min_in_sync: u8,
+    /// Any known host may do IO on the single slice without a session (standard NVMe hosts).
+    pub open_access: bool,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Which host should have it.
+    pub desired: Option<HostId>,
+    /// Which host has it.
+    pub attachment: Option<Attachment>,
+    /// The last epoch minted; `Epoch(0)` before the first attach.
+    pub epoch: Epoch,
+    /// Version of the membership.
+    pub seq: MembershipSeq,
+    /// The in-sync set.
+    pub isr: BTreeSet<StoreId>,
+}
+
+impl Volume {
+    /// Stores of the stride set that are not in the in-sync set.
+    pub fn out_of_sync(&self) -> impl Iterator<Item = StoreId> + '_ {
+        self.map
+            .stores
+            .iter()
+            .copied()
+            .filter(|s| !self.isr.contains(s))
+    }
+}
+
+/// The part of one volume that one store holds: an NVMe namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slice {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The store.
+    pub store: StoreId,
+    /// Position in the stride set.
+    pub position: u16,
+    /// Bytes it can grow to.
+    pub promised_bytes: u64,
+    /// Its storaged said that it is there.
+    pub confirmed: bool,
+}
+
+/// Replies already given to a client.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientMemory {
+    /// Log index of the last command.
+    pub last_index: u64,
+    /// By sequence number; at most [`limits::REPLIES_PER_CLIENT_MAX`].
+    pub replies: BTreeMap<u64, (u64, Reply)>,
+}
+
+impl State {
+    /// The volume of a name; one that is being deleted only if no other has the name.
+    pub fn volume_named(&self, name: &str) -> Option<(VolumeId, &Volume)> {
+        let mut named = self.volumes.iter().filter(|(_, v)| v.name == name);
+        let first = named.next()?;
+        let best = if first.1.phase == Phase::Deleting {
+            named
+                .find(|(_, v)| v.phase != Phase::Deleting)
+                .unwrap_or(first)
+        } else {
+            first
+        };
+        Some((*best.0, best.1))
+    }
+
+    /// The host of a name.
+    pub fn host_named(&self, name: &str) -> Option<(HostId, &Host)> {
+        self.hosts
+            .iter()
+            .find(|(_, h)| h.name == name)
+            .map(|(id, h)| (*id, h))
+    }
+
+    /// The server of a name.
+    pub fn server_named(&self, name: &str) -> Option<(ServerId, &Server)> {
+        self.servers
+            .iter()
+            .find(|(_, s)| s.name == name)
+            .map(|(id, s)| (*id, s))
+    }
+
+    /// Bytes promised to slices, by store; stores without slices are absent.
+    pub fn promised_bytes(&self) -> BTreeMap<StoreId, u64> {
+        let mut promised = BTreeMap::new();
+        for slice in self.slices.values() {
+            *promised.entry(slice.store).or_insert(0) += slice.promised_bytes;
+        }
+        promised
+    }
+
+    /// Bytes a store of this size may promise.
+    pub fn promisable_bytes(&self, size_bytes: u64) -> u64 {
+        let percent = self
+            .cluster
+            .as_ref()
+            .map_or(limits::OVERCOMMIT_PERCENT_DEFAULT, |c| c.overcommit_percent);
+        u64::try_from(u128::from(size_bytes) * u128::from(percent) / 100).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,704 @@
+//! The state machine's promises.
+
+use super::desire::{attachments_of_host, slices_of_server};
+use super::*;
+use proptest::prelude::*;
+use shardmap::map::Layout;
+use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+/// A state with one client that numbers its commands.
+#[derive(Clone, Default)]
+pub(crate) struct Cluster0 {
+    pub(crate) state: State,
+    sequence: u64,
+}
+
+pub(crate) const CLUSTER: Uuid = Uuid::from_u128(0xc1);
+pub(crate) const VOL: VolumeId = VolumeId([7; 16]);
+
+impl Cluster0 {
+    /// `n` servers with one 64 GiB store each, and two hosts.
+    pub(crate) fn with_servers(n: u32) -> Self {
+        let mut it = Self::default();
+        it.run(Command::InitCluster {
+            uuid: CLUSTER,
+            name: "lab".into(),
+        });
+        for i in 1..=n {
+            it.run(server(i));
+            it.run(store(i, i));
+        }
+        it.run(host(1));
+        it.run(host(2));
+        it
+    }
+
+    pub(crate) fn run(&mut self, command: Command) -> Reply {
+        self.sequence += 1;
+        self.run_as(1, self.sequence, command)
+    }
+
+    fn run_as(&mut self, client: u128, sequence: u64, command: Command) -> Reply {
+        let envelope = Envelope {
+            schema: limits::SCHEMA,
+            client: ClientId(Uuid::from_u128(client)),
+            sequence,
+            at_unix_ms: 1,
+            command,
+        };
+        let index = self.state.applied_index + 1;
+        let (reply, _) = apply(&mut self.state, index, envelope);
+        assert_eq!(fsck(&self.state), []);
+        reply
+    }
+
+    fn refused(&mut self, command: Command) -> RefusalCode {
+        let before = self.state.clone();
+        let reply = self.run(command);
+        let Reply::Refused(refusal) = reply else {
+            panic!("not refused: {reply:?}")
+        };
+
+        let mut after = self.state.clone();
+        after.applied_index = before.applied_index;
+        after.clients = before.clients.clone();
+        assert_eq!(after, before, "a refusal changes nothing");
+        assert!(!refusal.sentence.is_empty() && !refusal.remedy.is_empty());
+        refusal.code
+    }
+
+    /// A ready volume on three stores.
+    pub(crate) fn ready_volume(&mut self) {
+        assert_eq!(
+            self.run(Command::CreateVolume(volume("v"))),
+            Reply::Volume(VOL)
+        );
+        let slices: Vec<_> = self
+            .state
+            .slices
+            .iter()
+            .map(|(n, s)| (*n, s.store))
+            .collect();
+        for (nsid, store) in slices {
+            self.run(Command::ConfirmSlice { store, nsid });
+        }
+    }
+
+    pub(crate) fn attach(&mut self, host: u32) -> AttachGrant {
+        self.run(Command::SetDesiredAttachment {
+            volume: VOL,
+            host: HostId(host),
+        });
+        let reply = self.run(Command::Attach {
+            volume: VOL,
+            host: HostId(host),
+        });
+        let Reply::Granted(grant) = reply else {
+            panic!("not granted: {reply:?}")
+        };
+        *grant
+    }
+}
+
+fn server(i: u32) -> Command {
+    Command::RegisterServer(NewServer {
+        cluster: None,
+        uuid: Uuid::from_u128(u128::from(i)),
+        name: format!("s{i}"),
+        address: ([127, 0, 0, 1], 4420 + u16::try_from(i).unwrap()).into(),
+        subsystem_nqn: format!("nqn.2026-01.io.ublkstor:storaged:{i}"),
+        labels: [("rack".to_owned(), format!("r{}", i % 2))].into(),
+    })
+}
+
+fn store(i: u32, server: u32) -> Command {
+    Command::RegisterStore(NewStore {
+        cluster: CLUSTER,
+        server: ServerId(server),
+        uuid: Uuid::from_u128(1000 + u128::from(i)),
+        size_bytes: 64 << 30,
+    })
+}
+
+fn host(i: u32) -> Command {
+    Command::RegisterHost(NewHost {
+        uuid: Uuid::from_u128(2000 + u128::from(i)),
+        name: format!("h{i}"),
+        host_nqn: format!("nqn.2026-01.io.ublkstor:clientd:{i}"),
+    })
+}
+
+fn volume(name: &str) -> NewVolume {
+    NewVolume {
+        id: VOL,
+        name: name.into(),
+        size_bytes: 1 << 30,
+        replicas: 3,
+        shard_bytes: 64 << 20,
+        layout: Layout::Ring,
+        stride: None,
+        min_in_sync: 1,
+        domain: Domain::Server,
+        open_access: false,
+        avoid: BTreeSet::new(),
+    }
+}
+
+fn stores(ids: &[u32]) -> BTreeSet<StoreId> {
+    ids.iter().map(|i| StoreId(*i)).collect()
+}
+
+#[test]
+fn nothing_happens_before_the_cluster_has_an_identity() {
+    let mut it = Cluster0::default();
+    assert_eq!(it.refused(server(1)), RefusalCode::NotInitialised);
+    assert_eq!(
+        it.run(Command::InitCluster {
+            uuid: CLUSTER,
+            name: "lab".into()
+        }),
+        Reply::Done
+    );
+    assert_eq!(
+        it.run(Command::InitCluster {
+            uuid: CLUSTER,
+            name: "lab".into()
+        }),
+        Reply::Done
+    );
+    let other = Command::InitCluster {
+        uuid: Uuid::from_u128(5),
+        name: "x".into(),
+    };
+    assert_eq!(it.refused(other), RefusalCode::WrongCluster);
+}
+
+#[test]
+fn a_store_of_another_cluster_is_refused() {
+    let mut it = Cluster0::with_servers(1);
+    let foreign = NewStore {
+        cluster: Uuid::from_u128(99),
+        server: ServerId(1),
+        uuid: Uuid::from_u128(1),
+        size_bytes: 1 << 30,
+    };
+    assert_eq!(
+        it.refused(Command::RegisterStore(foreign)),
+        RefusalCode::WrongCluster
+    );
+}
+
+#[test]
+fn a_volume_is_ready_only_when_every_slice_is_confirmed() {
+    let mut it = Cluster0::with_servers(3);
+    it.run(Command::CreateVolume(volume("v")));
+    let slices: Vec<_> = it.state.slices.iter().map(|(n, s)| (*n, s.store)).collect();
+    assert_eq!(slices.len(), 3);
+    it.run(Command::SetDesiredAttachment {
+        volume: VOL,
+        host: HostId(1),
+    });
+    for (nsid, store) in &slices {
+        assert_eq!(it.state.volumes[&VOL].phase, Phase::Creating);
+        let attach = Command::Attach {
+            volume: VOL,
+            host: HostId(1),
+        };
+        assert_eq!(it.refused(attach), RefusalCode::NotReady);
+        it.run(Command::ConfirmSlice {
+            store: *store,
+            nsid: *nsid,
+        });
+    }
+    assert_eq!(it.state.volumes[&VOL].phase, Phase::Ready);
+    assert!(attachments_of_host(&it.state, HostId(1))[0].ready);
+}
+
+#[test]
+fn bad_volumes_are_refused_by_kind() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let other = |f: &dyn Fn(&mut NewVolume)| {
+        let mut v = volume("w");
+        v.id = VolumeId([8; 16]);
+        f(&mut v);
+        Command::CreateVolume(v)
+    };
+    assert_eq!(
+        it.refused(other(&|v| v.name = "v".into())),
+        RefusalCode::NameTaken
+    );
+    assert_eq!(
+        it.refused(other(&|v| v.name = "a/b".into())),
+        RefusalCode::Invalid
+    );
+    assert_eq!(
+        it.refused(other(&|v| v.size_bytes += 512)),
+        RefusalCode::Invalid
+    );
+    assert_eq!(
+        it.refused(other(&|v| v.size_bytes = 0)),
+        RefusalCode::Invalid
+    );
+    assert_eq!(it.refused(other(&|v| v.replicas = 0)), RefusalCode::Invalid);
+    assert_eq!(
+        it.refused(other(&|v| v.replicas = 4)),
+        RefusalCode::TooFewServers
+    );
+    assert_eq!(
+        it.refused(other(&|v| v.min_in_sync = 4)),
+        RefusalCode::Invalid
+    );
+    assert_eq!(
+        it.refused(other(&|v| v.shard_bytes = 5 << 20)),
+        RefusalCode::Invalid
+    );
+    assert_eq!(
+        it.refused(other(&|v| v.size_bytes = 1 << 40)),
+        RefusalCode::NoRoom
+    );
+    assert_eq!(
+        it.refused(other(&|v| v.avoid = stores(&[2]))),
+        RefusalCode::TooFewServers
+    );
+    assert_eq!(
+        it.refused(other(&|v| v.open_access = true)),
+        RefusalCode::Invalid
+    );
+    let racks = Domain::Label("rack".into());
+    assert_eq!(
+        it.refused(other(&|v| v.domain = racks.clone())),
+        RefusalCode::TooFewServers
+    );
+    assert!(matches!(it.run(other(&|_| ())), Reply::Volume(_)));
+}
+
+#[test]
+fn a_cordoned_server_takes_nothing_new() {
+    let mut it = Cluster0::with_servers(3);
+    let cordon = Command::SetServerStanding {
+        server: ServerId(2),
+        standing: Standing::Cordoned,
+    };
+    it.run(cordon);
+    assert_eq!(
+        it.refused(Command::CreateVolume(volume("v"))),
+        RefusalCode::TooFewServers
+    );
+    it.run(Command::SetServerStanding {
+        server: ServerId(2),
+        standing: Standing::Active,
+    });
+    assert_eq!(
+        it.run(Command::CreateVolume(volume("v"))),
+        Reply::Volume(VOL)
+    );
+}
+
+#[test]
+fn volumes_share_the_catalogue() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let mut second = volume("w");
+    second.id = VolumeId([8; 16]);
+    it.run(Command::CreateVolume(second));
+    assert_eq!(it.state.sets.len(), 1);
+    assert_eq!(
+        it.state.volumes[&VolumeId([8; 16])].set,
+        it.state.volumes[&VOL].set
+    );
+}
+
+#[test]
+fn a_second_attach_is_refused_until_the_holder_lets_go() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let first = it.attach(1);
+    assert_eq!(first.slices.len(), 3);
+    assert_eq!(first.isr, stores(&[1, 2, 3]));
+    let steal = Command::SetDesiredAttachment {
+        volume: VOL,
+        host: HostId(2),
+    };
+    assert_eq!(it.refused(steal.clone()), RefusalCode::AttachedElsewhere);
+    it.run(Command::ClearDesiredAttachment { volume: VOL });
+    assert_eq!(it.refused(steal), RefusalCode::AttachedElsewhere);
+    let wants = attachments_of_host(&it.state, HostId(1));
+    assert!(
+        !wants[0].wanted && wants[0].epoch == Some(first.epoch),
+        "it is told to detach"
+    );
+    assert_eq!(
+        it.refused(Command::DeleteVolume { volume: VOL }),
+        RefusalCode::StillAttached
+    );
+    it.run(Command::Detach {
+        volume: VOL,
+        epoch: first.epoch,
+    });
+    assert!(it.attach(2).epoch > first.epoch);
+}
+
+#[test]
+fn attaching_unasked_is_refused() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let attach = Command::Attach {
+        volume: VOL,
+        host: HostId(1),
+    };
+    assert_eq!(it.refused(attach), RefusalCode::NotDesired);
+}
+
+#[test]
+fn the_same_host_attaching_again_gets_a_newer_epoch() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let first = it.attach(1);
+    let second = it.attach(1);
+    assert!(second.epoch > first.epoch);
+    let old = Command::Detach {
+        volume: VOL,
+        epoch: first.epoch,
+    };
+    assert_eq!(
+        it.run(old),
+        Reply::Fenced {
+            epoch: second.epoch
+        }
+    );
+    assert!(it.state.volumes[&VOL].attachment.is_some());
+}
+
+#[test]
+fn membership_changes_only_for_the_holder_who_knows_the_current_one() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let grant = it.attach(1);
+    let set = |epoch: Epoch, seq: u64, isr: &[u32]| Command::SetIsr {
+        volume: VOL,
+        epoch,
+        seq: MembershipSeq(seq),
+        new_isr: stores(isr),
+    };
+    let seq = grant.seq.0;
+    assert_eq!(
+        it.run(set(grant.epoch, seq, &[1, 2])),
+        Reply::IsrSet(MembershipSeq(seq + 1))
+    );
+    // The same question again, from another client run that lost the answer.
+    let again = it.run_as(9, 1, set(grant.epoch, seq, &[1, 2]));
+    assert_eq!(again, Reply::IsrSet(MembershipSeq(seq + 1)));
+    assert_eq!(
+        it.run(set(grant.epoch, seq, &[1, 3])),
+        Reply::Stale {
+            seq: MembershipSeq(seq + 1),
+            isr: stores(&[1, 2])
+        }
+    );
+    assert_eq!(
+        it.refused(set(grant.epoch, seq + 1, &[])),
+        RefusalCode::LastReplica
+    );
+    let swap = set(grant.epoch, seq + 1, &[3]);
+    assert_eq!(
+        it.refused(swap),
+        RefusalCode::LastReplica,
+        "3 is stale, so 3 alone has nothing"
+    );
+    assert_eq!(
+        it.refused(set(grant.epoch, seq + 1, &[1, 99])),
+        RefusalCode::Invalid
+    );
+    let back = it.run(set(grant.epoch, seq + 1, &[1, 2, 3]));
+    assert_eq!(back, Reply::IsrSet(MembershipSeq(seq + 2)));
+    it.run(Command::ForceDetach { volume: VOL });
+    let late = it.run(set(grant.epoch, seq + 2, &[1]));
+    assert_eq!(
+        late,
+        Reply::Fenced {
+            epoch: grant.epoch.next()
+        }
+    );
+}
+
+#[test]
+fn every_shard_keeps_a_replica_in_a_wide_set() {
+    let mut it = Cluster0::with_servers(6);
+    let mut wide = volume("v");
+    wide.replicas = 2;
+    wide.stride = Some(6);
+    it.run(Command::CreateVolume(wide));
+    let slices: Vec<_> = it.state.slices.iter().map(|(n, s)| (*n, s.store)).collect();
+    for (nsid, store) in slices {
+        it.run(Command::ConfirmSlice { store, nsid });
+    }
+    let grant = it.attach(1);
+    let set = |isr: &[u32]| Command::SetIsr {
+        volume: VOL,
+        epoch: grant.epoch,
+        seq: grant.seq,
+        new_isr: stores(isr),
+    };
+    assert_eq!(
+        it.refused(set(&[1, 2, 5, 6])),
+        RefusalCode::LastReplica,
+        "shard on 3 and 4"
+    );
+    assert!(matches!(it.run(set(&[1, 3, 5])), Reply::IsrSet(_)));
+}
+
+#[test]
+fn a_deleted_volume_goes_with_its_last_slice_and_frees_its_name_at_once() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    it.run(Command::DeleteVolume { volume: VOL });
+    assert!(
+        slices_of_server(&it.state, ServerId(2))
+            .iter()
+            .all(|s| s.remove)
+    );
+    let mut heir = volume("v");
+    heir.id = VolumeId([8; 16]);
+    assert!(matches!(
+        it.run(Command::CreateVolume(heir)),
+        Reply::Volume(_)
+    ));
+    let old: Vec<_> = it
+        .state
+        .slices
+        .iter()
+        .filter(|(_, s)| s.volume == VOL)
+        .map(|(n, s)| (*n, s.store))
+        .collect();
+    for (nsid, store) in &old {
+        assert!(it.state.volumes.contains_key(&VOL));
+        it.run(Command::ConfirmSliceGone {
+            store: *store,
+            nsid: *nsid,
+        });
+    }
+    assert!(!it.state.volumes.contains_key(&VOL));
+    let (nsid, store) = old[0];
+    assert_eq!(
+        it.run(Command::ConfirmSliceGone { store, nsid }),
+        Reply::Done
+    );
+    let living = it
+        .state
+        .slices
+        .iter()
+        .next()
+        .map(|(n, s)| (*n, s.store))
+        .unwrap();
+    let wrong = Command::ConfirmSliceGone {
+        store: living.1,
+        nsid: living.0,
+    };
+    assert_eq!(it.refused(wrong), RefusalCode::Invalid);
+}
+
+#[test]
+fn a_moved_server_wakes_the_holders_of_its_volumes() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    it.attach(1);
+    let before = it.state.hosts[&HostId(1)].desired_index;
+    let Command::RegisterServer(mut moved) = server(2) else {
+        unreachable!()
+    };
+    moved.address = ([127, 0, 0, 1], 9999).into();
+    it.run(Command::RegisterServer(moved.clone()));
+    let woken = it.state.hosts[&HostId(1)].desired_index;
+    assert!(woken > before);
+    it.run(Command::RegisterServer(moved));
+    assert_eq!(
+        it.state.hosts[&HostId(1)].desired_index,
+        woken,
+        "nothing new, nobody woken"
+    );
+}
+
+#[test]
+fn a_repeated_command_is_answered_as_the_first_time() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    it.run(Command::SetDesiredAttachment {
+        volume: VOL,
+        host: HostId(1),
+    });
+    let attach = Command::Attach {
+        volume: VOL,
+        host: HostId(1),
+    };
+    let first = it.run_as(5, 1, attach.clone());
+    let events = it.state.events.len();
+    assert_eq!(it.run_as(5, 1, attach.clone()), first);
+    assert_eq!(it.state.events.len(), events);
+    assert_ne!(it.run_as(5, 2, attach), first);
+}
+
+#[test]
+fn a_sequence_number_older_than_the_memory_is_refused_not_repeated() {
+    let mut it = Cluster0::with_servers(3);
+    let note = || Command::Note {
+        subject: Subject::Cluster,
+        text: "x".into(),
+    };
+    for sequence in 10..10 + limits::REPLIES_PER_CLIENT_MAX as u64 {
+        it.run_as(5, sequence, note());
+    }
+    let Reply::Refused(refusal) = it.run_as(5, 9, note()) else {
+        panic!("carried out")
+    };
+    assert_eq!(refusal.code, RefusalCode::TooOld);
+}
+
+#[test]
+fn the_event_log_is_bounded_and_counts_without_holes() {
+    let mut it = Cluster0::with_servers(1);
+    for i in 0..limits::EVENTS_MAX + 10 {
+        let text = i.to_string();
+        it.run(Command::Note {
+            subject: Subject::Cluster,
+            text,
+        });
+    }
+    assert_eq!(it.state.events.len(), limits::EVENTS_MAX);
+}
+
+/// Commands over a small world, so that they collide often.
+fn any_command() -> impl Strategy<Value = Command> {
+    let vol = || (0u8..4).prop_map(|i| VolumeId([i; 16]));
+    let isr = proptest::collection::btree_set((0u32..7).prop_map(StoreId), 0..5);
+    let epoch = || (0u64..6).prop_map(|c| Epoch::new(1, c).unwrap());
+    prop_oneof![
+        (1u32..6).prop_map(server),
+        ((1u32..7), (1u32..6)).prop_map(|(i, s)| store(i, s)),
+        (1u32..4).prop_map(host),
+        (
+            0u8..4,
+            0u8..6,
+            1u8..4,
+            proptest::option::of(1u16..6),
+            any::<bool>()
+        )
+            .prop_map(|(id, name, replicas, stride, open_access)| {
+                let mut v = volume(&format!("v{name}"));
+                v.id = VolumeId([id; 16]);
+                v.replicas = replicas;
+                v.stride = stride;
+                v.open_access = open_access && replicas == 1;
+                Command::CreateVolume(v)
+            }),
+        vol().prop_map(|volume| Command::DeleteVolume { volume }),
+        (vol(), 0u32..4).prop_map(|(volume, h)| Command::SetDesiredAttachment {
+            volume,
+            host: HostId(h)
+        }),
+        vol().prop_map(|volume| Command::ClearDesiredAttachment { volume }),
+        (vol(), 0u32..4).prop_map(|(volume, h)| Command::Attach {
+            volume,
+            host: HostId(h)
+        }),
+        (vol(), epoch()).prop_map(|(volume, epoch)| Command::Detach { volume, epoch }),
+        vol().prop_map(|volume| Command::ForceDetach { volume }),
+        (vol(), epoch(), 0u64..6, isr).prop_map(|(volume, epoch, seq, new_isr)| {
+            Command::SetIsr {
+                volume,
+                epoch,
+                seq: MembershipSeq(seq),
+                new_isr,
+            }
+        }),
+        (1u32..7, 1u32..30).prop_map(|(s, n)| Command::ConfirmSlice {
+            store: StoreId(s),
+            nsid: Nsid(n)
+        }),
+        (1u32..7, 1u32..30).prop_map(|(s, n)| Command::ConfirmSliceGone {
+            store: StoreId(s),
+            nsid: Nsid(n)
+        }),
+        (0u32..6, any::<bool>()).prop_map(|(s, cordon)| Command::SetServerStanding {
+            server: ServerId(s),
+            standing: if cordon {
+                Standing::Cordoned
+            } else {
+                Standing::Active
+            },
+        }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #[test]
+    fn any_history_keeps_the_state_sound(
+        history in proptest::collection::vec((any_command(), any::<bool>(), any::<bool>()), 1..150),
+    ) {
+        let mut it = Cluster0::with_servers(3);
+        for (command, confirm, repeat) in history {
+            let before = it.state.clone();
+            let reply = it.run(command.clone());
+            for (id, volume) in &before.volumes {
+                let Some(after) = it.state.volumes.get(id) else { continue };
+                prop_assert!(after.epoch >= volume.epoch && after.seq >= volume.seq);
+                let changed_hands = after.attachment.map(|a| a.host) != volume.attachment.map(|a| a.host);
+                let freed = after.attachment.is_none() || volume.attachment.is_none();
+                prop_assert!(!changed_hands || freed, "taken from a holder in one step");
+                prop_assert!(after.isr == volume.isr || after.seq > volume.seq);
+            }
+            if repeat {
+                let sequence = it.sequence;
+                let state = it.state.clone();
+                prop_assert_eq!(it.run_as(1, sequence, command), reply);
+                prop_assert_eq!(&it.state.volumes, &state.volumes);
+                prop_assert_eq!(&it.state.events, &state.events);
+            }
+            // Often confirm everything, so that histories get past `Creating`.
+            if confirm {
+                let open: Vec<_> = it.state.slices.iter().map(|(n, s)| (*n, s.store)).collect();
+                for (nsid, store) in open {
+                    it.run(Command::ConfirmSlice { store, nsid });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_log_gives_the_same_state(
+        history in proptest::collection::vec(any_command(), 1..60),
+    ) {
+        let run = || {
+            let mut it = Cluster0::with_servers(3);
+            let replies: Vec<Reply> = history.iter().map(|c| it.run(c.clone())).collect();
+            (postcard::to_stdvec(&it.state).unwrap(), replies)
+        };
+        prop_assert_eq!(run(), run());
+    }
+}
+
+#[test]
+fn fsck_finds_what_it_should() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    it.attach(1);
+    type Break = fn(&mut State);
+    let breaks: [Break; 8] = [
+        |s| s.volumes.get_mut(&VOL).unwrap().epoch = Epoch(0),
+        |s| s.volumes.get_mut(&VOL).unwrap().isr = stores(&[]),
+        |s| s.volumes.get_mut(&VOL).unwrap().isr = stores(&[1, 9]),
+        |s| s.volumes.get_mut(&VOL).unwrap().phase = Phase::Creating,
+        |s| s.slices.retain(|nsid, _| nsid.0 != 1),
+        |s| s.minted.nsid = 1,
+        |s| s.hosts.retain(|id, _| id.0 != 1),
+        |s| s.servers.get_mut(&ServerId(1)).unwrap().name = "s2".into(),
+    ];
+    for (i, harm) in breaks.into_iter().enumerate() {
+        let mut state = it.state.clone();
+        harm(&mut state);
+        assert_ne!(fsck(&state), [], "damage {i} was not seen");
+    }
+}
