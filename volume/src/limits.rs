@@ -1,0 +1,30 @@
+//! Every bound of this crate, with its reason.
+
+use shardmap::units::{BLOCK_BYTES, EXTENT_BLOCKS, REGION_BLOCKS};
+
+/// Largest read or write of a host, in blocks: the largest arena slot (128 KiB).
+pub const IO_BLOCKS_MAX: u32 = 32;
+/// Largest discard or write-zeroes of a host, in blocks (64 MiB): one bitmap container, one
+/// command per replica and shard.
+pub const ZERO_BLOCKS_MAX: u32 = 16_384;
+/// Host requests one volume holds at a time; more is refused until some end. Two full ublk queues.
+pub const HOST_OPS_MAX: usize = 1024;
+/// Largest resilver copy, in blocks: the largest IO.
+pub const COPY_BLOCKS_MAX: u32 = IO_BLOCKS_MAX;
+/// Resilver copies in flight per volume while the host is quiet; each holds one large arena slot.
+pub const COPIES_MAX: usize = 8;
+/// Resilver copies in flight per volume while the host has requests outstanding.
+pub const COPIES_BUSY_MAX: usize = 2;
+/// Chunks of a region being equalised at a time during reconciliation.
+pub const RECONCILE_COPIES_MAX: usize = 4;
+/// Regions whose presence is asked for at a time (64 MiB: a bitmap of at most 2 KiB).
+pub const PRESENCE_REGIONS: u32 = 16;
+/// Least time between two progress reports of a resilver.
+pub const PROGRESS_MS: u64 = 500;
+/// Commands the shell queues per association beyond what the initiator takes.
+pub const QUEUED_COMMANDS_MAX: usize = 64 * 1024;
+
+const _: () = assert!(COPIES_BUSY_MAX <= COPIES_MAX);
+const _: () = assert!(IO_BLOCKS_MAX * BLOCK_BYTES == 128 * 1024);
+const _: () = assert!(REGION_BLOCKS.is_multiple_of(EXTENT_BLOCKS));
+const _: () = assert!(IO_BLOCKS_MAX.is_multiple_of(EXTENT_BLOCKS));
