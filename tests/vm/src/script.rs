@@ -1,0 +1,209 @@
+//! Guest scripts: a shell script whose `# vm:` lines say what it needs.
+//!
+//! ```text
+//! # vm: build=nvmf/ram_target build=storaged tool=mdadm module=nbd
+//! # vm: disk=1G,serial=log mem=2G cpus=2 limit=120 alone
+//! ```
+//!
+//! `build=PACKAGE` builds that package's program, `build=PACKAGE/EXAMPLE` an example of it.
+//! `alone` gives the script a boot of its own; scripts of equal needs share one otherwise.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::kernel::output;
+use crate::spec::{Spec, parse_size};
+
+const LIMIT_DEFAULT: Duration = Duration::from_secs(120);
+
+/// A program of this workspace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Build {
+    pub package: String,
+    pub example: Option<String>,
+}
+
+/// A script file with its needs.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// File name without `.sh`.
+    pub name: String,
+    pub text: String,
+    pub builds: Vec<Build>,
+    /// Everything but the programs to build.
+    pub spec: Spec,
+    pub limit: Duration,
+    pub alone: bool,
+}
+
+impl Script {
+    /// Read `path` and its `# vm:` lines.
+    ///
+    /// # Errors
+    /// The file cannot be read or a line says something unknown.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let name = path
+            .file_stem()
+            .map(|s| s.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let at = || format!("{}: # vm:", path.display());
+        Self::parse(name, text).with_context(at)
+    }
+
+    fn parse(name: String, text: String) -> Result<Self> {
+        let mut script = Self {
+            name,
+            builds: Vec::new(),
+            spec: Spec::default(),
+            limit: LIMIT_DEFAULT,
+            alone: false,
+            text: String::new(),
+        };
+        for line in text.lines() {
+            let Some(words) = line.strip_prefix("# vm:") else {
+                continue;
+            };
+            for word in words.split_whitespace() {
+                script.need(word)?;
+            }
+        }
+        script.builds.sort();
+        script.builds.dedup();
+        script.spec.name_disks()?;
+        script.text = text;
+        Ok(script)
+    }
+
+    fn need(&mut self, word: &str) -> Result<()> {
+        match word.split_once('=') {
+            Some(("build", what)) => {
+                let (package, example) = match what.split_once('/') {
+                    Some((package, example)) => (package, Some(example.to_owned())),
+                    None => (what, None),
+                };
+                self.builds.push(Build {
+                    package: package.to_owned(),
+                    example,
+                });
+            }
+            Some(("disk", what)) => self.spec.disks.push(what.parse()?),
+            Some(("tool", name)) => self.spec.tools.push(name.to_owned()),
+            Some(("module", name)) => self.spec.modules.push(name.to_owned()),
+            Some(("mem", size)) => self.spec.memory_bytes = parse_size(size)?,
+            Some(("cpus", count)) => {
+                self.spec.cpus = count.parse().context("cpus: want a number")?
+            }
+            Some(("limit", s)) => {
+                self.limit = Duration::from_secs(s.parse().context("limit: want seconds")?);
+            }
+            None if word == "alone" => self.alone = true,
+            _ => bail!("{word:?} is none of build, disk, tool, module, mem, cpus, limit, alone"),
+        }
+        Ok(())
+    }
+}
+
+/// All `*.sh` of a folder, by name.
+///
+/// # Errors
+/// The folder or a script cannot be read.
+pub fn load_folder(dir: &Path) -> Result<Vec<Script>> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut paths = entries
+        .map(|e| Ok(e?.path()))
+        .collect::<Result<Vec<PathBuf>>>()?;
+    paths.retain(|p| p.extension().is_some_and(|e| e == "sh"));
+    paths.sort();
+    paths.iter().map(|p| Script::load(p)).collect()
+}
+
+/// Build programs with cargo (debug unless `UBS_VM_PROFILE` names a profile) and say where they are.
+///
+/// # Errors
+/// The build failed; cargo's messages went to standard error.
+pub fn build_programs(workspace: &Path, builds: &[Build]) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for build in builds {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.current_dir(workspace).args([
+            "build",
+            "-q",
+            "--message-format=json-render-diagnostics",
+        ]);
+        command.args(["-p", &build.package]);
+        match &build.example {
+            Some(example) => command.args(["--example", example]),
+            None => command.arg("--bins"),
+        };
+        if let Ok(profile) = std::env::var("UBS_VM_PROFILE") {
+            command.args(["--profile", &profile]);
+        }
+        let messages = output(&mut command).with_context(|| format!("building {build:?}"))?;
+        let paths = executables(&messages);
+        ensure!(!paths.is_empty(), "building {build:?} made no program");
+        found.extend(paths);
+    }
+    Ok(found)
+}
+
+/// Paths of `executable` in cargo's JSON messages.
+fn executables(messages: &str) -> Vec<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
+        .collect()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn parse(header: &str) -> Result<Script> {
+        Script::parse("x".into(), format!("#!/bin/sh\n{header}\ntrue\n"))
+    }
+
+    #[test]
+    fn header_lines_say_what_a_script_needs() {
+        let script = parse(
+            "# vm: build=nvmf/ram_target build=storaged disk=1G,serial=a\n# vm: limit=7 alone",
+        )
+        .expect("a good header");
+        assert_eq!(script.builds[0].example.as_deref(), Some("ram_target"));
+        assert_eq!(
+            (script.builds[1].package.as_str(), &script.builds[1].example),
+            ("storaged", &None)
+        );
+        assert_eq!(script.spec.disks[0].serial, "a");
+        assert_eq!((script.limit, script.alone), (Duration::from_secs(7), true));
+    }
+
+    #[test]
+    fn unknown_needs_are_refused() {
+        for bad in [
+            "# vm: colour=red",
+            "# vm: alon",
+            "# vm: disk=big",
+            "# vm: limit=soon",
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn programs_are_found_in_cargos_messages() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
+                        {\"reason\":\"compiler-artifact\",\"executable\":\"/t/debug/examples/a\"}\n";
+        assert_eq!(
+            executables(messages),
+            [PathBuf::from("/t/debug/examples/a")]
+        );
+    }
+}
