@@ -29,14 +29,21 @@ pub struct ArenaConfig {
 impl Default for ArenaConfig {
     /// 64 MiB: 4 096 small, 1 024 medium, 256 large slots.
     fn default() -> Self {
-        Self { slot_counts: [4096, 1024, 256], huge_pages: true }
+        Self {
+            slot_counts: [4096, 1024, 256],
+            huge_pages: true,
+        }
     }
 }
 
 impl ArenaConfig {
     /// Size of the mapping, in bytes.
     pub fn len_bytes(&self) -> u64 {
-        self.slot_counts.iter().zip(SLOT_BYTES).map(|(n, b)| u64::from(*n) * u64::from(b)).sum()
+        self.slot_counts
+            .iter()
+            .zip(SLOT_BYTES)
+            .map(|(n, b)| u64::from(*n) * u64::from(b))
+            .sum()
     }
 }
 
@@ -85,14 +92,20 @@ impl Mapping {
             )
         };
         if at == libc::MAP_FAILED {
-            let code = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::ENOMEM);
+            let code = std::io::Error::last_os_error()
+                .raw_os_error()
+                .unwrap_or(libc::ENOMEM);
             return Err(SetupError::Call {
                 what: format!("map {len_bytes} bytes for the buffer arena"),
                 errno: Errno(code),
             });
         }
         let base = NonNull::new(at.cast()).expect("mmap without MAP_FIXED never returns null");
-        Ok(Self { base, len_bytes, huge: extra != 0 })
+        Ok(Self {
+            base,
+            len_bytes,
+            huge: extra != 0,
+        })
     }
 }
 
@@ -115,7 +128,10 @@ struct Inner {
 
 impl Inner {
     fn class_of(&self, slot: u32) -> usize {
-        self.classes.iter().rposition(|c| c.first_slot <= slot).expect("class 0 starts at slot 0")
+        self.classes
+            .iter()
+            .rposition(|c| c.first_slot <= slot)
+            .expect("class 0 starts at slot 0")
     }
 
     fn offset_of(&self, slot: u32) -> usize {
@@ -131,12 +147,16 @@ impl Inner {
 
     fn drop_window(&self, slot: u32) {
         let count = &self.windows[slot as usize];
-        assert!(count.get() > 0, "arena: window dropped on a free slot {slot}");
+        assert!(
+            count.get() > 0,
+            "arena: window dropped on a free slot {slot}"
+        );
         count.set(count.get() - 1);
         if count.get() == 0 {
             let class = self.class_of(slot);
             self.free[class].borrow_mut().push(slot);
-            self.in_use_bytes.set(self.in_use_bytes.get() - u64::from(SLOT_BYTES[class]));
+            self.in_use_bytes
+                .set(self.in_use_bytes.get() - u64::from(SLOT_BYTES[class]));
         }
     }
 }
@@ -162,12 +182,20 @@ impl Arena {
     /// [`SetupError::Call`] if the memory is not to be had.
     pub fn new(config: &ArenaConfig) -> Result<Self, SetupError> {
         let mapping = Mapping::new(config)?;
-        let mut classes = [Class { first_slot: 0, first_byte: 0, slot_bytes: 0 }; SLOT_BYTES.len()];
+        let mut classes = [Class {
+            first_slot: 0,
+            first_byte: 0,
+            slot_bytes: 0,
+        }; SLOT_BYTES.len()];
         let (mut slot, mut byte) = (0u32, 0usize);
         for ((class, count), slot_bytes) in
             classes.iter_mut().zip(config.slot_counts).zip(SLOT_BYTES)
         {
-            *class = Class { first_slot: slot, first_byte: byte, slot_bytes };
+            *class = Class {
+                first_slot: slot,
+                first_byte: byte,
+                slot_bytes,
+            };
             slot += count;
             byte += count as usize * slot_bytes as usize;
         }
@@ -177,7 +205,13 @@ impl Arena {
             RefCell::new((first..first + config.slot_counts[i]).rev().collect())
         });
         let windows = (0..slot).map(|_| Cell::new(0)).collect();
-        Ok(Self(Rc::new(Inner { mapping, classes, free, windows, in_use_bytes: Cell::new(0) })))
+        Ok(Self(Rc::new(Inner {
+            mapping,
+            classes,
+            free,
+            windows,
+            in_use_bytes: Cell::new(0),
+        })))
     }
 
     /// A window of `len_bytes` in a slot of the smallest size that fits and is free. `None` means
@@ -192,8 +226,15 @@ impl Arena {
             }
             if let Some(slot) = self.0.free[class].borrow_mut().pop() {
                 assert_eq!(self.0.windows[slot as usize].replace(1), 0);
-                self.0.in_use_bytes.set(self.0.in_use_bytes.get() + u64::from(*slot_bytes));
-                return Some(BufMut(Window { arena: self.0.clone(), slot, start: 0, len_bytes }));
+                self.0
+                    .in_use_bytes
+                    .set(self.0.in_use_bytes.get() + u64::from(*slot_bytes));
+                return Some(BufMut(Window {
+                    arena: self.0.clone(),
+                    slot,
+                    start: 0,
+                    len_bytes,
+                }));
             }
         }
         None
@@ -236,7 +277,12 @@ impl Drop for Window {
 impl Window {
     fn sibling(&self, start: u32, len_bytes: u32) -> Self {
         self.arena.add_window(self.slot);
-        Self { arena: self.arena.clone(), slot: self.slot, start, len_bytes }
+        Self {
+            arena: self.arena.clone(),
+            slot: self.slot,
+            start,
+            len_bytes,
+        }
     }
 
     fn as_ptr(&self) -> *mut u8 {
@@ -261,7 +307,11 @@ pub struct BufMut(Window);
 
 impl fmt::Debug for BufMut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "BufMut(slot {} +{} len {})", self.0.slot, self.0.start, self.0.len_bytes)
+        write!(
+            f,
+            "BufMut(slot {} +{} len {})",
+            self.0.slot, self.0.start, self.0.len_bytes
+        )
     }
 }
 
@@ -300,7 +350,11 @@ impl BufMut {
     /// Grows by the window that directly follows in the same slot. Panics if `next` does not.
     pub fn join(&mut self, next: BufMut) {
         assert!(Rc::ptr_eq(&self.0.arena, &next.0.arena) && self.0.slot == next.0.slot);
-        assert_eq!(self.0.start + self.0.len_bytes, next.0.start, "arena: windows do not touch");
+        assert_eq!(
+            self.0.start + self.0.len_bytes,
+            next.0.start,
+            "arena: windows do not touch"
+        );
         self.0.len_bytes += next.0.len_bytes;
     }
 
@@ -320,7 +374,11 @@ pub struct Buf(Window);
 
 impl fmt::Debug for Buf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buf(slot {} +{} len {})", self.0.slot, self.0.start, self.0.len_bytes)
+        write!(
+            f,
+            "Buf(slot {} +{} len {})",
+            self.0.slot, self.0.start, self.0.len_bytes
+        )
     }
 }
 
@@ -376,7 +434,11 @@ mod test {
     use super::*;
 
     fn arena(small: u32) -> Arena {
-        Arena::new(&ArenaConfig { slot_counts: [small, 1, 1], huge_pages: false }).unwrap()
+        Arena::new(&ArenaConfig {
+            slot_counts: [small, 1, 1],
+            huge_pages: false,
+        })
+        .unwrap()
     }
 
     #[test]

@@ -19,6 +19,26 @@ impl Errno {
     pub const NO_SPACE: Self = Self(libc::ENOSPC);
     /// The operation is not supported by this file or driver.
     pub const NOT_SUPPORTED: Self = Self(libc::EOPNOTSUPP);
+    /// The handle is not open (any more).
+    pub const BAD_HANDLE: Self = Self(libc::EBADF);
+    /// No more handles: the driver's limit or the process's.
+    pub const TOO_MANY_HANDLES: Self = Self(libc::EMFILE);
+
+    /// That of the last failed libc call of this thread.
+    pub(crate) fn last() -> Self {
+        Self::of(&std::io::Error::last_os_error())
+    }
+
+    /// That of an error which came from the kernel.
+    pub(crate) fn of(error: &std::io::Error) -> Self {
+        Self(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
+impl From<rustix::io::Errno> for Errno {
+    fn from(errno: rustix::io::Errno) -> Self {
+        Self(errno.raw_os_error())
+    }
 }
 
 impl fmt::Display for Errno {
@@ -47,6 +67,16 @@ pub enum SetupError {
     Disabled {
         /// The sysctl's value.
         value: String,
+    },
+    /// The sysctl allows rings and the call is refused all the same.
+    #[error(
+        "io_uring is refused ({errno}) although kernel.io_uring_disabled = 0: a seccomp filter of \
+         the container or unit forbids it; allow io_uring_setup, io_uring_enter and \
+         io_uring_register there"
+    )]
+    Forbidden {
+        /// What the kernel said.
+        errno: Errno,
     },
     /// The running kernel lacks something we cannot do without.
     #[error("the kernel is too old: {missing} needs Linux {needed}, this is {found}; upgrade it")]

@@ -16,13 +16,21 @@
 
 pub mod app;
 pub mod arena;
+pub mod counters;
 pub mod driver;
 pub mod error;
+pub mod probe;
+mod slab;
+mod timer;
+pub mod uring;
 
 pub use app::App;
 pub use arena::{Arena, ArenaConfig, Buf, BufMut};
+pub use counters::Counters;
 pub use driver::{
-    Completion, Done, Driver, Event, FileFacts, FileKind, Handle, Op, OpId, OpenFile, TimerId,
-    Token,
+    Completion, Done, Doorbell, Driver, Event, FileFacts, FileKind, Handle, Op, OpId, OpenFile,
+    SEND_PARTS_MAX, TimerId, Token,
 };
 pub use error::{Errno, SetupError};
+pub use probe::{Feature, Features};
+pub use uring::{UringConfig, UringDriver};

@@ -1,0 +1,629 @@
+//! The `uring` driver: ops become SQEs, CQEs become completions.
+//!
+//! One `io_uring_enter` per turn submits what the last turn queued, sleeps until something
+//! completes or the nearest timer is due, and runs the kernel's deferred work. Ops live in a slab
+//! from submission to their last CQE, and own whatever memory the kernel may touch meanwhile.
+
+mod area;
+mod bell;
+mod file;
+mod flight;
+mod handles;
+mod ring;
+mod shutdown;
+mod socket;
+#[cfg(test)]
+mod test;
+
+use crate::app::App;
+use crate::arena::{Arena, ArenaConfig};
+use crate::counters::Counters;
+use crate::driver::{
+    Completion, Done, Doorbell, Driver, Event, FileFacts, FileKind, Handle, Op, OpId, OpenFile,
+    SEND_PARTS_MAX, TimerId, Token,
+};
+use crate::error::{Errno, SetupError};
+use crate::probe::{self, Features};
+use crate::slab::{Key, Slab};
+use crate::timer::Timers;
+use area::AreaPool;
+use bell::Bells;
+use flight::{Flight, Place, Verdict};
+use handles::{Closing, Handles, Kind, Open, Target};
+use io_uring::{opcode, types};
+use ring::{Cqe, Ring, Wait};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::time::Instant;
+
+/// `user_data` of cancel requests, whose own results say nothing we need.
+const CANCEL_TAG: u64 = Key {
+    index: u32::MAX,
+    turn: 0,
+}
+.to_u64();
+/// `user_data` of the poll on the doorbells' eventfd.
+const BELL_TAG: u64 = Key {
+    index: u32::MAX,
+    turn: 1,
+}
+.to_u64();
+
+/// Sizes of a driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UringConfig {
+    /// Entries of the submission queue (one turn's submissions; more cost an extra call).
+    pub sq_entries: u32,
+    /// Most ops in flight. Owners' own bounds must add up to less.
+    pub ops_max: u32,
+    /// Most open handles.
+    pub handles_max: u32,
+    /// Most armed timers.
+    pub timers_max: u32,
+    /// The buffer arena.
+    pub arena: ArenaConfig,
+    /// How long to wait at shutdown for cancelled ops to come back, in milliseconds.
+    pub drain_ms: u32,
+}
+
+impl Default for UringConfig {
+    /// A data thread of a daemon.
+    fn default() -> Self {
+        Self {
+            sq_entries: 512,
+            ops_max: 16 * 1024,
+            handles_max: 4096,
+            timers_max: 64 * 1024,
+            arena: ArenaConfig::default(),
+            drain_ms: 5000,
+        }
+    }
+}
+
+/// The driver. Stays on the thread that made it.
+pub struct UringDriver {
+    // Dropped first: the ring must not outlive what its registrations point to.
+    ring: Ring,
+    handles: Handles,
+    ops: Slab<Flight>,
+    areas: AreaPool,
+    arena: Arena,
+    arena_base: usize,
+    timers: Timers,
+    bells: Bells,
+    bell_armed: bool,
+    /// Ops whose results are decided, in the order of delivery.
+    ready: VecDeque<(Key, Result<Done, Errno>)>,
+    origin: Instant,
+    now_ns: u64,
+    ops_total: u64,
+    turns: u64,
+    continued: u64,
+    stale_cqes: u64,
+    wakeups: u64,
+    /// Shutting down: new ops are refused.
+    draining: bool,
+    config: UringConfig,
+}
+
+impl std::fmt::Debug for UringDriver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UringDriver")
+            .field("ops", &self.ops.len())
+            .field("handles", &self.handles.0.len())
+            .field("counters", &self.counters())
+            .finish_non_exhaustive()
+    }
+}
+
+impl UringDriver {
+    /// Probes the kernel, makes the ring, maps and registers the arena.
+    ///
+    /// # Errors
+    /// See [`SetupError`]: each text says what was found, what is needed and what to do.
+    pub fn new(config: UringConfig) -> Result<Self, SetupError> {
+        // Each op has at most one CQE outstanding and one cancel, so the queue cannot overflow
+        // (and if it did, the kernel keeps the rest).
+        let cq_entries = config.ops_max.saturating_mul(2).next_power_of_two();
+        let mut ring = Ring::new(config.sq_entries, cq_entries.max(config.sq_entries))?;
+        let arena = Arena::new(&config.arena)?;
+        ring.register_arena(&arena)?;
+        ring.register_files(config.handles_max);
+        let arena_base = arena.as_iovec().iov_base.addr();
+        Ok(Self {
+            ring,
+            handles: Handles(Slab::new(config.handles_max)),
+            ops: Slab::new(config.ops_max),
+            areas: AreaPool::new(),
+            arena,
+            arena_base,
+            timers: Timers::new(config.timers_max),
+            bells: Bells::new().map_err(|errno| SetupError::Call {
+                what: "make an eventfd for doorbells".to_owned(),
+                errno: errno.into(),
+            })?,
+            bell_armed: false,
+            ready: VecDeque::new(),
+            origin: Instant::now(),
+            now_ns: 0,
+            ops_total: 0,
+            turns: 0,
+            continued: 0,
+            stale_cqes: 0,
+            wakeups: 0,
+            draining: false,
+            config,
+        })
+    }
+
+    /// What the kernel can do, for the start-up log and `doctor`.
+    pub fn features(&self) -> &Features {
+        &self.ring.features
+    }
+
+    /// What was done so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            turns: self.turns,
+            stale_cqes: self.stale_cqes,
+            wakeups: self.wakeups,
+            ops: self.ops_total,
+            continued: self.continued,
+            ..self.ring.counters
+        }
+    }
+
+    /// Turns until the app is finished; then cancels what is in flight, delivers its completions
+    /// and returns. Ops submitted meanwhile end at once with [`Errno::CANCELED`].
+    pub fn run(&mut self, app: &mut (impl App + ?Sized)) {
+        while !app.is_finished() {
+            self.turn(app);
+        }
+        self.drain(app);
+    }
+
+    /// One turn: sleeps until something happens, then delivers it.
+    pub fn turn(&mut self, app: &mut (impl App + ?Sized)) {
+        self.turn_within(app, None);
+    }
+
+    /// One turn that sleeps `at_most_ns` at most.
+    fn turn_within(&mut self, app: &mut (impl App + ?Sized), at_most_ns: Option<u64>) {
+        self.turns += 1;
+        self.enter(at_most_ns);
+        self.ring.reap();
+        for _ in 0..self.ring.arrived.len() {
+            let cqe = self.ring.arrived.pop_front().expect("counted");
+            if let Some(completion) = self.on_cqe(cqe) {
+                app.on_completion(self, completion);
+            }
+        }
+        // Only what is there now: a result decided by these handlers waits for the next turn, so
+        // that an app which answers every failure with a new attempt cannot starve the ring.
+        for _ in 0..self.ready.len() {
+            let (key, result) = self.ready.pop_front().expect("counted");
+            let completion = self.retire(key, result);
+            app.on_completion(self, completion);
+        }
+        for index in 0..self.bells.len() {
+            if let Some(token) = self.bells.take(index) {
+                app.on_completion(
+                    self,
+                    Completion {
+                        token,
+                        event: Event::Rung,
+                    },
+                );
+            }
+        }
+        while let Some((timer, token)) = self.timers.pop_due(self.now_ns) {
+            app.on_completion(
+                self,
+                Completion {
+                    token,
+                    event: Event::Timer(timer),
+                },
+            );
+        }
+        app.on_turn_end(self);
+    }
+
+    /// Submits, sleeps if there is nothing to deliver, and samples the clock.
+    fn enter(&mut self, at_most_ns: Option<u64>) {
+        self.arm_bell();
+        let mut wait = self.wait(at_most_ns);
+        if wait != Wait::No {
+            if !self.bells.park() {
+                wait = Wait::No;
+            }
+            self.ring.enter(wait);
+            self.bells.unpark();
+        } else {
+            self.ring.enter(Wait::No);
+        }
+        self.now_ns = self.clock_ns();
+    }
+
+    fn wait(&self, at_most_ns: Option<u64>) -> Wait {
+        if !self.ready.is_empty() || !self.ring.arrived.is_empty() {
+            return Wait::No;
+        }
+        let timer = self
+            .timers
+            .next_ns()
+            .map(|at_ns| at_ns.saturating_sub(self.clock_ns()));
+        match (timer, at_most_ns) {
+            (Some(0), _) | (_, Some(0)) => Wait::No,
+            (None, None) => Wait::Forever,
+            (Some(ns), None) | (None, Some(ns)) => Wait::AtMost(ns),
+            (Some(a), Some(b)) => Wait::AtMost(a.min(b)),
+        }
+    }
+
+    fn clock_ns(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_nanos()).expect("up for less than 585 years")
+    }
+
+    /// The doorbells' poll ends only if the completion queue overflowed; then it is armed again.
+    fn arm_bell(&mut self) {
+        if self.bell_armed || self.bells.len() == 0 {
+            return;
+        }
+        let readable = u32::from(libc::POLLIN.unsigned_abs());
+        let fd = types::Fd(self.bells.event().as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, readable)
+            .multi(true)
+            .build()
+            .user_data(BELL_TAG);
+        // SAFETY: a poll points to no memory.
+        unsafe { self.ring.push(&entry) };
+        self.bell_armed = true;
+    }
+
+    fn on_cqe(&mut self, cqe: Cqe) -> Option<Completion> {
+        match cqe.user_data {
+            CANCEL_TAG => return None,
+            BELL_TAG => {
+                self.bell_armed = cqe.more;
+                self.wakeups += 1;
+                return None;
+            }
+            _ => {}
+        }
+        let key = Key::from_u64(cqe.user_data);
+        let Some(flight) = self.ops.get_mut(key).filter(|f| f.place == Place::Kernel) else {
+            self.stale_cqes += 1;
+            return None;
+        };
+        let result = match flight.judge(cqe.result) {
+            Verdict::End(result) => result,
+            Verdict::Again => {
+                self.continued += 1;
+                self.push_flight(key);
+                return None;
+            }
+            Verdict::DiscardByFallocate => {
+                self.forget_discard_command(key);
+                self.push_flight(key);
+                return None;
+            }
+            Verdict::Accepted(fd) => {
+                let peer = socket::accepted(fd.as_fd());
+                self.adopt_as(fd, Kind::Socket)
+                    .map(|handle| Done::Socket { handle, peer })
+            }
+            Verdict::Connected => self.connected(key),
+        };
+        Some(self.retire(key, result))
+    }
+
+    fn connected(&mut self, key: Key) -> Result<Done, Errno> {
+        let flight = self.ops.get_mut(key).expect("just found");
+        let Op::Connect { to: peer } = flight.op else {
+            unreachable!("judged as connected")
+        };
+        let fd = flight.connecting.take().expect("kept since submission");
+        self.adopt_as(fd, Kind::Socket)
+            .map(|handle| Done::Socket { handle, peer })
+    }
+
+    fn forget_discard_command(&mut self, key: Key) {
+        let flight = self.ops.get_mut(key).expect("just found");
+        flight.discard_command = false;
+        let handle = flight::handle_of(&flight.op).expect("a discard has a file");
+        if let Some(open) = self.handles.get_mut(handle) {
+            open.kind = Kind::BlockDevice {
+                discard_command: false,
+            };
+        }
+    }
+
+    /// Makes a handle of a descriptor.
+    fn adopt_as(&mut self, fd: OwnedFd, kind: Kind) -> Result<Handle, Errno> {
+        let raw = fd.as_raw_fd();
+        let open = Open {
+            fd,
+            kind,
+            fixed: false,
+            in_kernel: 0,
+            sending: false,
+            closing: None,
+        };
+        let key = self
+            .handles
+            .0
+            .insert(open)
+            .map_err(|_| Errno::TOO_MANY_HANDLES)?;
+        let fixed = self.ring.fix_file(key.index, raw);
+        self.handles.0.get_mut(key).expect("just inserted").fixed = fixed;
+        Ok(Handle {
+            index: key.index,
+            turn: key.turn,
+        })
+    }
+
+    /// Takes an op out of the slab and makes its completion. Finishes a close that waited for it.
+    fn retire(&mut self, key: Key, result: Result<Done, Errno>) -> Completion {
+        let flight = self.ops.remove(key).expect("an op is retired once");
+        if let Some(area) = flight.area {
+            self.areas.give_back(area);
+        }
+        if flight.place == Place::Kernel
+            && let Some(handle) = flight::handle_of(&flight.op)
+        {
+            let open = self
+                .handles
+                .get_mut(handle)
+                .expect("open while ops are on it");
+            open.in_kernel -= 1;
+            if matches!(flight.op, Op::Send { .. }) {
+                open.sending = false;
+            }
+            if open.in_kernel == 0 && open.closing.is_some() {
+                self.finish_close(handle);
+            }
+        }
+        Completion {
+            token: flight.token,
+            event: Event::Op {
+                op: flight.op,
+                result,
+            },
+        }
+    }
+
+    /// Nothing is in flight on the handle: close it, let its `Op::Close` complete.
+    fn finish_close(&mut self, handle: Handle) {
+        let open = self
+            .handles
+            .0
+            .remove(handles::key(handle))
+            .expect("open until now");
+        let closing = open.closing.expect("only closing handles are closed");
+        assert_eq!(
+            open.in_kernel, 0,
+            "uring: closing a handle with ops in flight"
+        );
+        if open.fixed {
+            self.ring.unfix_file(handle.index);
+        }
+        if closing.reset && open.kind == Kind::Socket {
+            socket::reset_on_close(open.fd.as_fd());
+        }
+        drop(open.fd);
+        self.decide(closing.op, Ok(Done::Nothing));
+    }
+
+    /// Queues a result for delivery.
+    fn decide(&mut self, key: Key, result: Result<Done, Errno>) {
+        let flight = self
+            .ops
+            .get_mut(key)
+            .expect("undecided ops are in the slab");
+        flight.place = Place::Ready;
+        self.ready.push_back((key, result));
+    }
+
+    /// Gives a new op to the kernel; an error decides it here.
+    fn start(&mut self, key: Key) -> Result<(), Errno> {
+        let flight = self.ops.get_mut(key).expect("just inserted");
+        if let Op::Close { handle, reset } = flight.op {
+            return self.begin_close(handle, Closing { op: key, reset });
+        }
+        if self.draining {
+            return Err(Errno::CANCELED);
+        }
+        match &flight.op {
+            Op::Connect { to } => flight.connecting = Some(socket::for_connect(to)?),
+            Op::Send { parts, .. } => assert!((1..=SEND_PARTS_MAX).contains(&parts.len())),
+            Op::Recv { .. } => assert!(flight::total_bytes(&flight.op) > 0, "an empty receive"),
+            Op::Accept { .. }
+            | Op::Read { .. }
+            | Op::Write { .. }
+            | Op::Flush { .. }
+            | Op::Discard { .. }
+            | Op::Command { .. }
+            | Op::Close { .. } => {}
+        }
+        if let Some(handle) = flight::handle_of(&flight.op) {
+            let open = self.handles.get_mut(handle).ok_or(Errno::BAD_HANDLE)?;
+            if open.closing.is_some() {
+                return Err(Errno::BAD_HANDLE);
+            }
+            open.in_kernel += 1;
+            if matches!(flight.op, Op::Send { .. }) {
+                assert!(!open.sending, "reactor: two sends in flight on one socket");
+                open.sending = true;
+            }
+            flight.direct = matches!(open.kind, Kind::File { direct: true });
+            flight.discard_command = matches!(flight.op, Op::Discard { .. })
+                && open.kind
+                    == (Kind::BlockDevice {
+                        discard_command: true,
+                    });
+        }
+        self.push_flight(key);
+        Ok(())
+    }
+
+    /// Queues the SQE for the op's first or next round.
+    fn push_flight(&mut self, key: Key) {
+        let flight = self.ops.get_mut(key).expect("in flight");
+        flight.place = Place::Kernel;
+        let target = match flight::handle_of(&flight.op) {
+            Some(handle) => self
+                .handles
+                .target(handle)
+                .expect("open while ops are on it"),
+            None => Target {
+                fd: types::Fd(-1),
+                fixed: false,
+            },
+        };
+        let entry = flight
+            .sqe(target, &mut self.areas, self.arena_base)
+            .user_data(key.to_u64());
+        // SAFETY: the entry points into windows and an area that `flight` owns. The slab keeps it
+        // until the CQE with this key was judged final, or leaks it (see `shutdown`); windows stay
+        // where they are in the mapping when the slab moves its entries. A `BufMut` is the only
+        // window over its bytes and `Buf`s are written by nobody, so nothing aliases.
+        unsafe { self.ring.push(&entry) };
+    }
+
+    fn begin_close(&mut self, handle: Handle, closing: Closing) -> Result<(), Errno> {
+        let open = self.handles.get_mut(handle).ok_or(Errno::BAD_HANDLE)?;
+        if open.closing.is_some() {
+            return Err(Errno::BAD_HANDLE);
+        }
+        open.closing = Some(closing);
+        let idle = open.in_kernel == 0;
+        self.ops.get_mut(closing.op).expect("just inserted").place = Place::Closing;
+        if idle {
+            self.finish_close(handle);
+            return Ok(());
+        }
+        self.stop_all_on(handle);
+        let target = self.handles.target(handle).expect("open");
+        let cancel = opcode::AsyncCancel2::new(target.cancel_all())
+            .build()
+            .user_data(CANCEL_TAG);
+        // SAFETY: a cancel points to no memory.
+        unsafe { self.ring.push(&cancel) };
+        Ok(())
+    }
+
+    /// Marks everything in flight on the handle, so that partial results are not continued.
+    fn stop_all_on(&mut self, handle: Handle) {
+        for key in self.ops.keys() {
+            let flight = self.ops.get_mut(key).expect("listed");
+            flight.stopping |= flight::handle_of(&flight.op) == Some(handle);
+        }
+    }
+
+    fn cancel_key(&mut self, key: Key) {
+        let Some(flight) = self.ops.get_mut(key).filter(|f| f.place == Place::Kernel) else {
+            return;
+        };
+        flight.stopping = true;
+        let what = types::CancelBuilder::user_data(key.to_u64());
+        let cancel = opcode::AsyncCancel2::new(what)
+            .build()
+            .user_data(CANCEL_TAG);
+        // SAFETY: a cancel points to no memory.
+        unsafe { self.ring.push(&cancel) };
+    }
+}
+
+impl Driver for UringDriver {
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    fn submit(&mut self, token: Token, op: Op) -> OpId {
+        self.ops_total += 1;
+        let flight = Flight {
+            token,
+            op,
+            place: Place::Kernel,
+            stopping: false,
+            moved_bytes: 0,
+            direct: false,
+            discard_command: false,
+            area: None,
+            connecting: None,
+        };
+        let Ok(key) = self.ops.insert(flight) else {
+            panic!("reactor: more than {} ops in flight", self.config.ops_max)
+        };
+        if let Err(errno) = self.start(key) {
+            self.decide(key, Err(errno));
+        }
+        OpId {
+            index: key.index,
+            turn: key.turn,
+        }
+    }
+
+    fn cancel(&mut self, op: OpId) {
+        self.cancel_key(Key {
+            index: op.index,
+            turn: op.turn,
+        });
+    }
+
+    fn arm(&mut self, token: Token, at_ns: u64) -> TimerId {
+        // Never in the past: a timer armed by a timer waits for the next turn.
+        self.timers.arm(token, at_ns.max(self.now_ns + 1))
+    }
+
+    fn disarm(&mut self, timer: TimerId) {
+        self.timers.disarm(timer);
+    }
+
+    fn listen(&mut self, at: SocketAddr) -> Result<Handle, SetupError> {
+        let fd = socket::listen(&at)?;
+        self.adopt_as(fd, Kind::Listener)
+            .map_err(|errno| SetupError::Call {
+                what: format!("listen on {at}"),
+                errno,
+            })
+    }
+
+    fn local_addr(&self, handle: Handle) -> Option<SocketAddr> {
+        socket::local_addr(self.handles.get(handle)?.fd.as_fd())
+    }
+
+    fn open(&mut self, path: &Path, how: OpenFile) -> Result<(Handle, FileFacts), SetupError> {
+        let (fd, facts) = file::open(path, how)?;
+        let discard_command = self.ring.features.has(probe::BLOCK_DISCARD);
+        let kind = match facts.kind {
+            FileKind::File => Kind::File {
+                direct: facts.direct,
+            },
+            FileKind::BlockDevice => Kind::BlockDevice { discard_command },
+        };
+        let handle = self.adopt_as(fd, kind).map_err(|errno| SetupError::Call {
+            what: format!("open {}", path.display()),
+            errno,
+        })?;
+        Ok((handle, facts))
+    }
+
+    fn adopt(&mut self, fd: OwnedFd) -> Result<Handle, SetupError> {
+        self.adopt_as(fd, Kind::Adopted)
+            .map_err(|errno| SetupError::Call {
+                what: "adopt a descriptor".to_owned(),
+                errno,
+            })
+    }
+
+    fn doorbell(&mut self, token: Token) -> Result<Doorbell, SetupError> {
+        Ok(self.bells.add(token))
+    }
+}
