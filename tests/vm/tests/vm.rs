@@ -2,6 +2,7 @@
 //!
 //! Run with one process (`cargo test -p vmtest --test vm -- NAME`): under a runner with a process
 //! per test it works as well, with a boot per test.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
