@@ -1,0 +1,194 @@
+//! Vendor admin commands between clientd and storaged: what NVMe lacks for replication.
+//!
+//! Every command carries the slice as its NSID and the protocol version in CDW10 15:0; structs
+//! repeat the version in their first two bytes. Opcode bits 1:0 give the data direction, as NVMe
+//! demands. The session that a command opens belongs to the association it came on.
+
+use super::sqe::{Direction, Sqe};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The version this release speaks.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Most data a vendor command moves, in bytes.
+pub const VENDOR_DATA_BYTES_MAX: u32 = 64 * 1024;
+
+/// Opcodes.
+pub mod opcode {
+    /// [`OpenSlice`](super::OpenSlice) in; result: incarnation.
+    pub const OPEN_SLICE: u8 = 0xc1;
+    /// [`SliceState`](super::SliceState) out.
+    pub const SLICE_STATE: u8 = 0xc2;
+    /// Ends this association's session on the slice.
+    pub const CLOSE_SLICE: u8 = 0xc4;
+    /// [`SliceStamp`](super::SliceStamp) in, durable before the reply.
+    pub const STAMP_SLICE: u8 = 0xc5;
+    /// Bitmap of marked regions out; CDW11: first region.
+    pub const READ_MARKS: u8 = 0xc6;
+    /// Result: a tick (replication §8).
+    pub const TICK: u8 = 0xc8;
+    /// Bitmap of regions in, durable before the reply.
+    pub const ADD_MARKS: u8 = 0xc9;
+    /// Bitmap of present or zeroed blocks out; CDW11: first region, CDW12: regions.
+    pub const READ_PRESENCE: u8 = 0xca;
+    /// Unmarks idle regions last written before the tick in CDW11-12.
+    pub const STABLE: u8 = 0xcc;
+    /// [`SliceStamp`](super::SliceStamp) in: the slice is complete again, durable before the reply.
+    pub const COMPLETE_SLICE: u8 = 0xcd;
+    /// One u64 per 64 KiB chunk out; CDW11-12: first block, CDW13: blocks.
+    pub const HASH_RANGE: u8 = 0xce;
+    /// The slice must be resilvered before it is trusted, durable before the reply.
+    pub const SET_INCOMPLETE: u8 = 0xd0;
+
+    /// All of them.
+    pub const ALL: [u8; 12] = [
+        OPEN_SLICE,
+        SLICE_STATE,
+        CLOSE_SLICE,
+        STAMP_SLICE,
+        READ_MARKS,
+        TICK,
+        ADD_MARKS,
+        READ_PRESENCE,
+        STABLE,
+        COMPLETE_SLICE,
+        HASH_RANGE,
+        SET_INCOMPLETE,
+    ];
+}
+
+/// Data of OpenSlice.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct OpenSlice {
+    /// [`PROTOCOL_VERSION`].
+    pub version: U16,
+    /// Zero.
+    pub flags: U16,
+    /// Zero.
+    pub reserved: U32,
+    /// Epoch of the attach.
+    pub epoch: U64,
+    /// Volume the slice must belong to.
+    pub volume: [u8; 16],
+    /// What metad gave the client to prove the attach.
+    pub ticket: [u8; 32],
+}
+const _: () = assert!(size_of::<OpenSlice>() == 64);
+const _: () = assert!(std::mem::offset_of!(OpenSlice, epoch) == 8);
+const _: () = assert!(std::mem::offset_of!(OpenSlice, volume) == 16);
+const _: () = assert!(std::mem::offset_of!(OpenSlice, ticket) == 32);
+
+/// Flag of [`SliceState`]: the store's last stop was clean.
+pub const STATE_CLEAN: u16 = 1 << 0;
+/// Flag of [`SliceState`]: the slice must be resilvered before it is trusted.
+pub const STATE_INCOMPLETE: u16 = 1 << 1;
+
+/// Data of SliceState.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct SliceState {
+    /// [`PROTOCOL_VERSION`].
+    pub version: U16,
+    /// `STATE_*`.
+    pub flags: U16,
+    /// Zero.
+    pub reserved0: U32,
+    /// The store's incarnation.
+    pub incarnation: U64,
+    /// The last incarnation that began after an unclean stop.
+    pub lost_at: U64,
+    /// Newest epoch that opened the slice.
+    pub epoch: U64,
+    /// Sequence number of the stamp.
+    pub stamp_seq: U64,
+    /// In-sync positions of the stamp, a bitmap.
+    pub stamp_isr: U64,
+    /// Members of the stamp, a bitmap of positions.
+    pub stamp_members: U64,
+    /// The generation that takes writes.
+    pub head_generation: U32,
+    /// Regions marked.
+    pub mark_count: U32,
+    /// The store's tick now.
+    pub tick: U64,
+    /// Zero.
+    pub reserved: [u8; 56],
+}
+const _: () = assert!(size_of::<SliceState>() == 128);
+const _: () = assert!(std::mem::offset_of!(SliceState, incarnation) == 8);
+const _: () = assert!(std::mem::offset_of!(SliceState, stamp_seq) == 32);
+const _: () = assert!(std::mem::offset_of!(SliceState, head_generation) == 56);
+const _: () = assert!(std::mem::offset_of!(SliceState, tick) == 64);
+
+/// Data of StampSlice and CompleteSlice.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct SliceStamp {
+    /// [`PROTOCOL_VERSION`].
+    pub version: U16,
+    /// Zero.
+    pub flags: U16,
+    /// Zero.
+    pub reserved: U32,
+    /// Membership sequence number.
+    pub seq: U64,
+    /// In-sync positions, a bitmap.
+    pub isr: U64,
+    /// Members, a bitmap of positions.
+    pub members: U64,
+}
+const _: () = assert!(size_of::<SliceStamp>() == 32);
+const _: () = assert!(std::mem::offset_of!(SliceStamp, seq) == 8);
+
+/// A vendor command without its data descriptor: NSID, version in CDW10, `cdw11_13` as the opcode
+/// defines them.
+pub fn command(opcode: u8, cid: u16, nsid: u32, cdw11_13: [u32; 3]) -> Sqe {
+    let [cdw11, cdw12, cdw13] = cdw11_13;
+    let cdws = [u32::from(PROTOCOL_VERSION), cdw11, cdw12, cdw13, 0, 0];
+    Sqe::new(opcode, cid, nsid).with_cdws(cdws)
+}
+
+/// Direction of a vendor opcode of ours; `None` for opcodes we do not know.
+pub fn direction(opcode: u8) -> Option<Direction> {
+    opcode::ALL
+        .contains(&opcode)
+        .then(|| Direction::of_opcode(opcode))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn opcodes_say_which_way_their_data_goes() {
+        use opcode::*;
+        let into = [OPEN_SLICE, STAMP_SLICE, ADD_MARKS, COMPLETE_SLICE];
+        let out = [SLICE_STATE, READ_MARKS, READ_PRESENCE, HASH_RANGE];
+        for op in ALL {
+            let expected = if into.contains(&op) {
+                Direction::ToController
+            } else if out.contains(&op) {
+                Direction::ToHost
+            } else {
+                Direction::None
+            };
+            assert_eq!(direction(op), Some(expected), "{op:#x}");
+        }
+        assert_eq!(direction(0xc3), None);
+    }
+
+    #[test]
+    fn a_command_carries_the_version_and_its_dwords() {
+        let sqe = command(opcode::HASH_RANGE, 9, 5, [1, 2, 3]);
+        assert_eq!(sqe.cdws(), [1, 1, 2, 3, 0, 0]);
+        assert_eq!((sqe.nsid.get(), sqe.cid.get()), (5, 9));
+    }
+}
