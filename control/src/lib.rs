@@ -4,4 +4,8 @@
 //! its store, the RPC server of `metad`, and the client that daemons and `ubsctl` use.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod client;
 pub mod core;
+mod link;
+mod wire;

@@ -28,4 +28,4 @@ pub use model::{
 pub use refusal::{Refusal, RefusalCode};
 
 #[cfg(test)]
-mod test;
+pub(crate) mod test;

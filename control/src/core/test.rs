@@ -570,7 +570,7 @@ fn the_event_log_is_bounded_and_counts_without_holes() {
 }
 
 /// Commands over a small world, so that they collide often.
-fn any_command() -> impl Strategy<Value = Command> {
+pub(crate) fn any_command() -> impl Strategy<Value = Command> {
     let vol = || (0u8..4).prop_map(|i| VolumeId([i; 16]));
     let isr = proptest::collection::btree_set((0u32..7).prop_map(StoreId), 0..5);
     let epoch = || (0u64..6).prop_map(|c| Epoch::new(1, c).unwrap());

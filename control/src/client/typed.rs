@@ -1,0 +1,366 @@
+//! One method per thing that programs ask for.
+
+use super::{MetadClient, MetadError};
+use crate::api::{
+    Answer, AttachmentDesire, ClusterView, Filter, HostView, PlanView, Question, Resilvers,
+    ServerView, SliceDesire, StoreView, Versioned, VolumeView,
+};
+use crate::core::{
+    AttachGrant, Command, EventRecord, HostId, NewHost, NewServer, NewStore, NewVolume, Reply,
+    Standing,
+};
+use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
+use std::collections::BTreeSet;
+
+/// The answer to a change of the in-sync set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IsrAnswer {
+    /// It is as asked now; its version.
+    Set(MembershipSeq),
+    /// Somebody newer has the volume: stop.
+    Fenced {
+        /// The newest epoch.
+        epoch: Epoch,
+    },
+    /// It had changed already.
+    Stale {
+        /// Its version.
+        seq: MembershipSeq,
+        /// What it is.
+        isr: BTreeSet<StoreId>,
+    },
+}
+
+macro_rules! expect {
+    ($asked:expr, $got:expr, $pattern:pat => $value:expr) => {
+        match $got {
+            $pattern => Ok($value),
+            other => Err(MetadError::unexpected(&$asked, &other)),
+        }
+    };
+}
+
+impl MetadClient {
+    async fn run<T>(
+        &self,
+        command: Command,
+        pick: impl FnOnce(Reply) -> Result<T, Reply>,
+    ) -> Result<T, MetadError> {
+        let asked = format!("{command:?}");
+        let reply = self.command(command).await?;
+        pick(reply).map_err(|got| MetadError::Unexpected {
+            asked,
+            got: format!("{got:?}"),
+        })
+    }
+
+    async fn run_done(&self, command: Command) -> Result<(), MetadError> {
+        self.run(command, |r| if r == Reply::Done { Ok(()) } else { Err(r) })
+            .await
+    }
+
+    /// Announces a server, or its new address.
+    ///
+    /// # Errors
+    /// Name taken, another cluster; see [`MetadError`].
+    pub async fn register_server(&self, new: NewServer) -> Result<ServerId, MetadError> {
+        let pick = |r| {
+            if let Reply::Server(id) = r {
+                Ok(id)
+            } else {
+                Err(r)
+            }
+        };
+        self.run(Command::RegisterServer(new), pick).await
+    }
+
+    /// Announces a store of a server.
+    ///
+    /// # Errors
+    /// Another cluster, unknown server; see [`MetadError`].
+    pub async fn register_store(&self, new: NewStore) -> Result<StoreId, MetadError> {
+        let pick = |r| {
+            if let Reply::Store(id) = r {
+                Ok(id)
+            } else {
+                Err(r)
+            }
+        };
+        self.run(Command::RegisterStore(new), pick).await
+    }
+
+    /// Announces a client host.
+    ///
+    /// # Errors
+    /// Name or NQN taken; see [`MetadError`].
+    pub async fn register_host(&self, new: NewHost) -> Result<HostId, MetadError> {
+        let pick = |r| {
+            if let Reply::Host(id) = r {
+                Ok(id)
+            } else {
+                Err(r)
+            }
+        };
+        self.run(Command::RegisterHost(new), pick).await
+    }
+
+    /// Makes a volume; it is ready when its storageds have made the slices.
+    ///
+    /// # Errors
+    /// Name taken, bad numbers, too few servers, no room; see [`MetadError`].
+    pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeId, MetadError> {
+        let pick = |r| {
+            if let Reply::Volume(id) = r {
+                Ok(id)
+            } else {
+                Err(r)
+            }
+        };
+        self.run(Command::CreateVolume(new), pick).await
+    }
+
+    /// Begins to remove a volume.
+    ///
+    /// # Errors
+    /// Unknown, attached; see [`MetadError`].
+    pub async fn delete_volume(&self, volume: VolumeId) -> Result<(), MetadError> {
+        self.run_done(Command::DeleteVolume { volume }).await
+    }
+
+    /// Asks a host to attach a volume.
+    ///
+    /// # Errors
+    /// Unknown, attached elsewhere; see [`MetadError`].
+    pub async fn want_attached(&self, volume: VolumeId, host: HostId) -> Result<(), MetadError> {
+        self.run_done(Command::SetDesiredAttachment { volume, host })
+            .await
+    }
+
+    /// Asks the host that has the volume to detach it.
+    ///
+    /// # Errors
+    /// Unknown volume; see [`MetadError`].
+    pub async fn want_detached(&self, volume: VolumeId) -> Result<(), MetadError> {
+        self.run_done(Command::ClearDesiredAttachment { volume })
+            .await
+    }
+
+    /// Takes a volume from a holder that does not answer.
+    ///
+    /// # Errors
+    /// Unknown volume; see [`MetadError`].
+    pub async fn force_detach(&self, volume: VolumeId) -> Result<(), MetadError> {
+        self.run_done(Command::ForceDetach { volume }).await
+    }
+
+    /// Cordons or uncordons a server.
+    ///
+    /// # Errors
+    /// Unknown server; see [`MetadError`].
+    pub async fn set_standing(
+        &self,
+        server: ServerId,
+        standing: Standing,
+    ) -> Result<(), MetadError> {
+        self.run_done(Command::SetServerStanding { server, standing })
+            .await
+    }
+
+    /// clientd: takes a volume, fencing every earlier holder.
+    ///
+    /// # Errors
+    /// Not wanted here, held elsewhere, not ready; see [`MetadError`].
+    pub async fn attach(&self, volume: VolumeId, host: HostId) -> Result<AttachGrant, MetadError> {
+        let pick = |r| {
+            if let Reply::Granted(grant) = r {
+                Ok(*grant)
+            } else {
+                Err(r)
+            }
+        };
+        self.run(Command::Attach { volume, host }, pick).await
+    }
+
+    /// clientd: asks for another in-sync set.
+    ///
+    /// # Errors
+    /// A shard would lose its last replica; see [`MetadError`]. After `Unreachable` it is unknown
+    /// whether the set changed: ask again with the same arguments.
+    pub async fn set_isr(
+        &self,
+        volume: VolumeId,
+        epoch: Epoch,
+        seq: MembershipSeq,
+        new_isr: BTreeSet<StoreId>,
+    ) -> Result<IsrAnswer, MetadError> {
+        let command = Command::SetIsr {
+            volume,
+            epoch,
+            seq,
+            new_isr,
+        };
+        self.run(command, |r| match r {
+            Reply::IsrSet(seq) => Ok(IsrAnswer::Set(seq)),
+            Reply::Fenced { epoch } => Ok(IsrAnswer::Fenced { epoch }),
+            Reply::Stale { seq, isr } => Ok(IsrAnswer::Stale { seq, isr }),
+            other => Err(other),
+        })
+        .await
+    }
+
+    /// clientd: has stopped using a volume. True: it was ours; false: somebody newer has it.
+    ///
+    /// # Errors
+    /// Unknown volume; see [`MetadError`].
+    pub async fn detach(&self, volume: VolumeId, epoch: Epoch) -> Result<bool, MetadError> {
+        self.run(Command::Detach { volume, epoch }, |r| match r {
+            Reply::Done => Ok(true),
+            Reply::Fenced { .. } => Ok(false),
+            other => Err(other),
+        })
+        .await
+    }
+
+    /// storaged: a slice is there.
+    ///
+    /// # Errors
+    /// Unknown slice; see [`MetadError`].
+    pub async fn confirm_slice(&self, store: StoreId, nsid: Nsid) -> Result<(), MetadError> {
+        self.run_done(Command::ConfirmSlice { store, nsid }).await
+    }
+
+    /// storaged: a slice is gone.
+    ///
+    /// # Errors
+    /// The slice is wanted; see [`MetadError`].
+    pub async fn confirm_slice_gone(&self, store: StoreId, nsid: Nsid) -> Result<(), MetadError> {
+        self.run_done(Command::ConfirmSliceGone { store, nsid })
+            .await
+    }
+
+    /// storaged: what its server should hold, once that is newer than `after` (0: at once).
+    ///
+    /// # Errors
+    /// Unknown server; waits through everything else.
+    pub async fn watch_slices(
+        &self,
+        server: ServerId,
+        after: u64,
+    ) -> Result<SliceDesire, MetadError> {
+        let asked = Question::WatchSlices { server, after };
+        expect!(asked, self.watch(&asked).await?, Answer::Slices(desire) => desire)
+    }
+
+    /// clientd: what its host should attach, once that is newer than `after` (0: at once).
+    ///
+    /// # Errors
+    /// Unknown host; waits through everything else.
+    pub async fn watch_attachments(
+        &self,
+        host: HostId,
+        after: u64,
+    ) -> Result<AttachmentDesire, MetadError> {
+        let asked = Question::WatchAttachments { host, after };
+        expect!(asked, self.watch(&asked).await?, Answer::Attachments(desire) => desire)
+    }
+
+    /// Identity and leader.
+    ///
+    /// # Errors
+    /// See [`MetadError`].
+    pub async fn cluster(&self) -> Result<ClusterView, MetadError> {
+        let asked = Question::Cluster;
+        expect!(asked, self.ask(&asked).await?, Answer::Cluster(view) => view)
+    }
+
+    /// Waits if the filter says so, otherwise answers at once.
+    async fn list(&self, asked: &Question, filter_version: u64) -> Result<Answer, MetadError> {
+        if filter_version == 0 {
+            self.ask(asked).await
+        } else {
+            self.watch(asked).await
+        }
+    }
+
+    /// Servers.
+    ///
+    /// # Errors
+    /// See [`MetadError`].
+    pub async fn servers(&self, filter: Filter) -> Result<Versioned<ServerView>, MetadError> {
+        let version = filter.version;
+        let asked = Question::Servers(filter);
+        expect!(asked, self.list(&asked, version).await?, Answer::Servers(list) => list)
+    }
+
+    /// Stores.
+    ///
+    /// # Errors
+    /// See [`MetadError`].
+    pub async fn stores(&self, filter: Filter) -> Result<Versioned<StoreView>, MetadError> {
+        let version = filter.version;
+        let asked = Question::Stores(filter);
+        expect!(asked, self.list(&asked, version).await?, Answer::Stores(list) => list)
+    }
+
+    /// Client hosts.
+    ///
+    /// # Errors
+    /// See [`MetadError`].
+    pub async fn hosts(&self, filter: Filter) -> Result<Versioned<HostView>, MetadError> {
+        let version = filter.version;
+        let asked = Question::Hosts(filter);
+        expect!(asked, self.list(&asked, version).await?, Answer::Hosts(list) => list)
+    }
+
+    /// Volumes.
+    ///
+    /// # Errors
+    /// See [`MetadError`].
+    pub async fn volumes(&self, filter: Filter) -> Result<Versioned<VolumeView>, MetadError> {
+        let version = filter.version;
+        let asked = Question::Volumes(filter);
+        expect!(asked, self.list(&asked, version).await?, Answer::Volumes(list) => list)
+    }
+
+    /// Resilvers, running and past.
+    ///
+    /// # Errors
+    /// See [`MetadError`].
+    pub async fn resilvers(&self, filter: Filter) -> Result<Resilvers, MetadError> {
+        let version = filter.version;
+        let asked = Question::Resilvers(filter);
+        expect!(asked, self.list(&asked, version).await?, Answer::Resilvers(list) => list)
+    }
+
+    /// Where a volume would go.
+    ///
+    /// # Errors
+    /// What [`Self::create_volume`] would be refused with.
+    pub async fn plan_volume(&self, new: NewVolume) -> Result<PlanView, MetadError> {
+        let asked = Question::Plan(new);
+        expect!(asked, self.ask(&asked).await?, Answer::Plan(plan) => plan)
+    }
+
+    /// What is wrong with the replicated state; empty: nothing.
+    ///
+    /// # Errors
+    /// See [`MetadError`].
+    pub async fn fsck(&self) -> Result<Vec<String>, MetadError> {
+        let asked = Question::Fsck;
+        expect!(asked, self.ask(&asked).await?, Answer::Fsck(found) => found)
+    }
+
+    /// Events after an index, oldest first; with `wait` as soon as there is one.
+    ///
+    /// # Errors
+    /// See [`MetadError`].
+    pub async fn events(&self, after: u64, wait: bool) -> Result<Vec<EventRecord>, MetadError> {
+        let asked = Question::Events { after, wait };
+        let answer = if wait {
+            self.watch(&asked).await?
+        } else {
+            self.ask(&asked).await?
+        };
+        expect!(asked, answer, Answer::Events(events) => events)
+    }
+}

@@ -1,0 +1,110 @@
+//! One Cap'n Proto connection: limits, socket options, and an end that closes it for sure.
+
+use capnp::message::ReaderOptions;
+use capnp_rpc::rpc_twoparty_capnp::Side;
+use capnp_rpc::{RpcSystem, twoparty};
+use futures::AsyncReadExt as _;
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_util::compat::TokioAsyncReadCompatExt as _;
+use ubs_capnp::control_capnp::entrance;
+
+/// Most words a received message may make a reader walk: eight MiB, enough for a Raft snapshot
+/// chunk or a listing of all volumes in a few answers, too little to hurt.
+const MESSAGE_WORDS_MAX: usize = 8 * 1024 * 1024;
+/// Deepest nesting of a received message.
+const MESSAGE_NESTING_MAX: i32 = 24;
+/// A silent peer is probed after this long.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(20);
+/// And then this often; three unanswered probes end the connection.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+
+pub(crate) fn reader_options() -> ReaderOptions {
+    let mut options = ReaderOptions::new();
+    options
+        .traversal_limit_in_words(Some(MESSAGE_WORDS_MAX))
+        .nesting_limit(MESSAGE_NESTING_MAX);
+    options
+}
+
+/// No delay, and a dead peer is noticed also by a connection that only waits.
+pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    Ok(())
+}
+
+/// Our end of a connection to a member. Dropping it closes the connection; whatever was asked over
+/// it then fails as disconnected.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// Where it goes, as it was asked for.
+    pub(crate) address: String,
+    entrance: Entrance,
+    closed: Rc<Cell<bool>>,
+    task: JoinHandle<()>,
+}
+
+struct Entrance(entrance::Client);
+
+impl std::fmt::Debug for Entrance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Entrance")
+    }
+}
+
+impl Link {
+    /// Connects within the time given. Needs a `LocalSet`.
+    pub(crate) async fn connect(address: &str, within: Duration) -> io::Result<Self> {
+        let late = || io::Error::new(io::ErrorKind::TimedOut, "no connection in time");
+        let stream = tokio::time::timeout(within, TcpStream::connect(address))
+            .await
+            .map_err(|_| late())??;
+        tune(&stream)?;
+        let (reader, writer) = stream.compat().split();
+        let network = twoparty::VatNetwork::new(reader, writer, Side::Client, reader_options());
+        let mut system = RpcSystem::new(Box::new(network), None);
+        let entrance = Entrance(system.bootstrap(Side::Server));
+        let closed = Rc::new(Cell::new(false));
+        let task = tokio::task::spawn_local({
+            let closed = Rc::clone(&closed);
+            let address = address.to_owned();
+            async move {
+                if let Err(e) = system.await {
+                    tracing::debug!(%address, error = %e, "connection to metad ended");
+                }
+                closed.set(true);
+            }
+        });
+        Ok(Self {
+            address: address.to_owned(),
+            entrance,
+            closed,
+            task,
+        })
+    }
+
+    /// False once the other end has gone.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.closed.get()
+    }
+
+    /// The object every connection begins with.
+    pub(crate) fn entrance(&self) -> &entrance::Client {
+        &self.entrance.0
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,254 @@
+//! Commands.
+
+use super::words::{
+    get_address, get_domain, get_labels, get_layout, get_standing, get_store_set, get_subject,
+    get_text, get_uuid, get_volume_id, len, put_domain, put_labels, put_layout, put_standing,
+    put_stores, put_subject, put_uuid, put_volume_id,
+};
+use super::{Decoded, malformed};
+use crate::core::{ClientId, Command, HostId, NewHost, NewServer, NewStore, NewVolume};
+use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId};
+use ubs_capnp::control_capnp as wire;
+use uuid::Uuid;
+
+pub(crate) fn put_command(
+    client: ClientId,
+    sequence: u64,
+    command: &Command,
+    mut to: wire::command::Builder<'_>,
+) {
+    put_uuid(client.0, to.reborrow().init_client());
+    to.set_sequence(sequence);
+    match command {
+        Command::InitCluster { uuid, name } => {
+            let mut to = to.init_init_cluster();
+            put_uuid(*uuid, to.reborrow().init_uuid());
+            to.set_name(name);
+        }
+        Command::RegisterServer(new) => put_server(new, to.init_register_server()),
+        Command::RegisterStore(new) => put_store(*new, to.init_register_store()),
+        Command::RegisterHost(new) => put_host(new, to.init_register_host()),
+        Command::CreateVolume(new) => put_new_volume(new, to.init_create_volume()),
+        Command::DeleteVolume { volume } => put_volume_id(*volume, to.init_delete_volume()),
+        Command::SetDesiredAttachment { volume, host } => {
+            let mut to = to.init_set_desired_attachment();
+            to.set_host(host.0);
+            put_volume_id(*volume, to.init_volume());
+        }
+        Command::ClearDesiredAttachment { volume } => {
+            put_volume_id(*volume, to.init_clear_desired_attachment());
+        }
+        Command::ForceDetach { volume } => put_volume_id(*volume, to.init_force_detach()),
+        Command::SetServerStanding { server, standing } => {
+            let mut to = to.init_set_server_standing();
+            to.set_server(server.0);
+            to.set_standing(put_standing(*standing));
+        }
+        Command::Note { subject, text } => {
+            let mut to = to.init_note();
+            to.set_text(text);
+            put_subject(*subject, to.init_subject());
+        }
+        Command::Attach { .. }
+        | Command::Detach { .. }
+        | Command::SetIsr { .. }
+        | Command::ConfirmSlice { .. }
+        | Command::ConfirmSliceGone { .. } => put_daemon_command(command, to),
+    }
+}
+
+fn put_daemon_command(command: &Command, to: wire::command::Builder<'_>) {
+    match command {
+        Command::Attach { volume, host } => {
+            let mut to = to.init_attach();
+            to.set_host(host.0);
+            put_volume_id(*volume, to.init_volume());
+        }
+        Command::Detach { volume, epoch } => {
+            let mut to = to.init_detach();
+            to.set_epoch(epoch.0);
+            put_volume_id(*volume, to.init_volume());
+        }
+        Command::SetIsr {
+            volume,
+            epoch,
+            seq,
+            new_isr,
+        } => {
+            let mut to = to.init_set_isr();
+            put_volume_id(*volume, to.reborrow().init_volume());
+            to.set_epoch(epoch.0);
+            to.set_seq(seq.0);
+            put_stores(new_isr.iter(), |n| to.init_new_isr(n));
+        }
+        Command::ConfirmSlice { store, nsid } => {
+            let mut to = to.init_confirm_slice();
+            to.set_store(store.0);
+            to.set_nsid(nsid.0);
+        }
+        Command::ConfirmSliceGone { store, nsid } => {
+            let mut to = to.init_confirm_slice_gone();
+            to.set_store(store.0);
+            to.set_nsid(nsid.0);
+        }
+        Command::InitCluster { .. }
+        | Command::RegisterServer(_)
+        | Command::RegisterStore(_)
+        | Command::RegisterHost(_)
+        | Command::CreateVolume(_)
+        | Command::DeleteVolume { .. }
+        | Command::SetDesiredAttachment { .. }
+        | Command::ClearDesiredAttachment { .. }
+        | Command::ForceDetach { .. }
+        | Command::SetServerStanding { .. }
+        | Command::Note { .. } => unreachable!("put by the caller"),
+    }
+}
+
+fn put_server(new: &NewServer, mut to: wire::new_server::Builder<'_>) {
+    put_uuid(
+        new.cluster.unwrap_or_default(),
+        to.reborrow().init_cluster(),
+    );
+    put_uuid(new.uuid, to.reborrow().init_uuid());
+    to.set_name(&new.name);
+    to.set_address(new.address.to_string());
+    to.set_subsystem_nqn(&new.subsystem_nqn);
+    put_labels(&new.labels, to.init_labels(len(new.labels.len())));
+}
+
+fn put_store(new: NewStore, mut to: wire::new_store::Builder<'_>) {
+    put_uuid(new.cluster, to.reborrow().init_cluster());
+    to.set_server(new.server.0);
+    to.set_size_bytes(new.size_bytes);
+    put_uuid(new.uuid, to.init_uuid());
+}
+
+fn put_host(new: &NewHost, mut to: wire::new_host::Builder<'_>) {
+    put_uuid(new.uuid, to.reborrow().init_uuid());
+    to.set_name(&new.name);
+    to.set_host_nqn(&new.host_nqn);
+}
+
+pub(crate) fn put_new_volume(new: &NewVolume, mut to: wire::new_volume::Builder<'_>) {
+    put_volume_id(new.id, to.reborrow().init_id());
+    to.set_name(&new.name);
+    to.set_size_bytes(new.size_bytes);
+    to.set_replicas(new.replicas);
+    to.set_shard_bytes(new.shard_bytes);
+    to.set_layout(put_layout(new.layout));
+    to.set_stride(new.stride.unwrap_or(0));
+    to.set_min_in_sync(new.min_in_sync);
+    put_domain(&new.domain, to.reborrow().init_domain());
+    to.set_open_access(new.open_access);
+    put_stores(new.avoid.iter(), |n| to.init_avoid(n));
+}
+
+pub(crate) fn get_new_volume(from: wire::new_volume::Reader<'_>) -> Decoded<NewVolume> {
+    Ok(NewVolume {
+        id: get_volume_id(from.get_id()?),
+        name: get_text(from.get_name())?,
+        size_bytes: from.get_size_bytes(),
+        replicas: from.get_replicas(),
+        shard_bytes: from.get_shard_bytes(),
+        layout: get_layout(from.get_layout()?),
+        stride: Some(from.get_stride()).filter(|s| *s != 0),
+        min_in_sync: from.get_min_in_sync(),
+        domain: get_domain(from.get_domain()?)?,
+        open_access: from.get_open_access(),
+        avoid: get_store_set(from.get_avoid()?),
+    })
+}
+
+pub(crate) fn get_command(from: wire::command::Reader<'_>) -> Decoded<(ClientId, u64, Command)> {
+    let client = get_uuid(from.get_client()?);
+    if client == Uuid::nil() {
+        return Err(malformed("the client id", client));
+    }
+    Ok((ClientId(client), from.get_sequence(), get_kind(from)?))
+}
+
+fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
+    use wire::command::Which;
+    Ok(match from.which()? {
+        Which::InitCluster(c) => Command::InitCluster {
+            uuid: get_uuid(c.get_uuid()?),
+            name: get_text(c.get_name())?,
+        },
+        Which::RegisterServer(new) => Command::RegisterServer(get_server(new?)?),
+        Which::RegisterStore(new) => Command::RegisterStore(get_store(new?)?),
+        Which::RegisterHost(new) => Command::RegisterHost(get_host(new?)?),
+        Which::CreateVolume(new) => Command::CreateVolume(get_new_volume(new?)?),
+        Which::DeleteVolume(v) => Command::DeleteVolume {
+            volume: get_volume_id(v?),
+        },
+        Which::SetDesiredAttachment(c) => Command::SetDesiredAttachment {
+            volume: get_volume_id(c.get_volume()?),
+            host: HostId(c.get_host()),
+        },
+        Which::ClearDesiredAttachment(v) => Command::ClearDesiredAttachment {
+            volume: get_volume_id(v?),
+        },
+        Which::Attach(c) => Command::Attach {
+            volume: get_volume_id(c.get_volume()?),
+            host: HostId(c.get_host()),
+        },
+        Which::Detach(c) => Command::Detach {
+            volume: get_volume_id(c.get_volume()?),
+            epoch: Epoch(c.get_epoch()),
+        },
+        Which::ForceDetach(v) => Command::ForceDetach {
+            volume: get_volume_id(v?),
+        },
+        Which::SetIsr(c) => Command::SetIsr {
+            volume: get_volume_id(c.get_volume()?),
+            epoch: Epoch(c.get_epoch()),
+            seq: MembershipSeq(c.get_seq()),
+            new_isr: get_store_set(c.get_new_isr()?),
+        },
+        Which::ConfirmSlice(c) => Command::ConfirmSlice {
+            store: StoreId(c.get_store()),
+            nsid: Nsid(c.get_nsid()),
+        },
+        Which::ConfirmSliceGone(c) => Command::ConfirmSliceGone {
+            store: StoreId(c.get_store()),
+            nsid: Nsid(c.get_nsid()),
+        },
+        Which::SetServerStanding(c) => Command::SetServerStanding {
+            server: ServerId(c.get_server()),
+            standing: get_standing(c.get_standing()?),
+        },
+        Which::Note(c) => Command::Note {
+            subject: get_subject(c.get_subject()?)?,
+            text: get_text(c.get_text())?,
+        },
+    })
+}
+
+fn get_server(from: wire::new_server::Reader<'_>) -> Decoded<NewServer> {
+    Ok(NewServer {
+        cluster: Some(get_uuid(from.get_cluster()?)).filter(|c| *c != Uuid::nil()),
+        uuid: get_uuid(from.get_uuid()?),
+        name: get_text(from.get_name())?,
+        address: get_address(from.get_address())?,
+        subsystem_nqn: get_text(from.get_subsystem_nqn())?,
+        labels: get_labels(from.get_labels()?)?,
+    })
+}
+
+fn get_store(from: wire::new_store::Reader<'_>) -> Decoded<NewStore> {
+    Ok(NewStore {
+        cluster: get_uuid(from.get_cluster()?),
+        server: ServerId(from.get_server()),
+        uuid: get_uuid(from.get_uuid()?),
+        size_bytes: from.get_size_bytes(),
+    })
+}
+
+fn get_host(from: wire::new_host::Reader<'_>) -> Decoded<NewHost> {
+    Ok(NewHost {
+        uuid: get_uuid(from.get_uuid()?),
+        name: get_text(from.get_name())?,
+        host_nqn: get_text(from.get_host_nqn())?,
+    })
+}
