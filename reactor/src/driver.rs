@@ -211,9 +211,14 @@ pub struct FileFacts {
 /// Ringing is cheap while the reactor is awake and one system call while it sleeps. Data travels
 /// beside it, in a bounded queue that both sides share.
 #[derive(Clone)]
-pub struct Doorbell(pub(crate) Arc<dyn Fn() + Send + Sync>);
+pub struct Doorbell(Arc<dyn Fn() + Send + Sync>);
 
 impl Doorbell {
+    /// A bell that does `ring` when rung: drivers make theirs so, and tests may too.
+    pub fn new(ring: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ring))
+    }
+
     /// Makes the reactor deliver [`Event::Rung`] soon.
     pub fn ring(&self) {
         (self.0)();

@@ -20,6 +20,7 @@ pub mod counters;
 pub mod driver;
 pub mod error;
 pub mod probe;
+pub mod queue;
 mod slab;
 mod timer;
 pub mod uring;
@@ -33,4 +34,5 @@ pub use driver::{
 };
 pub use error::{Errno, SetupError};
 pub use probe::{Feature, Features};
+pub use queue::Mailbox;
 pub use uring::{UringConfig, UringDriver};

@@ -73,10 +73,10 @@ impl Bells {
             rung: rung.clone(),
         });
         let waker = self.waker.clone();
-        Doorbell(Arc::new(move || {
+        Doorbell::new(move || {
             rung.swap(true, SeqCst);
             waker.wake_if_parked();
-        }))
+        })
     }
 
     /// Before sleeping: from here on ringers wake us. False: somebody rang, do not sleep.
