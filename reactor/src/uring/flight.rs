@@ -92,6 +92,17 @@ pub(super) fn total_bytes(op: &Op) -> u32 {
     }
 }
 
+impl Target {
+    /// The registered buffer to name the window by, if the file takes one.
+    fn buffer(self, arena_base: usize, at: *const u8, len_bytes: u32) -> Option<u16> {
+        if self.fixed_memory {
+            fixed_buffer(arena_base, at, len_bytes)
+        } else {
+            None
+        }
+    }
+}
+
 /// The registered buffer that holds the window, if one holds all of it.
 fn fixed_buffer(arena_base: usize, at: *const u8, len_bytes: u32) -> Option<u16> {
     let offset = at
@@ -138,7 +149,7 @@ impl Flight {
             } => {
                 let at = into.as_mut_ptr().wrapping_add(moved as usize);
                 let (offset, len) = (*offset_bytes + u64::from(moved), into.len_bytes() - moved);
-                match fixed_buffer(arena_base, at, len) {
+                match target.buffer(arena_base, at, len) {
                     Some(fixed) => opcode::ReadFixed::new(fd, at, len, fixed)
                         .offset(offset)
                         .build(),
@@ -158,7 +169,7 @@ impl Flight {
                     (at, len),
                     offset,
                     *durable,
-                    fixed_buffer(arena_base, at, len),
+                    target.buffer(arena_base, at, len),
                 )
             }
             Op::Flush { .. } => opcode::Fsync::new(fd)

@@ -41,6 +41,9 @@ pub(super) struct Target {
     /// Descriptor, or slot of the file table.
     pub(super) fd: types::Fd,
     pub(super) fixed: bool,
+    /// Whether the arena may be named by its registration. Drivers of adopted devices may insist
+    /// on user memory: ublk copies payloads to and from nothing else.
+    pub(super) fixed_memory: bool,
 }
 
 impl Target {
@@ -91,6 +94,7 @@ impl Handles {
         Some(Target {
             fd: types::Fd(number),
             fixed: open.fixed,
+            fixed_memory: open.kind != Kind::Adopted,
         })
     }
 }

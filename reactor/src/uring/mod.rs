@@ -480,6 +480,7 @@ impl UringDriver {
             None => Target {
                 fd: types::Fd(-1),
                 fixed: false,
+                fixed_memory: false,
             },
         };
         let entry = flight

@@ -233,6 +233,18 @@ fn what_cannot_be_opened_is_named() {
 }
 
 #[test]
+fn an_adopted_device_is_not_given_registered_memory() {
+    let mut bench = Bench::new();
+    let zero = std::fs::File::open("/dev/zero").unwrap();
+    let device = bench.io.adopt(zero.into()).unwrap();
+    assert!(!bench.io.handles.target(device).unwrap().fixed_memory);
+    assert_eq!(read(&mut bench, device, 0, 4096), [0; 4096]);
+    let folder = folder();
+    let (file, _) = create(&mut bench, &folder, 4096);
+    assert!(bench.io.handles.target(file).unwrap().fixed_memory);
+}
+
+#[test]
 fn a_command_to_a_file_that_knows_none_is_an_error() {
     let mut bench = Bench::new();
     let device = std::fs::File::open("/dev/zero").unwrap();
