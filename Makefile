@@ -2,12 +2,35 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 CARGO ?= cargo
+PROFILE ?= dev
 SCRIPT ?= tests/vm/scripts/smoke.sh
+export CARGO
 
 .PHONY: help
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r t d; do printf '  make %-8s %s\n' "$$t" "$$d"; done
 
+.PHONY: deps
+deps: ## Install the Debian packages that are missing (root or sudo)
+	@tools/deps.sh
+
+.PHONY: build
+build: deps ## Build all programs (PROFILE=release for the real ones)
+	$(CARGO) build --workspace --bins --profile $(PROFILE)
+
+.PHONY: test
+test: deps ## Everything CI runs, VM included
+	@tools/test.sh all
+
+.PHONY: verify
+verify: ## The checks that need no VM; changes nothing
+	@tools/test.sh verify
+
+.PHONY: fix
+fix: ## Format, and mend what clippy can
+	$(CARGO) fmt --all
+	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
 .PHONY: vm
-vm: ## Boot a real kernel and run SCRIPT= in it
+vm: deps ## Boot a real kernel and run SCRIPT= in it
 	$(CARGO) run -q -p vmtest -- run --script $(SCRIPT)

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::kernel::{Kernel, output};
+use crate::kernel::{Kernel, cache_home, output, unpack_debs};
 use crate::spec::Spec;
 
 /// Disk signature: the root is found by it, because NVMe disks are numbered in random order.
@@ -51,7 +51,6 @@ const TOOLS_IF_THERE: &[&str] = &[
     "dmsetup",
     "findmnt",
     "lsblk",
-    "mdadm",
     "mkfs.xfs",
     "nsenter",
     "setpriv",
@@ -117,6 +116,39 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
         .find(|p| fs::metadata(p).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
 }
 
+/// Tools that would change the host when installed (units, device rules): program and package.
+const UNPACKED: &[(&str, &str)] = &[("mdadm", "mdadm")];
+
+/// A tool the host lacks, from its package, downloaded and unpacked but not installed.
+fn unpacked_tool(name: &str) -> Result<PathBuf> {
+    let (_, package) = UNPACKED
+        .iter()
+        .find(|(tool, _)| *tool == name)
+        .with_context(|| format!("{name} is not installed on this host (`make deps`)"))?;
+    let cache = cache_home()?.join("ublkstor/vm/tools");
+    fs::create_dir_all(&cache)?;
+    let place = cache.join(package);
+    if !place.exists() {
+        let work = tempfile::tempdir_in(&cache)?;
+        output(
+            Command::new("apt-get")
+                .args(["-q", "download", package])
+                .current_dir(work.path()),
+        )
+        .with_context(|| format!("{name} is not installed and {package} not to be had"))?;
+        let unpacked = work.path().join("root");
+        unpack_debs(work.path(), &unpacked)?;
+        if let Err(why) = fs::rename(&unpacked, &place) {
+            ensure!(place.exists(), "cannot keep {package}: {why}"); // another run was faster
+        }
+    }
+    let places = ["usr/sbin", "sbin", "usr/bin", "bin"].map(|dir| place.join(dir).join(name));
+    places
+        .into_iter()
+        .find(|p| p.is_file())
+        .with_context(|| format!("package {package} holds no {name}"))
+}
+
 struct Tree {
     root: PathBuf,
     libraries: BTreeSet<PathBuf>,
@@ -173,8 +205,10 @@ impl Tree {
             .copied()
             .chain(spec.tools.iter().map(String::as_str));
         for name in required {
-            let path = find_program(name)
-                .with_context(|| format!("{name} is not installed on this host (`make deps`)"))?;
+            let path = match find_program(name) {
+                Some(path) => path,
+                None => unpacked_tool(name)?,
+            };
             self.add_elf(&path, &format!("usr/sbin/{name}"), false)?;
         }
         for name in TOOLS_IF_THERE {

@@ -232,8 +232,8 @@ impl Cache {
     }
 }
 
-/// Every `.deb` in `from`, unpacked and brought into one shape.
-fn unpack(from: &Path, root: &Path, release: &str) -> Result<()> {
+/// Every `.deb` in `from`, unpacked into `root`.
+pub(crate) fn unpack_debs(from: &Path, root: &Path) -> Result<()> {
     fs::create_dir_all(root)?;
     for entry in fs::read_dir(from)? {
         let path = entry?.path();
@@ -241,6 +241,12 @@ fn unpack(from: &Path, root: &Path, release: &str) -> Result<()> {
             output(Command::new("dpkg").arg("-x").arg(&path).arg(root))?;
         }
     }
+    Ok(())
+}
+
+/// A kernel's packages, unpacked and brought into one shape.
+fn unpack(from: &Path, root: &Path, release: &str) -> Result<()> {
+    unpack_debs(from, root)?;
     let old_place = root.join("lib/modules");
     if old_place.exists() {
         fs::create_dir_all(root.join("usr/lib"))?;
@@ -296,7 +302,8 @@ fn debian_mirrors(index_targets: &str) -> Vec<String> {
     mirrors
 }
 
-fn cache_home() -> Result<PathBuf> {
+/// Where this user keeps caches.
+pub(crate) fn cache_home() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("XDG_CACHE_HOME").filter(|d| !d.is_empty()) {
         return Ok(dir.into());
     }

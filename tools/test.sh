@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# What CI runs. Every step runs even if one before it failed; the end says what passed, failed and
+# was skipped, and why.
+#   tools/test.sh all     everything
+#   tools/test.sh verify  the read-only checks that need no VM
+set -uo pipefail
+cd "$(dirname "$0")/.."
+cargo=${CARGO:-cargo}
+wanted=${1:-all}
+passed=() failed=() skipped=()
+
+step() { # step NAME COMMAND...
+    local name=$1 began=$SECONDS
+    shift
+    printf '\n== %s: %s\n' "$name" "$*"
+    if "$@"; then passed+=("$name ($((SECONDS - began)) s)"); else failed+=("$name"); fi
+}
+skip() { # skip NAME WHY
+    printf '\n== %s skipped: %s\n' "$1" "$2"
+    skipped+=("$1: $2")
+}
+has() { command -v "$1" > /dev/null; }
+
+rust_tests() {
+    if has cargo-nextest; then
+        "$cargo" nextest run --workspace --no-fail-fast -E 'not binary(vm)'
+    else
+        "$cargo" test --workspace --exclude vmtest --lib --bins --tests --no-fail-fast &&
+            "$cargo" test -p vmtest --lib --bins
+    fi
+}
+units() {
+    tests/deploy/units.sh
+    case $? in
+        0) passed+=("units") ;;
+        77) skipped+=("units: systemd-analyze is not installed") ;;
+        *) failed+=("units") ;;
+    esac
+}
+vm_tests() {
+    local log
+    log=$(mktemp)
+    "$cargo" test -p vmtest --test vm 2>&1 | tee "$log"
+    local status=${PIPESTATUS[0]} why
+    why=$(sed -n 's/^vm: .* scripts skipped: //p' "$log")
+    rm -f "$log"
+    if [ "$status" != 0 ]; then failed+=("vm"); elif [ -n "$why" ]; then skipped+=("vm: $why"); else passed+=("vm"); fi
+}
+
+if has cargo-fmt; then step fmt "$cargo" fmt --all --check; else skip fmt "rustfmt is not installed"; fi
+if has cargo-clippy; then
+    step clippy "$cargo" clippy --workspace --all-targets -- -D warnings
+else
+    skip clippy "clippy is not installed"
+fi
+step layers "$cargo" xtask layers
+step tests rust_tests
+step doctests "$cargo" test --workspace --doc --no-fail-fast
+printf '\n== units\n'
+units
+if [ "$wanted" = verify ]; then
+    step docs env RUSTDOCFLAGS="-D warnings" "$cargo" doc --workspace --no-deps --document-private-items
+else
+    printf '\n== vm\n'
+    vm_tests
+fi
+
+printf '\n-- %d passed, %d failed, %d skipped\n' ${#passed[@]} ${#failed[@]} ${#skipped[@]}
+for one in "${passed[@]}"; do printf '   passed   %s\n' "$one"; done
+for one in "${skipped[@]}"; do printf '   skipped  %s\n' "$one"; done
+for one in "${failed[@]}"; do printf '   FAILED   %s\n' "$one"; done
+[ ${#failed[@]} = 0 ]
