@@ -5,6 +5,7 @@
 
 pub mod cqe;
 pub mod fabrics;
+pub mod host;
 pub mod identify;
 pub mod log;
 pub mod pdu;
