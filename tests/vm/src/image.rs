@@ -81,6 +81,9 @@ const MODULES: &[&str] = &[
     "xfs",
 ];
 
+/// Who the guest is to NVMe targets.
+const HOST_UUID: &str = "0a6b9f3c-52f1-4c5e-9d0e-6d2f6d0e7a11";
+
 const INIT: &str = include_str!("../guest/init.sh");
 const PRELUDE: &str = include_str!("../guest/prelude.sh");
 
@@ -188,6 +191,12 @@ impl Tree {
         };
         tree.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644)?;
         tree.write("etc/group", "root:x:0:\n", 0o644)?;
+        tree.write(
+            "etc/nvme/hostnqn",
+            &format!("nqn.2014-08.org.nvmexpress:uuid:{HOST_UUID}\n"),
+            0o644,
+        )?;
+        tree.write("etc/nvme/hostid", &format!("{HOST_UUID}\n"), 0o644)?;
         tree.write("etc/hosts", "127.0.0.1 localhost\n", 0o644)?;
         Ok(tree)
     }

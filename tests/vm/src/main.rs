@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use vmtest::script::{self, Script};
 use vmtest::spec::{Placed, parse_size};
-use vmtest::{Disk, Vm, kernel};
+use vmtest::{Disk, Spec, Vm, kernel};
 
 #[derive(Debug, Parser)]
 #[command(about = "Runs scripts and programs on a real kernel inside QEMU")]
@@ -80,30 +80,22 @@ fn run_scripts(run: Run) -> Result<ExitCode> {
     if let Some(why) = vmtest::missing_programs() {
         bail!("{why}");
     }
-    let mut scripts = run
-        .script
-        .iter()
-        .map(|p| Script::load(p))
-        .collect::<Result<Vec<_>>>()?;
-    let mut spec = scripts.remove(0);
-    scripts.insert(0, spec.clone());
-    for script in &scripts[1..] {
-        spec.builds.extend(script.builds.iter().cloned());
-        spec.spec.tools.extend(script.spec.tools.iter().cloned());
-        spec.spec
-            .modules
-            .extend(script.spec.modules.iter().cloned());
-        spec.spec.disks.extend(script.spec.disks.iter().cloned());
+    let load = |path: &PathBuf| Script::load(path, &run.workspace);
+    let scripts = run.script.iter().map(load).collect::<Result<Vec<_>>>()?;
+    let builds: Vec<_> = scripts.iter().flat_map(|s| s.builds.clone()).collect();
+    let mut needs = Spec {
+        programs: run.bin,
+        files: run.file,
+        disks: run.disk,
+        tools: run.tool,
+        modules: run.module,
+        ..Spec::default()
+    };
+    for script in &scripts {
+        needs.add(&script.spec);
     }
-    let mut needs = spec.spec;
-    needs.programs = run.bin;
-    needs
-        .programs
-        .extend(script::build_programs(&run.workspace, &spec.builds)?);
-    needs.files = run.file;
-    needs.disks.extend(run.disk);
-    needs.tools.extend(run.tool);
-    needs.modules.extend(run.module);
+    let built = script::build_programs(&run.workspace, &builds)?;
+    needs.programs.extend(built);
     if let Some(size) = &run.mem {
         needs.memory_bytes = parse_size(size)?;
     }
@@ -116,6 +108,9 @@ fn run_scripts(run: Run) -> Result<ExitCode> {
     for script in &scripts {
         let limit = run.timeout.map_or(script.limit, Duration::from_secs);
         let seen = vm.run(&script.text, limit)?;
+        if !seen.passed() {
+            eprintln!("--- kernel log of {} ---\n{}", script.name, seen.kernel_log);
+        }
         for line in &seen.complaints {
             eprintln!("vm: kernel complaint: {line}");
         }

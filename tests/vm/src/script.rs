@@ -3,6 +3,7 @@
 //! ```text
 //! # vm: build=nvmf/ram_target build=storaged tool=mdadm module=nbd
 //! # vm: disk=1G,serial=log mem=2G cpus=2 limit=120 alone
+//! # vm: file=tests/conform/host.sh:/usr/lib/ubs/host.sh
 //! ```
 //!
 //! `build=PACKAGE` builds that package's program, `build=PACKAGE/EXAMPLE` an example of it.
@@ -41,11 +42,11 @@ pub struct Script {
 }
 
 impl Script {
-    /// Read `path` and its `# vm:` lines.
+    /// Read `path` and its `# vm:` lines; `file=` needs are relative to `workspace`.
     ///
     /// # Errors
     /// The file cannot be read or a line says something unknown.
-    pub fn load(path: &Path) -> Result<Self> {
+    pub fn load(path: &Path, workspace: &Path) -> Result<Self> {
         let text =
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let name = path
@@ -53,7 +54,11 @@ impl Script {
             .map(|s| s.to_string_lossy().into_owned())
             .unwrap_or_default();
         let at = || format!("{}: # vm:", path.display());
-        Self::parse(name, text).with_context(at)
+        let mut script = Self::parse(name, text).with_context(at)?;
+        for file in &mut script.spec.files {
+            file.source = workspace.join(&file.source);
+        }
+        Ok(script)
     }
 
     fn parse(name: String, text: String) -> Result<Self> {
@@ -92,6 +97,7 @@ impl Script {
                     example,
                 });
             }
+            Some(("file", what)) => self.spec.files.push(what.parse()?),
             Some(("disk", what)) => self.spec.disks.push(what.parse()?),
             Some(("tool", name)) => self.spec.tools.push(name.to_owned()),
             Some(("module", name)) => self.spec.modules.push(name.to_owned()),
@@ -103,7 +109,9 @@ impl Script {
                 self.limit = Duration::from_secs(s.parse().context("limit: want seconds")?);
             }
             None if word == "alone" => self.alone = true,
-            _ => bail!("{word:?} is none of build, disk, tool, module, mem, cpus, limit, alone"),
+            _ => bail!(
+                "{word:?} is none of build, file, disk, tool, module, mem, cpus, limit, alone"
+            ),
         }
         Ok(())
     }
@@ -113,14 +121,14 @@ impl Script {
 ///
 /// # Errors
 /// The folder or a script cannot be read.
-pub fn load_folder(dir: &Path) -> Result<Vec<Script>> {
+pub fn load_folder(dir: &Path, workspace: &Path) -> Result<Vec<Script>> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut paths = entries
         .map(|e| Ok(e?.path()))
         .collect::<Result<Vec<PathBuf>>>()?;
     paths.retain(|p| p.extension().is_some_and(|e| e == "sh"));
     paths.sort();
-    paths.iter().map(|p| Script::load(p)).collect()
+    paths.iter().map(|p| Script::load(p, workspace)).collect()
 }
 
 /// Build programs with cargo (debug unless `UBS_VM_PROFILE` names a profile) and say where they are.

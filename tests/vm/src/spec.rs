@@ -132,6 +132,18 @@ impl Default for Spec {
 }
 
 impl Spec {
+    /// Make this one do for `other` as well.
+    pub fn add(&mut self, other: &Self) {
+        self.programs.extend(other.programs.iter().cloned());
+        self.files.extend(other.files.iter().cloned());
+        self.tools.extend(other.tools.iter().cloned());
+        self.modules.extend(other.modules.iter().cloned());
+        let new = other.disks.iter().filter(|d| !self.disks.contains(d));
+        self.disks.extend(new.cloned().collect::<Vec<_>>());
+        self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
+        self.cpus = self.cpus.max(other.cpus);
+    }
+
     /// Give unnamed disks `data0`, `data1` …
     ///
     /// # Errors

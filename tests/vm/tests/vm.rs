@@ -98,7 +98,8 @@ fn workspace() -> PathBuf {
 /// Scripts in an order that keeps those of one boot together.
 fn load_scripts() -> Arc<Vec<Script>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
-    let mut scripts = script::load_folder(&dir).unwrap_or_else(|why| panic!("{why:#}"));
+    let mut scripts =
+        script::load_folder(&dir, &workspace()).unwrap_or_else(|why| panic!("{why:#}"));
     scripts.sort_by(|a, b| (a.alone, &a.spec, &a.name).cmp(&(b.alone, &b.spec, &b.name)));
     Arc::new(scripts)
 }
