@@ -13,9 +13,10 @@ use tokio::task::JoinHandle;
 use tokio_util::compat::TokioAsyncReadCompatExt as _;
 use ubs_capnp::control_capnp::entrance;
 
-/// Most words a received message may make a reader walk: eight MiB, enough for a Raft snapshot
-/// chunk or a listing of all volumes in a few answers, too little to hurt.
-const MESSAGE_WORDS_MAX: usize = 8 * 1024 * 1024;
+/// Most words of an answer that a client reads: a listing of all volumes.
+const ANSWER_WORDS_MAX: usize = 8 * 1024 * 1024;
+/// Most words of a message that a member reads: a batch of log entries, a chunk of a snapshot.
+const MESSAGE_WORDS_MAX: usize = 1024 * 1024;
 /// Deepest nesting of a received message.
 const MESSAGE_NESTING_MAX: i32 = 24;
 /// A silent peer is probed after this long.
@@ -23,12 +24,17 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(20);
 /// And then this often; three unanswered probes end the connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-pub(crate) fn reader_options() -> ReaderOptions {
+fn reader_options(words_max: usize) -> ReaderOptions {
     let mut options = ReaderOptions::new();
     options
-        .traversal_limit_in_words(Some(MESSAGE_WORDS_MAX))
+        .traversal_limit_in_words(Some(words_max))
         .nesting_limit(MESSAGE_NESTING_MAX);
     options
+}
+
+/// For the member's end.
+pub(crate) fn server_reader_options() -> ReaderOptions {
+    reader_options(MESSAGE_WORDS_MAX)
 }
 
 /// No delay, and a dead peer is noticed also by a connection that only waits.
@@ -70,7 +76,12 @@ impl Link {
             .map_err(|_| late())??;
         tune(&stream)?;
         let (reader, writer) = stream.compat().split();
-        let network = twoparty::VatNetwork::new(reader, writer, Side::Client, reader_options());
+        let network = twoparty::VatNetwork::new(
+            reader,
+            writer,
+            Side::Client,
+            reader_options(ANSWER_WORDS_MAX),
+        );
         let mut system = RpcSystem::new(Box::new(network), None);
         let entrance = Entrance(system.bootstrap(Side::Server));
         let closed = Rc::new(Cell::new(false));

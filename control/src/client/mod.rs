@@ -127,13 +127,14 @@ impl MetadClient {
             sequence,
             command,
         };
-        match self.ask(&question).await? {
-            Answer::Command {
-                reply: Reply::Refused(refusal),
-                ..
-            } => Err(MetadError::Refused(refusal)),
-            Answer::Command { reply, .. } => Ok(reply),
-            other => Err(MetadError::unexpected(&question, &other)),
+        let answer = self.ask(&question).await?;
+        let Answer::Command { reply, .. } = answer else {
+            return Err(MetadError::unexpected(&question, &answer));
+        };
+        if let Reply::Refused(refusal) = reply {
+            Err(MetadError::Refused(refusal))
+        } else {
+            Ok(reply)
         }
     }
 

@@ -89,12 +89,15 @@ async fn run(client: MetadClient, from: Reporter, shared: Rc<Shared>) {
             Ok(other) => tracing::warn!(?other, "metad did not take a report"),
             Err(error) => tracing::warn!(%error, "metad did not take a report"),
         }
-        let _ = tokio::time::timeout(heartbeat, async {
+        let woken = tokio::time::timeout(heartbeat, async {
             tokio::select! {
                 () = shared.changed.notified() => tokio::time::sleep(COALESCE).await,
                 () = relinked => {}
             }
         })
         .await;
+        if woken.is_err() {
+            tracing::trace!("heartbeat");
+        }
     }
 }

@@ -199,11 +199,16 @@ impl MetadClient {
             seq,
             new_isr,
         };
-        self.run(command, |r| match r {
-            Reply::IsrSet(seq) => Ok(IsrAnswer::Set(seq)),
-            Reply::Fenced { epoch } => Ok(IsrAnswer::Fenced { epoch }),
-            Reply::Stale { seq, isr } => Ok(IsrAnswer::Stale { seq, isr }),
-            other => Err(other),
+        self.run(command, |r| {
+            if let Reply::IsrSet(seq) = r {
+                Ok(IsrAnswer::Set(seq))
+            } else if let Reply::Fenced { epoch } = r {
+                Ok(IsrAnswer::Fenced { epoch })
+            } else if let Reply::Stale { seq, isr } = r {
+                Ok(IsrAnswer::Stale { seq, isr })
+            } else {
+                Err(r)
+            }
         })
         .await
     }
@@ -213,10 +218,13 @@ impl MetadClient {
     /// # Errors
     /// Unknown volume; see [`MetadError`].
     pub async fn detach(&self, volume: VolumeId, epoch: Epoch) -> Result<bool, MetadError> {
-        self.run(Command::Detach { volume, epoch }, |r| match r {
-            Reply::Done => Ok(true),
-            Reply::Fenced { .. } => Ok(false),
-            other => Err(other),
+        self.run(Command::Detach { volume, epoch }, |r| {
+            let ours = r == Reply::Done;
+            if ours || matches!(r, Reply::Fenced { .. }) {
+                Ok(ours)
+            } else {
+                Err(r)
+            }
         })
         .await
     }

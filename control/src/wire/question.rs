@@ -139,13 +139,24 @@ pub(crate) fn put_answer(answer: &Answer, mut to: wire::answer::Builder<'_>) {
             put_list(events, to.init_events(len(events.len())), view::put_event);
         }
         Answer::Reported { known } => to.set_reported(*known),
+        Answer::Slices(d) => {
+            let mut to = to.init_slices();
+            to.set_index(d.index);
+            let slices = to.reborrow().init_slices(len(d.slices.len()));
+            put_list(&d.slices, slices, view::put_desired_slice);
+            put_texts(&d.host_nqns, to.init_host_nqns(len(d.host_nqns.len())));
+        }
+        Answer::Attachments(d) => {
+            let mut to = to.init_attachments();
+            to.set_index(d.index);
+            let list = to.init_list(len(d.volumes.len()));
+            put_list(&d.volumes, list, view::put_desired_attachment);
+        }
         Answer::Servers(_)
         | Answer::Stores(_)
         | Answer::Hosts(_)
         | Answer::Volumes(_)
-        | Answer::Resilvers(_)
-        | Answer::Slices(_)
-        | Answer::Attachments(_) => put_listing(answer, to),
+        | Answer::Resilvers(_) => put_listing(answer, to),
     }
 }
 
@@ -198,19 +209,6 @@ fn put_listing(answer: &Answer, to: wire::answer::Builder<'_>) {
                 view::put_resilver_view,
             );
         }
-        Answer::Slices(d) => {
-            let mut to = to.init_slices();
-            to.set_index(d.index);
-            let slices = to.reborrow().init_slices(len(d.slices.len()));
-            put_list(&d.slices, slices, view::put_desired_slice);
-            put_texts(&d.host_nqns, to.init_host_nqns(len(d.host_nqns.len())));
-        }
-        Answer::Attachments(d) => {
-            let mut to = to.init_attachments();
-            to.set_index(d.index);
-            let list = to.init_list(len(d.volumes.len()));
-            put_list(&d.volumes, list, view::put_desired_attachment);
-        }
         Answer::NotLeader(_)
         | Answer::Unavailable(_)
         | Answer::Refused(_)
@@ -220,6 +218,8 @@ fn put_listing(answer: &Answer, to: wire::answer::Builder<'_>) {
         | Answer::Plan(_)
         | Answer::Fsck(_)
         | Answer::Events(_)
+        | Answer::Slices(_)
+        | Answer::Attachments(_)
         | Answer::Reported { .. } => unreachable!("put by the caller"),
     }
 }
