@@ -122,6 +122,40 @@ pub enum Op {
     },
 }
 
+/// The handle that an op works on.
+pub(crate) fn handle_of(op: &Op) -> Option<Handle> {
+    match op {
+        Op::Accept { listener } => Some(*listener),
+        Op::Connect { .. } => None,
+        Op::Recv { socket, .. } | Op::Send { socket, .. } => Some(*socket),
+        Op::Read { file, .. }
+        | Op::Write { file, .. }
+        | Op::Flush { file }
+        | Op::Discard { file, .. }
+        | Op::Command { file, .. } => Some(*file),
+        Op::Close { handle, .. } => Some(*handle),
+    }
+}
+
+/// How many bytes a send or a file op is to move.
+pub(crate) fn total_bytes(op: &Op) -> u32 {
+    match op {
+        Op::Send { parts, .. } => parts.iter().map(Buf::len_bytes).sum(),
+        Op::Read { into, .. } => into.len_bytes(),
+        Op::Write { from, .. } => from.len_bytes(),
+        Op::Recv {
+            into: (first, second),
+            ..
+        } => first.len_bytes() + second.as_ref().map_or(0, |window| window.len_bytes()),
+        Op::Accept { .. }
+        | Op::Connect { .. }
+        | Op::Flush { .. }
+        | Op::Discard { .. }
+        | Op::Command { .. }
+        | Op::Close { .. } => 0,
+    }
+}
+
 /// Most windows one [`Op::Send`] may carry.
 pub const SEND_PARTS_MAX: usize = 64;
 

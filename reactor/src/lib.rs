@@ -19,8 +19,11 @@ pub mod arena;
 pub mod counters;
 pub mod driver;
 pub mod error;
+#[cfg(test)]
+mod parity;
 pub mod probe;
 pub mod queue;
+pub mod sim;
 mod slab;
 mod timer;
 pub mod uring;

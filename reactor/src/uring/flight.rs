@@ -4,7 +4,7 @@ use super::area::{AreaLoan, AreaPool, Part};
 use super::handles::Target;
 use super::ring::FIXED_BUFFER_BYTES;
 use crate::arena::{Buf, BufMut};
-use crate::driver::{Done, Handle, Op, Token};
+use crate::driver::{Done, Op, Token, total_bytes};
 use crate::error::Errno;
 use io_uring::{opcode, squeue, types};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -56,40 +56,6 @@ pub(super) enum Verdict {
     Connected,
     /// This device does not know the discard command: use fallocate from now on.
     DiscardByFallocate,
-}
-
-/// The handle that an op works on.
-pub(super) fn handle_of(op: &Op) -> Option<Handle> {
-    match op {
-        Op::Accept { listener } => Some(*listener),
-        Op::Connect { .. } => None,
-        Op::Recv { socket, .. } | Op::Send { socket, .. } => Some(*socket),
-        Op::Read { file, .. }
-        | Op::Write { file, .. }
-        | Op::Flush { file }
-        | Op::Discard { file, .. }
-        | Op::Command { file, .. } => Some(*file),
-        Op::Close { handle, .. } => Some(*handle),
-    }
-}
-
-/// How many bytes a send or a file op is to move.
-pub(super) fn total_bytes(op: &Op) -> u32 {
-    match op {
-        Op::Send { parts, .. } => parts.iter().map(Buf::len_bytes).sum(),
-        Op::Read { into, .. } => into.len_bytes(),
-        Op::Write { from, .. } => from.len_bytes(),
-        Op::Recv {
-            into: (first, second),
-            ..
-        } => first.len_bytes() + second.as_ref().map_or(0, |window| window.len_bytes()),
-        Op::Accept { .. }
-        | Op::Connect { .. }
-        | Op::Flush { .. }
-        | Op::Discard { .. }
-        | Op::Command { .. }
-        | Op::Close { .. } => 0,
-    }
 }
 
 impl Target {

@@ -20,7 +20,7 @@ use crate::arena::{Arena, ArenaConfig};
 use crate::counters::Counters;
 use crate::driver::{
     Completion, Done, Doorbell, Driver, Event, FileFacts, FileKind, Handle, Op, OpId, OpenFile,
-    SEND_PARTS_MAX, TimerId, Token,
+    SEND_PARTS_MAX, TimerId, Token, handle_of, total_bytes,
 };
 use crate::error::{Errno, SetupError};
 use crate::probe::{self, Features};
@@ -332,7 +332,7 @@ impl UringDriver {
     fn forget_discard_command(&mut self, key: Key) {
         let flight = self.ops.get_mut(key).expect("just found");
         flight.discard_command = false;
-        let handle = flight::handle_of(&flight.op).expect("a discard has a file");
+        let handle = handle_of(&flight.op).expect("a discard has a file");
         if let Some(open) = self.handles.get_mut(handle) {
             open.kind = Kind::BlockDevice {
                 discard_command: false,
@@ -371,7 +371,7 @@ impl UringDriver {
             self.areas.give_back(area);
         }
         if flight.place == Place::Kernel
-            && let Some(handle) = flight::handle_of(&flight.op)
+            && let Some(handle) = handle_of(&flight.op)
         {
             let open = self
                 .handles
@@ -438,7 +438,7 @@ impl UringDriver {
         match &flight.op {
             Op::Connect { to } => flight.connecting = Some(socket::for_connect(to)?),
             Op::Send { parts, .. } => assert!((1..=SEND_PARTS_MAX).contains(&parts.len())),
-            Op::Recv { .. } => assert!(flight::total_bytes(&flight.op) > 0, "an empty receive"),
+            Op::Recv { .. } => assert!(total_bytes(&flight.op) > 0, "an empty receive"),
             Op::Accept { .. }
             | Op::Read { .. }
             | Op::Write { .. }
@@ -447,7 +447,7 @@ impl UringDriver {
             | Op::Command { .. }
             | Op::Close { .. } => {}
         }
-        if let Some(handle) = flight::handle_of(&flight.op) {
+        if let Some(handle) = handle_of(&flight.op) {
             let open = self.handles.get_mut(handle).ok_or(Errno::BAD_HANDLE)?;
             if open.closing.is_some() {
                 return Err(Errno::BAD_HANDLE);
@@ -472,7 +472,7 @@ impl UringDriver {
     fn push_flight(&mut self, key: Key) {
         let flight = self.ops.get_mut(key).expect("in flight");
         flight.place = Place::Kernel;
-        let target = match flight::handle_of(&flight.op) {
+        let target = match handle_of(&flight.op) {
             Some(handle) => self
                 .handles
                 .target(handle)
@@ -519,7 +519,7 @@ impl UringDriver {
     fn stop_all_on(&mut self, handle: Handle) {
         for key in self.ops.keys() {
             let flight = self.ops.get_mut(key).expect("listed");
-            flight.stopping |= flight::handle_of(&flight.op) == Some(handle);
+            flight.stopping |= handle_of(&flight.op) == Some(handle);
         }
     }
 
