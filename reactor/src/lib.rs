@@ -16,6 +16,8 @@
 
 pub mod app;
 pub mod arena;
+#[cfg(test)]
+mod chaos;
 pub mod counters;
 pub mod driver;
 pub mod error;

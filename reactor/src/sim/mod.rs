@@ -4,6 +4,7 @@
 //! generator, and what happens at the same moment happens in the order in which it was decided.
 //! Nothing here reads a clock. Nodes run the same apps as under `uring`.
 
+mod connect;
 mod disk;
 mod driver;
 mod net;

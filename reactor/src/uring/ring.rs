@@ -145,8 +145,13 @@ impl Ring {
         done.map_err(|e| probe::buffer_error(Errno::of(&e), whole.iov_len as u64))
     }
 
-    /// Makes the table of registered files, if files leave it promptly (see [`Features`]).
+    /// Makes the table of registered files, if files leave it promptly (see [`Features`]). It has
+    /// no more slots than the process may open files: the kernel refuses that, and handles beyond
+    /// it go by descriptor.
     pub(super) fn register_files(&mut self, count: u32) {
+        use rustix::process::{Resource, getrlimit};
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let count = count.min(u32::try_from(limit).unwrap_or(u32::MAX));
         self.fixed_files = self.features.has(probe::PROMPT_FILES)
             && self.ring.submitter().register_files_sparse(count).is_ok();
         self.features.set(probe::FIXED_FILES, self.fixed_files);

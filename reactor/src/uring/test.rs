@@ -8,6 +8,7 @@ mod timers;
 
 use super::*;
 use crate::arena::{Buf, BufMut};
+use crate::driver::SEND_PARTS_MAX;
 
 /// Takes what comes; tests wait for what they expect.
 #[derive(Default)]
@@ -43,6 +44,7 @@ pub(super) fn config() -> UringConfig {
         ops_max: 512,
         handles_max: 128,
         timers_max: 64,
+        registered_files: true,
         arena: ArenaConfig {
             slot_counts: [32, 8, 4],
             huge_pages: false,
