@@ -96,7 +96,8 @@ impl Rig {
             mark: 0,
             flags: 0,
         };
-        let device = Device::new(&mut io, 1, 2, origin).unwrap();
+        let mut device = Device::new(&mut io, 1, 2, origin).unwrap();
+        device.start_job = |_, _, _| {};
         let prepared = Prepared {
             info,
             size_blocks: 1000,
@@ -394,6 +395,21 @@ fn a_reactor_without_descriptors_fails_the_device_and_says_why() {
             .contains("not available with driver = \"poll\""),
         "{error}"
     );
+}
+
+#[test]
+fn new_blocks_are_served_as_soon_as_growth_was_asked_for() {
+    let mut rig = Rig::live(1, &[desc(uapi::OP_DISCARD, 1999, 1)]);
+    rig.device.grow(2000).unwrap();
+    rig.offer(0);
+    let op = RequestOp::Discard {
+        first_block: 1999,
+        blocks: 1,
+    };
+    let Some(UblkEvent::Request { op: handed, .. }) = rig.out.pop() else {
+        panic!("refused")
+    };
+    assert_eq!(format!("{handed:?}"), format!("{op:?}"));
 }
 
 #[test]
