@@ -16,6 +16,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 mod association;
+mod connection;
 pub mod limits;
 mod receiver;
 mod request;
@@ -157,6 +158,8 @@ pub struct Counters {
     pub sent_bytes: u64,
     /// Data received, in bytes.
     pub received_bytes: u64,
+    /// Of these, copied through staging instead of received in place, in bytes.
+    pub staged_bytes: u64,
     /// Data digests that were wrong.
     pub wrong_digests: u64,
     /// Protocol breaches of controllers.
@@ -380,3 +383,10 @@ fn find(places: &mut [Place], id: AssociationId) -> Option<&mut Association> {
         .filter(|place| place.turn == id.turn)?;
     place.association.as_deref_mut()
 }
+
+#[cfg(test)]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "tests wait for one event and refuse all others"
+)]
+mod test;

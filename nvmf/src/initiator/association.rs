@@ -1,5 +1,6 @@
 //! One association: the core's effects turned into ops, completions into its events.
 
+use super::connection::{Connection, Pending, Socket};
 use super::limits::TERMINATE_NS;
 use super::receiver::{Expect, Incoming, Receiver};
 use super::request::{Failure, Reply, Request};
@@ -9,8 +10,8 @@ use crate::proto::host::{
     Effect, Event, Host, HostConfig, LostReason, Outbox, Outcome, Payload, Phase, QueueId, SlotId,
 };
 use crate::proto::pdu::{COMMON_BYTES, CommonHeader, DIGEST_BYTES, Fatal, Header, Role};
-use crate::proto::pdu::{digest, digest_matches, term_req};
-use reactor::{Buf, BufMut, Done, Driver, Errno, Handle, Op, OpId, TimerId, Token};
+use crate::proto::pdu::{digest_matches, term_req};
+use reactor::{Buf, BufMut, Done, Driver, Errno, Handle, Op, TimerId, Token};
 use std::net::SocketAddr;
 use zerocopy::FromBytes;
 
@@ -48,79 +49,6 @@ pub(super) fn unpack(value: u64) -> (u32, QueueId, Purpose) {
         QueueId::ALL[usize::from(queue)],
         Purpose::ALL[usize::from(purpose)],
     )
-}
-
-/// ```text
-/// Unopened ─► Opening ─► Open ─► (Terminating) ─► Closing ─► Closed
-///     └───────────┴───────────────────────────────────────────▲
-/// ```
-#[derive(Clone, Copy, Debug)]
-enum Socket {
-    Unopened,
-    Opening(OpId),
-    Open(Handle),
-    /// A terminate request is leaving; then it closes.
-    Terminating(Handle),
-    Closing,
-    Closed,
-}
-
-#[derive(Debug)]
-struct Connection {
-    socket: Socket,
-    /// Both present from `Open` on.
-    halves: Option<(Sender, Receiver)>,
-    /// By slot index.
-    pending: Vec<Option<Pending>>,
-    /// Data of admin commands, by slot index.
-    collected: Vec<Vec<u8>>,
-}
-
-/// A command in flight.
-#[derive(Debug)]
-struct Pending {
-    user: u64,
-    request: Request,
-    /// Its data, where the request itself holds none in the arena.
-    staged: Option<Buf>,
-}
-
-impl Pending {
-    fn window(&self, start_bytes: u32, len_bytes: u32) -> Buf {
-        match (&self.staged, &self.request) {
-            (Some(staged), _) => staged.slice(start_bytes, len_bytes),
-            (None, Request::Write { data, .. }) => data.slice(start_bytes, len_bytes),
-            (None, request) => unreachable!("initiator: {request:?} has no data to send"),
-        }
-    }
-}
-
-impl Connection {
-    fn new() -> Self {
-        Self {
-            socket: Socket::Unopened,
-            halves: None,
-            pending: Vec::new(),
-            collected: Vec::new(),
-        }
-    }
-
-    fn halves(&mut self) -> &mut (Sender, Receiver) {
-        self.halves
-            .as_mut()
-            .expect("initiator: the connection is not open")
-    }
-
-    /// The caller's window of a read in flight.
-    fn read_window(&mut self, index: u16) -> &mut BufMut {
-        match self.pending[usize::from(index)]
-            .as_mut()
-            .map(|pending| &mut pending.request)
-        {
-            Some(Request::Read { into, .. }) => into,
-            other => unreachable!("initiator: data for {other:?}"),
-        }
-    }
 }
 
 /// How an association ends.
@@ -218,7 +146,7 @@ impl Association {
                     got_bytes: 0,
                     digest,
                 };
-                self.expect_data(incoming);
+                self.connections[slot.queue.index()].expect(incoming);
             }
             Effect::Complete { slot, outcome } => self.complete(slot, outcome, world),
             Effect::Ready(facts) => {
@@ -262,7 +190,7 @@ impl Association {
             }
         };
         world.counters.pdus_sent += 1;
-        connection.halves().0.push(header, body);
+        connection.sender().push(header, body);
         self.dirty = true;
     }
 
@@ -336,7 +264,7 @@ impl Association {
             let Socket::Open(socket) = connection.socket else {
                 continue;
             };
-            if let Some(parts) = connection.halves().0.next(framing) {
+            if let Some(parts) = connection.sender().next(framing) {
                 counters.sends += 1;
                 io.submit(self.token(queue, Purpose::Send), Op::Send { socket, parts });
             }
@@ -419,7 +347,7 @@ impl Association {
         world: &mut World<'_>,
     ) {
         let connection = &mut self.connections[queue.index()];
-        connection.halves().0.ended(parts);
+        connection.sender().ended(parts);
         match connection.socket {
             Socket::Open(_) => match result {
                 Ok(_) => self.dirty = true,
@@ -445,7 +373,7 @@ impl Association {
             Ok(other) => unreachable!("initiator: receive produced {other:?}"),
             Err(_) => 0,
         };
-        self.give_back(queue, into, bytes);
+        self.connections[queue.index()].give_back(into, bytes);
         if self.ending.is_some() {
             return;
         }
@@ -461,52 +389,13 @@ impl Association {
         self.receive(io, queue, world.counters);
     }
 
-    /// Joins the windows of a receive that ended with what they were cut from.
-    fn give_back(&mut self, queue: QueueId, into: (BufMut, Option<BufMut>), bytes: u32) {
-        let connection = &mut self.connections[queue.index()];
-        let receiver = &mut connection.halves().1;
-        let (free, direct) = match into {
-            (free, None) => (free, None),
-            (direct, Some(free)) => (free, Some(direct)),
-        };
-        let direct_bytes = direct
-            .as_ref()
-            .map_or(0, |window| bytes.min(window.len_bytes()));
-        receiver.take_back(free, bytes - direct_bytes);
-        let Some(direct) = direct else { return };
-        let mut whole = receiver
-            .direct_head
-            .take()
-            .expect("initiator: head of a direct receive");
-        whole.join(direct);
-        let Expect::Data(incoming) = &mut receiver.expect else {
-            unreachable!("initiator: direct receive without data due");
-        };
-        incoming.got_bytes += direct_bytes;
-        let index = incoming.slot.index;
-        let into = connection.read_window(index);
-        std::mem::swap(into, &mut whole);
-        into.join(whole);
-    }
-
     /// Keeps one receive in flight.
     fn receive(&mut self, io: &mut dyn Driver, queue: QueueId, counters: &mut Counters) {
         let connection = &mut self.connections[queue.index()];
         let Socket::Open(socket) = connection.socket else {
             return;
         };
-        let receiver = &mut connection.halves().1;
-        let free = receiver.lend();
-        let into = match receiver.expect {
-            Expect::Data(incoming) if incoming.slot.queue == QueueId::Io => {
-                let window = connection.read_window(incoming.slot.index);
-                let head = window.split_to(incoming.at_bytes());
-                let direct = window.split_to(incoming.left_bytes());
-                connection.halves().1.direct_head = Some(head);
-                (direct, Some(free))
-            }
-            Expect::Data(_) | Expect::Digest(_) | Expect::Header => (free, None),
-        };
+        let into = connection.lend();
         counters.receives += 1;
         io.submit(
             self.token(queue, Purpose::Receive),
@@ -514,25 +403,10 @@ impl Association {
         );
     }
 
-    fn expect_data(&mut self, incoming: Incoming) {
-        let slot = incoming.slot;
-        let connection = &mut self.connections[slot.queue.index()];
-        if slot.queue == QueueId::Admin {
-            let index = usize::from(slot.index);
-            if connection.collected.len() <= index {
-                connection.collected.resize_with(index + 1, Vec::new);
-            }
-            if incoming.start_bytes == 0 {
-                connection.collected[index].clear();
-            }
-        }
-        connection.halves().1.expect = Expect::Data(incoming);
-    }
-
     /// Takes what staging holds apart, until it needs more.
     fn parse(&mut self, io: &mut dyn Driver, queue: QueueId, world: &mut World<'_>) {
         while self.ending.is_none() {
-            let more = match self.connections[queue.index()].halves().1.expect {
+            let more = match self.connections[queue.index()].receiver().expect {
                 Expect::Header => self.parse_header(io, queue, world),
                 Expect::Data(incoming) => self.parse_data(io, queue, incoming, world),
                 Expect::Digest(incoming) => self.parse_digest(io, queue, incoming, world),
@@ -544,7 +418,7 @@ impl Association {
     }
 
     fn parse_header(&mut self, io: &mut dyn Driver, queue: QueueId, world: &mut World<'_>) -> bool {
-        let (_, receiver) = self.connections[queue.index()].halves();
+        let receiver = self.connections[queue.index()].receiver();
         let bytes = receiver.unparsed();
         let Ok((common, _)) = CommonHeader::read_from_prefix(bytes) else {
             return false;
@@ -592,20 +466,21 @@ impl Association {
         world: &mut World<'_>,
     ) -> bool {
         let connection = &mut self.connections[queue.index()];
-        let staged = connection.halves().1.unparsed().len();
+        let staged = connection.receiver().unparsed().len();
         let take = incoming
             .left_bytes()
             .min(u32::try_from(staged).expect("staging is small"));
         if take > 0 {
             connection.move_data(&incoming, take);
+            world.counters.staged_bytes += u64::from(take);
             incoming.got_bytes += take;
         }
-        connection.halves().1.expect = Expect::Data(incoming);
+        connection.receiver().expect = Expect::Data(incoming);
         if incoming.left_bytes() > 0 {
             return false;
         }
         if incoming.digest {
-            connection.halves().1.expect = Expect::Digest(incoming);
+            connection.receiver().expect = Expect::Digest(incoming);
         } else {
             self.data_received(io, queue, incoming, true, world);
         }
@@ -620,11 +495,11 @@ impl Association {
         world: &mut World<'_>,
     ) -> bool {
         let connection = &mut self.connections[queue.index()];
-        let Some(received) = connection.halves().1.unparsed().first_chunk() else {
+        let Some(received) = connection.receiver().unparsed().first_chunk() else {
             return false;
         };
         let received = u32::from_le_bytes(*received);
-        connection.halves().1.consume(DIGEST_BYTES);
+        connection.receiver().consume(DIGEST_BYTES);
         let intact = digest_matches(received, connection.data_digest(&incoming));
         world.counters.wrong_digests += u64::from(!intact);
         self.data_received(io, queue, incoming, intact, world);
@@ -641,7 +516,7 @@ impl Association {
     ) {
         world.counters.received_bytes += u64::from(incoming.len_bytes);
         let connection = &mut self.connections[queue.index()];
-        connection.halves().1.expect = Expect::Header;
+        connection.receiver().expect = Expect::Header;
         let index = usize::from(incoming.slot.index);
         let data = match queue {
             QueueId::Admin => std::mem::take(&mut connection.collected[index]),
@@ -702,7 +577,7 @@ impl Association {
     ) -> bool {
         let request = term_req(Role::Host, fatal, &self.offender);
         let connection = &mut self.connections[queue.index()];
-        let Some(parts) = connection.halves().0.only(&request) else {
+        let Some(parts) = connection.sender().only(&request) else {
             return false;
         };
         connection.socket = Socket::Terminating(socket);
@@ -748,41 +623,6 @@ impl Association {
             reason,
         });
         true
-    }
-}
-
-impl Connection {
-    /// Moves payload from staging to where it belongs.
-    fn move_data(&mut self, incoming: &Incoming, take: u32) {
-        let (_, receiver) = self.halves.as_mut().expect("open");
-        let bytes = &receiver.unparsed()[..take as usize];
-        match incoming.slot.queue {
-            QueueId::Admin => {
-                self.collected[usize::from(incoming.slot.index)].extend_from_slice(bytes);
-            }
-            QueueId::Io => {
-                let pending = self.pending[usize::from(incoming.slot.index)].as_mut();
-                let Some(Pending {
-                    request: Request::Read { into, .. },
-                    ..
-                }) = pending
-                else {
-                    unreachable!("initiator: data for a command that reads nothing");
-                };
-                let at = incoming.at_bytes() as usize;
-                into.bytes_mut()[at..at + bytes.len()].copy_from_slice(bytes);
-            }
-        }
-        receiver.consume(take);
-    }
-
-    fn data_digest(&mut self, incoming: &Incoming) -> u32 {
-        let start = incoming.start_bytes as usize;
-        let range = start..start + incoming.len_bytes as usize;
-        match incoming.slot.queue {
-            QueueId::Admin => digest(&self.collected[usize::from(incoming.slot.index)][range]),
-            QueueId::Io => digest(&self.read_window(incoming.slot.index).bytes()[range]),
-        }
     }
 }
 
