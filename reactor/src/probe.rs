@@ -88,7 +88,12 @@ impl fmt::Display for Features {
 }
 
 /// Makes a ring with the flags that the reactor wants, dropping the optional ones a kernel refuses.
-pub(crate) fn set_up(sq_entries: u32, cq_entries: u32) -> Result<IoUring, SetupError> {
+/// `flag_work`: a flag in the ring says when there is deferred work, for those who look.
+pub(crate) fn set_up(
+    sq_entries: u32,
+    cq_entries: u32,
+    flag_work: bool,
+) -> Result<IoUring, SetupError> {
     let mut last = Errno(0);
     for no_sqarray in [true, false] {
         let mut builder = IoUring::builder();
@@ -103,6 +108,9 @@ pub(crate) fn set_up(sq_entries: u32, cq_entries: u32) -> Result<IoUring, SetupE
             .dontfork();
         if no_sqarray {
             builder.setup_no_sqarray();
+        }
+        if flag_work {
+            builder.setup_taskrun_flag();
         }
         match builder.build(sq_entries) {
             Ok(ring) => return Ok(ring),
@@ -299,7 +307,7 @@ mod test {
 
     #[test]
     fn a_missing_required_feature_stops_the_start() {
-        let ring = set_up(8, 16).unwrap();
+        let ring = set_up(8, 16, false).unwrap();
         let mut features = features(&ring);
         assert!(features.require().is_ok());
         features.set("driver commands", false);
@@ -309,7 +317,7 @@ mod test {
 
     #[test]
     fn the_report_names_every_feature_and_the_kernel() {
-        let ring = set_up(8, 16).unwrap();
+        let ring = set_up(8, 16, false).unwrap();
         let mut features = features(&ring);
         features.set(BLOCK_DISCARD, false);
         let report = features.to_string();

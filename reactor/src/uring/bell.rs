@@ -82,7 +82,12 @@ impl Bells {
     /// Before sleeping: from here on ringers wake us. False: somebody rang, do not sleep.
     pub(super) fn park(&self) -> bool {
         self.waker.parked.store(true, SeqCst);
-        !self.bells.iter().any(|bell| bell.rung.load(SeqCst))
+        !self.any_rung()
+    }
+
+    /// Whether somebody rang.
+    pub(super) fn any_rung(&self) -> bool {
+        self.bells.iter().any(|bell| bell.rung.load(SeqCst))
     }
 
     /// After sleeping: from here on ringing costs nothing.

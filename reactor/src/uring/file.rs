@@ -31,10 +31,7 @@ pub(super) fn open(path: &Path, how: OpenFile) -> Result<(OwnedFd, FileFacts), S
     let queue = queue_folder(stat.st_rdev);
     let (volatile_cache, can_discard) = match kind {
         FileKind::File => (true, how.writable && can_punch(&fd, size_bytes)),
-        FileKind::BlockDevice => (
-            queue_value(&queue, "write_cache").as_deref() != Some("write through"),
-            queue_value(&queue, "discard_max_bytes").is_some_and(|max| max != "0"),
-        ),
+        FileKind::BlockDevice => (has_volatile_cache(&queue), can_discard(&queue)),
     };
     Ok((
         fd,
@@ -141,6 +138,15 @@ fn queue_folder(device: u64) -> PathBuf {
     }
 }
 
+/// Only a device that says so has no volatile cache.
+fn has_volatile_cache(queue: &Path) -> bool {
+    queue_value(queue, "write_cache").as_deref() != Some("write through")
+}
+
+fn can_discard(queue: &Path) -> bool {
+    queue_value(queue, "discard_max_bytes").is_some_and(|most| most != "0")
+}
+
 fn queue_value(queue: &Path, name: &str) -> Option<String> {
     Some(
         std::fs::read_to_string(queue.join(name))
@@ -148,4 +154,24 @@ fn queue_value(queue: &Path, name: &str) -> Option<String> {
             .trim()
             .to_owned(),
     )
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn only_write_through_means_no_volatile_cache() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = folder.path();
+        assert!(has_volatile_cache(queue) && !can_discard(queue));
+        for (cache, volatile) in [("write back", true), ("write through", false), ("", true)] {
+            std::fs::write(queue.join("write_cache"), format!("{cache}\n")).unwrap();
+            assert_eq!(has_volatile_cache(queue), volatile, "{cache:?}");
+        }
+        for (most, can) in [("0", false), ("4294966784", true)] {
+            std::fs::write(queue.join("discard_max_bytes"), format!("{most}\n")).unwrap();
+            assert_eq!(can_discard(queue), can);
+        }
+    }
 }

@@ -297,3 +297,124 @@ fn discard(fd: types::Fd, offset_bytes: u64, len_bytes: u64, command: bool) -> s
             .build()
     }
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::arena::{Arena, ArenaConfig};
+
+    const FILE: crate::Handle = crate::Handle { index: 0, turn: 0 };
+
+    fn flight(op: Op) -> Flight {
+        Flight {
+            token: Token {
+                room: 0,
+                index: 0,
+                value: 0,
+            },
+            op,
+            place: Place::Kernel,
+            stopping: false,
+            moved_bytes: 0,
+            direct: false,
+            discard_command: false,
+            area: None,
+            connecting: None,
+        }
+    }
+
+    fn window() -> BufMut {
+        let config = ArenaConfig {
+            slot_counts: [1, 0, 0],
+            huge_pages: false,
+        };
+        Arena::new(&config).unwrap().take(4096).unwrap()
+    }
+
+    fn read() -> Flight {
+        flight(Op::Read {
+            file: FILE,
+            offset_bytes: 0,
+            into: window(),
+        })
+    }
+
+    fn write() -> Flight {
+        let from = window().freeze();
+        flight(Op::Write {
+            file: FILE,
+            offset_bytes: 0,
+            from,
+            durable: false,
+        })
+    }
+
+    fn ended(verdict: Verdict) -> Result<Done, Errno> {
+        match verdict {
+            Verdict::End(result) => result,
+            other @ (Verdict::Again
+            | Verdict::Accepted(_)
+            | Verdict::Connected
+            | Verdict::DiscardByFallocate) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_short_count_is_continued_until_all_is_moved() {
+        let mut write = write();
+        assert!(matches!(write.judge(1000), Verdict::Again));
+        assert_eq!(write.moved_bytes, 1000);
+        assert_eq!(ended(write.judge(3096)), Ok(Done::Bytes(4096)));
+    }
+
+    #[test]
+    fn a_write_that_moves_nothing_has_failed() {
+        assert_eq!(ended(write().judge(0)), Err(Errno::IO));
+    }
+
+    #[test]
+    fn a_read_ends_at_the_end_of_the_file() {
+        let mut buffered = read();
+        assert!(matches!(buffered.judge(1000), Verdict::Again));
+        assert_eq!(ended(buffered.judge(0)), Ok(Done::Bytes(1000)));
+        // Asking for the rest of an odd count would be refused as misaligned.
+        let mut direct = read();
+        direct.direct = true;
+        assert_eq!(ended(direct.judge(1000)), Ok(Done::Bytes(1000)));
+        let mut direct = read();
+        direct.direct = true;
+        assert!(matches!(direct.judge(1024), Verdict::Again));
+    }
+
+    #[test]
+    fn an_op_that_is_to_stop_is_neither_continued_nor_repeated() {
+        let mut stopped = write();
+        stopped.stopping = true;
+        assert_eq!(ended(stopped.judge(1000)), Err(Errno::CANCELED));
+        assert_eq!(ended(stopped.judge(-libc::EINTR)), Err(Errno::CANCELED));
+        assert!(matches!(write().judge(-libc::EINTR), Verdict::Again));
+        assert_eq!(ended(write().judge(-libc::ENOSPC)), Err(Errno::NO_SPACE));
+    }
+
+    #[test]
+    fn a_discard_falls_back_only_if_the_command_is_unknown() {
+        let discard = |command| {
+            let mut flight = flight(Op::Discard {
+                file: FILE,
+                offset_bytes: 0,
+                len_bytes: 4096,
+            });
+            flight.discard_command = command;
+            flight
+        };
+        for errno in [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOTTY] {
+            assert!(matches!(
+                discard(true).judge(-errno),
+                Verdict::DiscardByFallocate
+            ));
+            assert_eq!(ended(discard(false).judge(-errno)), Err(Errno(errno)));
+        }
+        assert_eq!(ended(discard(true).judge(-libc::EIO)), Err(Errno::IO));
+        assert_eq!(ended(discard(true).judge(0)), Ok(Done::Nothing));
+    }
+}

@@ -12,6 +12,7 @@ mod handles;
 mod ops;
 mod ring;
 mod shutdown;
+mod sleep;
 mod socket;
 #[cfg(test)]
 mod test;
@@ -31,11 +32,10 @@ use area::AreaPool;
 use bell::Bells;
 use flight::{Flight, Place};
 use handles::{Handles, Kind};
-use io_uring::{opcode, types};
-use ring::{Ring, Wait};
+use ring::Ring;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
@@ -63,6 +63,9 @@ pub struct UringConfig {
     pub handles_max: u32,
     /// Most armed timers.
     pub timers_max: u32,
+    /// How long to look for completions before sleeping, in microseconds, if the last wait was about
+    /// as short. Zero: sleep at once. An idle reactor sleeps either way.
+    pub spin_us: u32,
     /// Name files by registered slot where the kernel is up to it. Off, every kernel is used like
     /// one before 6.15.
     pub registered_files: bool,
@@ -80,6 +83,7 @@ impl Default for UringConfig {
             ops_max: 16 * 1024,
             handles_max: 4096,
             timers_max: 64 * 1024,
+            spin_us: 0,
             registered_files: true,
             arena: ArenaConfig::default(),
             drain_ms: 5000,
@@ -103,6 +107,8 @@ pub struct UringDriver {
     ready: VecDeque<(Key, Result<Done, Errno>)>,
     origin: Instant,
     now_ns: u64,
+    /// How long the last wait took.
+    waited_ns: u64,
     ops_total: u64,
     turns: u64,
     continued: u64,
@@ -132,7 +138,11 @@ impl UringDriver {
         // Each op has at most one CQE outstanding and one cancel, so the queue cannot overflow
         // (and if it did, the kernel keeps the rest).
         let cq_entries = config.ops_max.saturating_mul(2).next_power_of_two();
-        let mut ring = Ring::new(config.sq_entries, cq_entries.max(config.sq_entries))?;
+        let mut ring = Ring::new(
+            config.sq_entries,
+            cq_entries.max(config.sq_entries),
+            config.spin_us > 0,
+        )?;
         let arena = Arena::new(&config.arena)?;
         ring.register_arena(&arena)?;
         if config.registered_files {
@@ -155,6 +165,7 @@ impl UringDriver {
             ready: VecDeque::new(),
             origin: Instant::now(),
             now_ns: 0,
+            waited_ns: u64::MAX,
             ops_total: 0,
             turns: 0,
             continued: 0,
@@ -237,56 +248,8 @@ impl UringDriver {
         app.on_turn_end(self);
     }
 
-    /// Submits, sleeps if there is nothing to deliver, and samples the clock.
-    fn enter(&mut self, at_most_ns: Option<u64>) {
-        self.arm_bell();
-        let mut wait = self.wait(at_most_ns);
-        if wait != Wait::No {
-            if !self.bells.park() {
-                wait = Wait::No;
-            }
-            self.ring.enter(wait);
-            self.bells.unpark();
-        } else {
-            self.ring.enter(Wait::No);
-        }
-        self.now_ns = self.clock_ns();
-    }
-
-    fn wait(&self, at_most_ns: Option<u64>) -> Wait {
-        if !self.ready.is_empty() || !self.ring.arrived.is_empty() {
-            return Wait::No;
-        }
-        let timer = self
-            .timers
-            .next_ns()
-            .map(|at_ns| at_ns.saturating_sub(self.clock_ns()));
-        match (timer, at_most_ns) {
-            (Some(0), _) | (_, Some(0)) => Wait::No,
-            (None, None) => Wait::Forever,
-            (Some(ns), None) | (None, Some(ns)) => Wait::AtMost(ns),
-            (Some(a), Some(b)) => Wait::AtMost(a.min(b)),
-        }
-    }
-
     fn clock_ns(&self) -> u64 {
         u64::try_from(self.origin.elapsed().as_nanos()).expect("up for less than 585 years")
-    }
-
-    /// The doorbells' poll ends only if the completion queue overflowed; then it is armed again.
-    fn arm_bell(&mut self) {
-        if self.bell_armed || self.bells.len() == 0 {
-            return;
-        }
-        let readable = u32::from(libc::POLLIN.unsigned_abs());
-        let fd = types::Fd(self.bells.event().as_raw_fd());
-        let entry = opcode::PollAdd::new(fd, readable)
-            .multi(true)
-            .build()
-            .user_data(BELL_TAG);
-        // SAFETY: a poll points to no memory.
-        unsafe { self.ring.push(&entry) };
-        self.bell_armed = true;
     }
 }
 

@@ -75,8 +75,12 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub(super) fn new(sq_entries: u32, cq_entries: u32) -> Result<Self, SetupError> {
-        let ring = probe::set_up(sq_entries, cq_entries)?;
+    pub(super) fn new(
+        sq_entries: u32,
+        cq_entries: u32,
+        flag_work: bool,
+    ) -> Result<Self, SetupError> {
+        let ring = probe::set_up(sq_entries, cq_entries, flag_work)?;
         let features = probe::features(&ring);
         features.require()?;
         let mut this = Self {
@@ -241,6 +245,14 @@ impl Ring {
                 expected.contains(&errno.0),
                 "uring: enter failed: {errno:?}"
             );
+        }
+    }
+
+    /// Whether an enter or a reap would bring something now. Needs the work flag asked for at set-up.
+    pub(super) fn has_work(&mut self) -> bool {
+        !self.ring.completion().is_empty() || {
+            let queue = self.ring.submission();
+            queue.taskrun() || queue.cq_overflow()
         }
     }
 

@@ -1,6 +1,7 @@
 //! The driver against the running kernel.
 
 mod bells;
+mod devices;
 mod files;
 mod shutdown;
 mod sockets;
@@ -44,6 +45,7 @@ pub(super) fn config() -> UringConfig {
         ops_max: 512,
         handles_max: 128,
         timers_max: 64,
+        spin_us: 0,
         registered_files: true,
         arena: ArenaConfig {
             slot_counts: [32, 8, 4],

@@ -24,9 +24,22 @@ impl App for Counter {
 
 #[test]
 fn no_ring_is_lost_between_threads_and_sleep() {
+    every_ring_counts(0);
+}
+
+#[test]
+fn no_ring_is_lost_between_threads_spinning_and_sleep() {
+    every_ring_counts(30);
+}
+
+fn every_ring_counts(spin_us: u32) {
     const THREADS: u64 = 3;
     const RINGS: u64 = 20_000;
-    let mut io = UringDriver::new(config()).unwrap();
+    let mut io = UringDriver::new(UringConfig {
+        spin_us,
+        ..config()
+    })
+    .unwrap();
     let bell = io.doorbell(token(1)).unwrap();
     let shared = Arc::new(AtomicU64::new(0));
     let threads: Vec<_> = (0..THREADS)

@@ -68,6 +68,26 @@ fn big_sends_of_many_parts_arrive_whole_and_in_order() {
 }
 
 #[test]
+fn answers_that_come_soon_are_met_awake_if_spinning_is_allowed() {
+    let mut bench = Bench::with(UringConfig {
+        spin_us: 1_000_000,
+        ..config()
+    });
+    let (near, far) = bench.pair();
+    for round in 0..50u8 {
+        let into = bench.window(8, |_| {});
+        bench.io.submit(token(1), recv(far, into));
+        let part = bench.buf(&[round; 8]);
+        bench.io.submit(token(2), send(near, vec![part]));
+        assert_eq!(bench.result(1).1, Ok(Done::Bytes(8)));
+        bench.result(2).1.unwrap();
+    }
+    let counters = bench.io.counters();
+    // Only the very first wait was not preceded by a short one.
+    assert!(counters.sleeps <= 1, "{counters:?}");
+}
+
+#[test]
 fn a_single_part_and_the_most_parts_both_go_out() {
     let mut bench = Bench::new();
     let (near, far) = bench.pair();

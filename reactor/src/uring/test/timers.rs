@@ -70,11 +70,26 @@ fn a_timer_armed_in_the_past_by_a_timer_does_not_starve_the_ring() {
 
 #[test]
 fn an_idle_reactor_sleeps_in_one_enter_until_its_only_timer() {
-    let mut bench = Bench::new();
+    sleeps_once(Bench::new());
+}
+
+#[test]
+fn an_idle_reactor_that_may_spin_sleeps_all_the_same() {
+    let bench = Bench::with(UringConfig {
+        spin_us: 15,
+        ..config()
+    });
+    sleeps_once(bench);
+}
+
+fn sleeps_once(mut bench: Bench) {
     bench.io.doorbell(token(7)).unwrap();
     let listener = bench.io.listen("127.0.0.1:0".parse().unwrap()).unwrap();
     bench.io.submit(token(2), Op::Accept { listener });
     let (_near, far) = bench.pair();
+    // A long wait before, so that nobody hopes for a short one.
+    bench.io.arm(token(8), bench.io.now_ns() + 50_000_000);
+    bench.wait(8);
     bench.io.submit(
         token(3),
         Op::Recv {
