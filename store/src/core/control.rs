@@ -1,0 +1,308 @@
+//! Slices come and go; stamps, ticks, marks and presence are asked and told.
+
+use super::facts::{SliceSpec, Stamp, StoreFault};
+use super::format::entry::{Entry, spec_error};
+use super::io::{Answer, CommandId, Effect, Outbox};
+use super::pages::PageOf;
+use super::slice::Slice;
+use super::{Core, Kind, Waiter};
+use crate::limits::{MARKS_PER_CALL_MAX, PRESENCE_REGIONS_MAX, SLICES_MAX};
+use roaring::RoaringBitmap;
+use shardmap::units::{EXTENT_BLOCKS, Lba, Nsid, REGION_BLOCKS, RegionIndex, WriteTick};
+
+impl Core {
+    pub(super) fn create_slice(
+        &mut self,
+        id: CommandId,
+        spec: SliceSpec,
+        out: &mut Outbox,
+    ) -> Result<(), StoreFault> {
+        let nsid = spec.nsid;
+        if let Some(why) = spec_error(&spec) {
+            return Err(StoreFault::BadSpec { nsid, why });
+        }
+        if let Some(slice) = self.slices.get_mut(&nsid.0) {
+            let grown = SliceSpec {
+                size_blocks: spec.size_blocks,
+                ..slice.spec
+            };
+            if slice.removing.is_some()
+                || grown != spec
+                || slice.spec.size_blocks > spec.size_blocks
+            {
+                return Err(StoreFault::SliceExists { nsid });
+            }
+            if slice.spec == spec {
+                // Its entry may still be on its way.
+                match self.journal.newest_pending() {
+                    Some(ticket) => self.wait_for(ticket, Waiter::Answer(id, Answer::Done)),
+                    None => out.push(Effect::Answer {
+                        command: id,
+                        result: Ok(Answer::Done),
+                    }),
+                }
+                return Ok(());
+            }
+            slice.spec = spec;
+            self.pages.touch(slice.page);
+        } else {
+            let pages = self.pages.count();
+            if self.slices.len() >= SLICES_MAX {
+                return Err(StoreFault::NoPages { pages });
+            }
+            let page = self.pages.allocate(PageOf::Slice(nsid.0));
+            let page = page.ok_or(StoreFault::NoPages { pages })?;
+            self.slices
+                .insert(nsid.0, Slice::new(spec, page, self.first_tick()));
+        }
+        let ticket = self.journal.append(&Entry::Slice(spec));
+        self.wait_for(ticket, Waiter::Answer(id, Answer::Done));
+        Ok(())
+    }
+
+    /// Ticks of different openings of the store never meet: the high half counts superblock writes.
+    pub(super) const fn first_tick(&self) -> u64 {
+        self.sb.update << 32
+    }
+
+    pub(super) fn remove_slice(
+        &mut self,
+        id: CommandId,
+        nsid: Nsid,
+        out: &mut Outbox,
+    ) -> Result<(), StoreFault> {
+        let Some(slice) = self.slices.get_mut(&nsid.0) else {
+            match self.journal.newest_pending() {
+                Some(ticket) => self.wait_for(ticket, Waiter::Answer(id, Answer::Done)),
+                None => out.push(Effect::Answer {
+                    command: id,
+                    result: Ok(Answer::Done),
+                }),
+            }
+            return Ok(());
+        };
+        if slice.removing.is_some() {
+            return Err(StoreFault::UnknownSlice { nsid });
+        }
+        slice.session = None;
+        if let Some(opening) = slice.opening.take() {
+            let result = Err(StoreFault::UnknownSlice { nsid });
+            out.push(Effect::Answer {
+                command: opening.command,
+                result,
+            });
+        }
+        let turn = slice.drain.next_turn();
+        slice.removing = Some((id, turn));
+        self.on_drained(nsid.0, out);
+        Ok(())
+    }
+
+    /// Nothing of the slice is in flight: its space goes, once that is durable.
+    pub(super) fn drop_slice(&mut self, nsid: Nsid, command: CommandId) {
+        let slice = self.slices.remove(&nsid.0).expect("being removed");
+        let mut extents = Vec::new();
+        for leaf in slice.leaves.values() {
+            extents.extend(leaf.physical());
+            self.pages.release(leaf.page);
+        }
+        slice
+            .mark_pages
+            .values()
+            .for_each(|page| self.pages.release(*page));
+        self.pages.release(slice.page);
+        self.flusher.forget_slice(nsid.0);
+        let ticket = self.journal.append(&Entry::SliceRemoved(nsid));
+        self.reclaim.waiting += extents.len() as u64;
+        self.counts.extents_freed += extents.len() as u64;
+        self.wait_for(ticket, Waiter::Freed(extents));
+        self.wait_for(ticket, Waiter::Answer(command, Answer::Done));
+    }
+
+    pub(super) fn read_state(
+        &mut self,
+        id: CommandId,
+        nsid: Nsid,
+        out: &mut Outbox,
+    ) -> Result<(), StoreFault> {
+        let state = self.slice(nsid).ok_or(StoreFault::UnknownSlice { nsid })?;
+        out.push(Effect::Answer {
+            command: id,
+            result: Ok(Answer::State(state)),
+        });
+        Ok(())
+    }
+
+    /// Admits a command that waits for its journal entry only.
+    fn wait_for_entry(&mut self, id: CommandId, nsid: Nsid, entry: &Entry) {
+        let slice = self.slices.get(&nsid.0).expect("admitted");
+        self.pages.touch(slice.page);
+        let ticket = self.journal.append(entry);
+        self.activate(id, nsid.0, Kind::Entry(Answer::Done));
+        self.wait_for(ticket, Waiter::Finish(id));
+    }
+
+    pub(super) fn stamp(
+        &mut self,
+        id: CommandId,
+        nsid: Nsid,
+        stamp: Stamp,
+        complete: bool,
+    ) -> Result<(), StoreFault> {
+        let slice = self.slices.get_mut(&nsid.0).expect("admitted");
+        slice.stamp = stamp;
+        if complete {
+            slice.incomplete = false;
+            // The flag first: a slice that is complete but not stamped is merely removed by its client.
+            self.journal.append(&Entry::Incomplete(nsid, false));
+        }
+        self.wait_for_entry(id, nsid, &Entry::Stamp(nsid, stamp));
+        Ok(())
+    }
+
+    pub(super) fn set_incomplete(&mut self, id: CommandId, nsid: Nsid) -> Result<(), StoreFault> {
+        self.slices.get_mut(&nsid.0).expect("admitted").incomplete = true;
+        self.wait_for_entry(id, nsid, &Entry::Incomplete(nsid, true));
+        Ok(())
+    }
+
+    pub(super) fn tick(
+        &mut self,
+        id: CommandId,
+        nsid: Nsid,
+        out: &mut Outbox,
+    ) -> Result<(), StoreFault> {
+        let slice = self.slices.get_mut(&nsid.0).expect("admitted");
+        slice.tick += 1;
+        let result = Ok(Answer::Tick(WriteTick(slice.tick)));
+        out.push(Effect::Answer {
+            command: id,
+            result,
+        });
+        Ok(())
+    }
+
+    pub(super) fn stable(
+        &mut self,
+        id: CommandId,
+        nsid: Nsid,
+        tick: WriteTick,
+        idle_ticks: u32,
+        out: &mut Outbox,
+    ) -> Result<(), StoreFault> {
+        let slice = &self.slices[&nsid.0];
+        let first = slice.session.map_or(self.first_tick(), |s| s.first_tick);
+        if tick.0 < first || tick.0 > slice.tick {
+            return Err(StoreFault::UnknownTick { nsid, asked: tick });
+        }
+        let (ticket, marks_left) = self.unmark(nsid.0, tick.0.saturating_sub(idle_ticks.into()));
+        let answer = Answer::Stable { marks_left };
+        match ticket {
+            None => out.push(Effect::Answer {
+                command: id,
+                result: Ok(answer),
+            }),
+            Some(ticket) => {
+                self.activate(id, nsid.0, Kind::Entry(answer));
+                self.wait_for(ticket, Waiter::Finish(id));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_marks(
+        &mut self,
+        id: CommandId,
+        nsid: Nsid,
+        regions: &RoaringBitmap,
+        out: &mut Outbox,
+    ) -> Result<(), StoreFault> {
+        let slice = self.slices.get_mut(&nsid.0).expect("admitted");
+        let size_blocks = slice.spec.size_blocks;
+        let too_many = regions.len() > MARKS_PER_CALL_MAX as u64;
+        let past = |r: u32| u64::from(r) * u64::from(REGION_BLOCKS) >= size_blocks;
+        if too_many || regions.max().is_some_and(past) {
+            let max = u32::try_from(MARKS_PER_CALL_MAX).expect("small");
+            let blocks = u32::try_from(regions.len()).unwrap_or(u32::MAX);
+            return Err(StoreFault::TooLong { blocks, max });
+        }
+        let tick = slice.tick;
+        for region in regions {
+            slice.regions.entry(region).or_default().last_tick = tick;
+        }
+        match self.mark(nsid.0, regions.iter())? {
+            None => out.push(Effect::Answer {
+                command: id,
+                result: Ok(Answer::Done),
+            }),
+            Some(ticket) => {
+                self.activate(id, nsid.0, Kind::Entry(Answer::Done));
+                self.wait_for(ticket, Waiter::Finish(id));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn read_marks(
+        &mut self,
+        id: CommandId,
+        nsid: Nsid,
+        from: RegionIndex,
+        out: &mut Outbox,
+    ) -> Result<(), StoreFault> {
+        let slice = &self.slices[&nsid.0];
+        let mut all = slice.marks.clone();
+        all.extend(slice.marking.keys().copied());
+        all.remove_range(..from.0);
+        let regions: RoaringBitmap = all.iter().take(MARKS_PER_CALL_MAX).collect();
+        let next = all
+            .select(u32::try_from(MARKS_PER_CALL_MAX).expect("small"))
+            .map(RegionIndex);
+        out.push(Effect::Answer {
+            command: id,
+            result: Ok(Answer::Marks { regions, next }),
+        });
+        Ok(())
+    }
+
+    pub(super) fn read_presence(
+        &mut self,
+        id: CommandId,
+        nsid: Nsid,
+        from: RegionIndex,
+        regions: u32,
+        out: &mut Outbox,
+    ) -> Result<(), StoreFault> {
+        let slice = &self.slices[&nsid.0];
+        if regions == 0 || regions > PRESENCE_REGIONS_MAX {
+            return Err(StoreFault::TooLong {
+                blocks: regions,
+                max: PRESENCE_REGIONS_MAX,
+            });
+        }
+        let start = u64::from(from.0) * u64::from(REGION_BLOCKS);
+        let end = start + u64::from(regions) * u64::from(REGION_BLOCKS);
+        let mut blocks = RoaringBitmap::new();
+        let mut at = start;
+        while at < end.min(slice.spec.size_blocks) {
+            let (leaf, index) = slice.locate(Lba(at));
+            let states = slice.leaves.get(&leaf).map_or(0, |l| l.get(index).1);
+            let relative = u32::try_from(at - start).expect("at most 16 regions");
+            if states != 0 {
+                let known = (0..EXTENT_BLOCKS).filter(|b| states >> (2 * b) & 3 != 0);
+                blocks.extend(known.map(|b| relative + b));
+            }
+            at += u64::from(EXTENT_BLOCKS);
+        }
+        let (leaf, _) = slice.locate(Lba(end));
+        let next = slice.leaves.range(leaf..).next().map(|(next, _)| {
+            let lba = (u64::from(*next) * u64::from(slice.leaf_blocks())).max(end);
+            RegionIndex(u32::try_from(lba / u64::from(REGION_BLOCKS)).expect("in the volume"))
+        });
+        out.push(Effect::Answer {
+            command: id,
+            result: Ok(Answer::Presence { blocks, next }),
+        });
+        Ok(())
+    }
+}

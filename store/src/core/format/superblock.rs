@@ -1,0 +1,286 @@
+//! The superblock: identity, region table, life, and which checkpoint counts.
+
+use super::geometry::Geometry;
+use super::{Corrupt, VERSION, is_sealed, seal};
+use shardmap::units::{BLOCK_BYTES, EXTENT_BYTES};
+use std::mem::offset_of;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// First bytes of every store, after the checksum.
+pub const MAGIC: [u8; 8] = *b"UBSSTORE";
+/// Most directory pages: one bit each in the superblock.
+pub const DIRECTORY_PAGES_MAX: u32 = 8192;
+/// Length of a superblock.
+pub const SUPERBLOCK_BYTES: usize = 4096;
+
+/// Flag: stopped cleanly, nothing was written since.
+const CLEAN: u16 = 1;
+
+/// The bytes. Two copies; the valid one with the larger `update` wins, the other is overwritten next.
+#[derive(Clone, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Raw {
+    checksum: U32, // CRC32C of every byte after this field
+    version: U16,
+    flags: U16, // bit 0: clean stop
+    magic: [u8; 8],
+    store: [u8; 16],
+    cluster: [u8; 16],
+    update: U64, // counts superblock writes
+    device_bytes: U64,
+    block_bytes: U32,  // 4096
+    extent_bytes: U32, // 65536
+    journal_bytes: U64,
+    directory_offset: U64,
+    pages_offset: U64,
+    data_offset: U64,
+    directory_pages: U32,
+    pages: U32,
+    extents: U32,
+    reserved_a: U32,
+    incarnation: U64,
+    lost_at: U64,
+    checkpoint: U64,    // counts checkpoints
+    tail_sequence: U64, // first journal record to replay
+    tail_offset: U64,   // its byte offset in the ring
+    proven: U64,        // highest journal sequence known durable when this was written
+    features: U64,      // features without which this store must not be opened; zero in version 1
+    reserved_b: [u8; 2896],
+    directory_current: [u8; 1024], // bit i: directory page i counts in place B
+}
+
+const _: () = assert!(size_of::<Raw>() == SUPERBLOCK_BYTES);
+const _: () = assert!(offset_of!(Raw, magic) == 8);
+const _: () = assert!(offset_of!(Raw, update) == 48);
+const _: () = assert!(offset_of!(Raw, journal_bytes) == 72);
+const _: () = assert!(offset_of!(Raw, incarnation) == 120);
+const _: () = assert!(offset_of!(Raw, features) == 168);
+const _: () = assert!(offset_of!(Raw, directory_current) == 3072);
+const _: () = assert!(DIRECTORY_PAGES_MAX == 1024 * 8);
+
+/// A superblock, decoded.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Superblock {
+    /// Identity of the store.
+    pub store: [u8; 16],
+    /// The cluster it belongs to.
+    pub cluster: [u8; 16],
+    /// Counts superblock writes.
+    pub update: u64,
+    /// The region table.
+    pub geometry: Geometry,
+    /// Stopped cleanly.
+    pub clean: bool,
+    /// Current life's number.
+    pub incarnation: u64,
+    /// Last life that began uncleanly.
+    pub lost_at: u64,
+    /// Counts checkpoints.
+    pub checkpoint: u64,
+    /// First journal record to replay.
+    pub tail_sequence: u64,
+    /// Its byte offset in the ring.
+    pub tail_offset: u64,
+    /// Highest journal sequence known durable.
+    pub proven: u64,
+    /// Bit i: directory page i counts in place B.
+    pub directory_current: Box<[u8; 1024]>,
+}
+
+impl std::fmt::Debug for Superblock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Superblock")
+            .field("update", &self.update)
+            .field("clean", &self.clean)
+            .field("incarnation", &self.incarnation)
+            .field("checkpoint", &self.checkpoint)
+            .field("tail_sequence", &self.tail_sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Superblock {
+    /// A new store's: empty, clean, in its first life.
+    pub fn new(store: [u8; 16], cluster: [u8; 16], geometry: Geometry) -> Self {
+        Self {
+            store,
+            cluster,
+            update: 1,
+            geometry,
+            clean: true,
+            incarnation: 1,
+            lost_at: 0,
+            checkpoint: 0,
+            tail_sequence: 1,
+            tail_offset: 0,
+            proven: 0,
+            directory_current: Box::new([0; 1024]),
+        }
+    }
+
+    /// Which place of a directory page counts.
+    pub fn directory_place(&self, index: u32) -> u8 {
+        (self.directory_current[index as usize / 8] >> (index % 8)) & 1
+    }
+
+    /// Makes the other place count.
+    pub fn flip_directory(&mut self, index: u32) {
+        self.directory_current[index as usize / 8] ^= 1 << (index % 8);
+    }
+
+    /// The bytes, sealed.
+    pub fn encode(&self) -> Vec<u8> {
+        let g = &self.geometry;
+        let raw = Raw {
+            checksum: 0.into(),
+            version: VERSION.into(),
+            flags: (if self.clean { CLEAN } else { 0 }).into(),
+            magic: MAGIC,
+            store: self.store,
+            cluster: self.cluster,
+            update: self.update.into(),
+            device_bytes: g.device_bytes.into(),
+            block_bytes: BLOCK_BYTES.into(),
+            extent_bytes: EXTENT_BYTES.into(),
+            journal_bytes: g.journal_bytes.into(),
+            directory_offset: g.directory_offset.into(),
+            pages_offset: g.pages_offset.into(),
+            data_offset: g.data_offset.into(),
+            directory_pages: g.directory_pages.into(),
+            pages: g.pages.into(),
+            extents: g.extents.into(),
+            reserved_a: 0.into(),
+            incarnation: self.incarnation.into(),
+            lost_at: self.lost_at.into(),
+            checkpoint: self.checkpoint.into(),
+            tail_sequence: self.tail_sequence.into(),
+            tail_offset: self.tail_offset.into(),
+            proven: self.proven.into(),
+            features: 0.into(),
+            reserved_b: [0; 2896],
+            directory_current: *self.directory_current,
+        };
+        let mut bytes = raw.as_bytes().to_vec();
+        seal(&mut bytes);
+        bytes
+    }
+
+    /// Checks and decodes. The version is looked at before the checksum, so that a newer format is
+    /// told from a damaged one.
+    ///
+    /// # Errors
+    /// [`Corrupt`]; `Unknown` carries the version by [`Superblock::peek_version`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, Corrupt> {
+        let raw = Raw::ref_from_bytes(bytes).map_err(|_| Corrupt::Length)?;
+        if raw.magic != MAGIC {
+            return Err(Corrupt::Magic);
+        }
+        if !is_sealed(bytes) {
+            return Err(Corrupt::Checksum);
+        }
+        if raw.version.get() != VERSION || raw.features.get() != 0 {
+            return Err(Corrupt::Unknown);
+        }
+        let geometry = Geometry {
+            device_bytes: raw.device_bytes.get(),
+            journal_bytes: raw.journal_bytes.get(),
+            directory_offset: raw.directory_offset.get(),
+            directory_pages: raw.directory_pages.get(),
+            pages_offset: raw.pages_offset.get(),
+            pages: raw.pages.get(),
+            data_offset: raw.data_offset.get(),
+            extents: raw.extents.get(),
+        };
+        let units = raw.block_bytes.get() == BLOCK_BYTES && raw.extent_bytes.get() == EXTENT_BYTES;
+        let tail = raw.tail_offset.get();
+        let tail_fits = tail < geometry.journal_bytes && tail.is_multiple_of(BLOCK_BYTES.into());
+        if !units || !geometry.is_consistent() || !tail_fits {
+            return Err(Corrupt::Value);
+        }
+        Ok(Self {
+            store: raw.store,
+            cluster: raw.cluster,
+            update: raw.update.get(),
+            geometry,
+            clean: raw.flags.get() & CLEAN != 0,
+            incarnation: raw.incarnation.get(),
+            lost_at: raw.lost_at.get(),
+            checkpoint: raw.checkpoint.get(),
+            tail_sequence: raw.tail_sequence.get(),
+            tail_offset: tail,
+            proven: raw.proven.get(),
+            directory_current: Box::new(raw.directory_current),
+        })
+    }
+
+    /// The version field of something that carries our magic.
+    pub fn peek_version(bytes: &[u8]) -> Option<u16> {
+        let raw = Raw::ref_from_bytes(bytes).ok()?;
+        (raw.magic == MAGIC).then(|| raw.version.get())
+    }
+
+    /// The newer valid one of two copies and where it lies.
+    ///
+    /// # Errors
+    /// The more telling of the two reasons if neither is valid.
+    pub fn choose(a: &[u8], b: &[u8]) -> Result<(Self, usize), Corrupt> {
+        match (Self::decode(a), Self::decode(b)) {
+            (Ok(a), Ok(b)) if b.update > a.update => Ok((b, 1)),
+            (Ok(a), _) => Ok((a, 0)),
+            (Err(_), Ok(b)) => Ok((b, 1)),
+            (Err(Corrupt::Magic), Err(e)) | (Err(e), Err(_)) => Err(e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn superblock(update: u64) -> Superblock {
+        let geometry = Geometry::plan(64 << 20, 1 << 20).unwrap();
+        let mut s = Superblock::new([7; 16], [9; 16], geometry);
+        s.update = update;
+        s.flip_directory(0);
+        s
+    }
+
+    #[test]
+    fn the_newer_valid_copy_wins() {
+        let (old, new) = (superblock(4).encode(), superblock(5).encode());
+        assert_eq!(Superblock::choose(&old, &new).unwrap().1, 1);
+        assert_eq!(Superblock::choose(&new, &old).unwrap().0.update, 5);
+        let mut torn = new.clone();
+        torn[3000] ^= 1;
+        assert_eq!(Superblock::choose(&torn, &old).unwrap().0.update, 4);
+        assert_eq!(
+            Superblock::choose(&torn, &[0; 4096]),
+            Err(Corrupt::Checksum)
+        );
+        assert_eq!(
+            Superblock::choose(&[0; 4096], &torn),
+            Err(Corrupt::Checksum)
+        );
+        assert_eq!(
+            Superblock::choose(&[0; 4096], &[0; 4096]),
+            Err(Corrupt::Magic)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read_and_no_flipped_bit_passes(
+            update: u64, incarnation: u64, tail in 0u64..256, clean: bool,
+            at in 0usize..4096, bit in 0u8..8
+        ) {
+            let mut s = superblock(update);
+            (s.incarnation, s.tail_offset, s.clean) = (incarnation, tail * 4096, clean);
+            let mut bytes = s.encode();
+            prop_assert_eq!(&Superblock::decode(&bytes).unwrap(), &s);
+            bytes[at] ^= 1 << bit;
+            prop_assert!(Superblock::decode(&bytes).is_err());
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Extents on their way back: freed in memory, freed durably, out of reach of everything in flight,
+//! trimmed, free.
+
+use super::Core;
+use super::io::{Effect, IoKind, Outbox};
+use crate::limits::{TRIM_EXTENTS_MAX, TRIMS_MAX};
+use shardmap::units::EXTENT_BYTES;
+use std::collections::{BTreeSet, VecDeque};
+
+/// State of the way back.
+#[derive(Debug, Default)]
+pub(super) struct Reclaim {
+    /// Extents given up and not yet free, at any stage.
+    pub(super) waiting: u64,
+    /// Durably freed; device operations of that turn may still be in flight at them.
+    draining: VecDeque<(u64, Vec<u32>)>,
+    trim: BTreeSet<u32>,
+    trims: usize,
+}
+
+impl Reclaim {
+    pub(super) const fn is_trimming(&self) -> bool {
+        self.trims > 0
+    }
+}
+
+impl Core {
+    pub(super) const fn not_yet_free(&self) -> u64 {
+        self.reclaim.waiting
+    }
+
+    /// The journal says that these extents are free; what began before may still reach them.
+    pub(super) fn quarantine(&mut self, extents: Vec<u32>, out: &mut Outbox) {
+        if extents.is_empty() {
+            return;
+        }
+        let turn = self.data.next_turn();
+        self.reclaim.draining.push_back((turn, extents));
+        self.release_drained(out);
+    }
+
+    pub(super) fn release_drained(&mut self, out: &mut Outbox) {
+        let mut released = false;
+        while let Some((turn, _)) = self.reclaim.draining.front() {
+            if !self.data.is_over(*turn) {
+                break;
+            }
+            let (_, extents) = self.reclaim.draining.pop_front().expect("just seen");
+            if self.config.can_trim {
+                self.reclaim.trim.extend(extents);
+            } else {
+                released = true;
+                self.release(extents.into_iter());
+            }
+        }
+        if released {
+            self.retry_parked(out);
+        }
+    }
+
+    fn release(&mut self, extents: impl Iterator<Item = u32>) {
+        for extent in extents {
+            self.space.release(extent);
+            self.reclaim.waiting -= 1;
+        }
+    }
+
+    pub(super) fn start_trims(&mut self, out: &mut Outbox) {
+        while self.reclaim.trims < TRIMS_MAX {
+            let Some(first) = self.reclaim.trim.pop_first() else {
+                return;
+            };
+            let mut count = 1;
+            while count < TRIM_EXTENTS_MAX && self.reclaim.trim.remove(&(first + count)) {
+                count += 1;
+            }
+            self.reclaim.trims += 1;
+            let io = self.ios.start(IoKind::Trim { first, count });
+            let offset_bytes = self.sb.geometry.extent_offset(first);
+            let len_bytes = u64::from(count) * u64::from(EXTENT_BYTES);
+            out.push(Effect::Discard {
+                io,
+                offset_bytes,
+                len_bytes,
+            });
+        }
+    }
+
+    /// A trim is advice: whether the device took it or not, the extents are free now.
+    pub(super) fn on_trimmed(&mut self, first: u32, count: u32, out: &mut Outbox) {
+        self.reclaim.trims -= 1;
+        self.release(first..first + count);
+        self.retry_parked(out);
+    }
+}

@@ -1,0 +1,698 @@
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "the model looks at few commands"
+)]
+#![allow(clippy::too_many_lines, reason = "one arm per effect")]
+//! One core, one device, a model of what may be read, and the device operations in between.
+
+use super::device::{BLOCK, Coin, Content, Device};
+use crate::core::facts::{OpenFacts, SliceSpec, StoreFault};
+use crate::core::format::geometry::{Geometry, SUPERBLOCK_OFFSETS};
+use crate::core::format::superblock::Superblock;
+use crate::core::format::{directory, directory::PagePlace};
+use crate::core::io::{Answer, Command, CommandId, Effect, Event, IoId};
+use crate::core::{Core, CoreConfig};
+use shardmap::map::{Layout, Shape};
+use shardmap::units::{BlockRange, Blocks, Epoch, Generation, Lba, Moment, Nsid, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(super) const STORE: [u8; 16] = [5; 16];
+pub(super) const CLUSTER: [u8; 16] = [6; 16];
+pub(super) const CLIENT: u64 = 1;
+
+pub(super) type Answered = Result<Answer, StoreFault>;
+
+/// A device operation that has not ended.
+#[derive(Clone, Debug)]
+pub(super) enum Pending {
+    Read {
+        command: u32,
+        at: u32,
+        blocks: u32,
+        first: u64,
+    },
+    Write {
+        blocks: Vec<(u64, Content)>,
+        durable: bool,
+    },
+    MetaRead {
+        first: u64,
+        blocks: u64,
+    },
+    Flush {
+        covers: usize,
+    },
+    Discard {
+        first: u64,
+        blocks: u64,
+    },
+}
+
+/// One value a block may have. Version zero is the untouched block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    pub(super) number: u64,
+    pub(super) zero: bool,
+}
+
+/// What a block may hold: from the last value known durable to the newest, in order.
+#[derive(Clone, Debug)]
+pub(super) struct History {
+    pub(super) versions: Vec<Version>,
+    /// The last completed one.
+    pub(super) current: u64,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            versions: vec![Version {
+                number: 0,
+                zero: true,
+            }],
+            current: 0,
+        }
+    }
+}
+
+impl History {
+    pub(super) fn forget_before(&mut self, number: u64) {
+        self.versions.retain(|v| v.number >= number);
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Outstanding {
+    pub(super) nsid: u32,
+    pub(super) command: Command,
+    pub(super) version: u64,
+    pub(super) buffer: Vec<Content>,
+    /// Of a flush: what had completed when it was sent, per block of its slice.
+    pub(super) covers: BTreeMap<u64, u64>,
+}
+
+pub(super) struct World {
+    pub(super) device: Device,
+    pub(super) core: Core,
+    pub(super) pending: BTreeMap<u32, Pending>,
+    pub(super) order: Vec<u32>,
+    pub(super) outstanding: BTreeMap<u32, Outstanding>,
+    pub(super) blocks: BTreeMap<(u32, u64), History>,
+    /// Regions that were written since they were last allowed to be clean, and when.
+    pub(super) must_mark: BTreeMap<(u32, u32), u64>,
+    pub(super) answers: BTreeMap<u32, Answered>,
+    pub(super) opened: Option<OpenFacts>,
+    pub(super) failed: Option<StoreFault>,
+    pub(super) poisoned: Option<StoreFault>,
+    pub(super) stopped: bool,
+    pub(super) version: u64,
+    pub(super) can_trim: bool,
+    next_id: u32,
+    epoch: u64,
+    pub(super) device_bytes: u64,
+}
+
+pub(super) fn spec(nsid: u32, size_blocks: u64) -> SliceSpec {
+    SliceSpec {
+        nsid: Nsid(nsid),
+        volume: VolumeId([u8::try_from(nsid).unwrap(); 16]),
+        size_blocks,
+        shape: Shape {
+            shard_blocks: 1024,
+            stride: 1,
+            replicas: 1,
+            layout: Layout::Ring,
+        },
+        position: 0,
+        open_access: false,
+    }
+}
+
+pub(super) fn range(start: u64, blocks: u32) -> BlockRange {
+    BlockRange::new(Lba(start), Blocks(blocks)).unwrap()
+}
+
+fn data(nsid: u32, lba: u64, version: u64) -> Content {
+    let mut content = nsid.to_le_bytes().to_vec();
+    content.extend(lba.to_le_bytes());
+    content.extend(version.to_le_bytes());
+    content
+}
+
+fn blocks_of(offset_bytes: u64, bytes: &[u8]) -> Vec<(u64, Content)> {
+    assert!(bytes.len().is_multiple_of(4096) && !bytes.is_empty());
+    (offset_bytes / BLOCK..)
+        .zip(bytes.chunks(4096).map(<[u8]>::to_vec))
+        .collect()
+}
+
+impl World {
+    /// A prepared device, opened, with slices 1 and 2 of `size_blocks` open to [`CLIENT`].
+    pub(super) fn new(device_bytes: u64, size_blocks: u64) -> Self {
+        let geometry = Geometry::plan(device_bytes, 1 << 20).unwrap();
+        let mut device = Device::default();
+        for index in 0..geometry.directory_pages {
+            let bytes = directory::encode(STORE, index, 0, std::iter::empty::<PagePlace>());
+            device.write(
+                geometry.directory_page_offset(index, 0) / BLOCK,
+                bytes,
+                true,
+            );
+        }
+        let sb = Superblock::new(STORE, CLUSTER, geometry);
+        device.write(SUPERBLOCK_OFFSETS[0] / BLOCK, sb.encode(), true);
+        let mut world = Self {
+            core: Core::new(config(device_bytes, true)),
+            device,
+            pending: BTreeMap::new(),
+            order: Vec::new(),
+            outstanding: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            must_mark: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            opened: None,
+            failed: None,
+            poisoned: None,
+            stopped: false,
+            version: 0,
+            can_trim: true,
+            next_id: 0,
+            epoch: 0,
+            device_bytes,
+        };
+        world.reopen();
+        for nsid in [1, 2] {
+            assert_eq!(
+                world.run(nsid, Command::Create(spec(nsid, size_blocks))),
+                Ok(Answer::Done)
+            );
+            world.open_session(nsid);
+        }
+        world
+    }
+
+    pub(super) fn open_session(&mut self, nsid: u32) {
+        self.epoch += 1;
+        let volume = VolumeId([u8::try_from(nsid).unwrap(); 16]);
+        let opened = self.run(
+            nsid,
+            Command::Open {
+                epoch: Epoch(self.epoch),
+                volume,
+            },
+        );
+        assert!(matches!(opened, Ok(Answer::State(_))), "{opened:?}");
+    }
+
+    /// A new core on the device as it is now.
+    pub(super) fn reopen(&mut self) {
+        self.core = Core::new(config(self.device_bytes, self.can_trim));
+        self.pending.clear();
+        self.order.clear();
+        self.outstanding.clear();
+        (self.opened, self.failed, self.stopped) = (None, None, false);
+        self.step(Event::Start);
+        self.settle();
+    }
+
+    pub(super) fn step(&mut self, event: Event<'_>) {
+        let mut out = Vec::new();
+        self.core.step(Moment(0), event, &mut out);
+        for effect in out {
+            self.on_effect(effect);
+        }
+    }
+
+    fn on_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::ReadData {
+                io,
+                command,
+                at_blocks,
+                blocks,
+                offset_bytes,
+            } => {
+                let first = offset_bytes / BLOCK;
+                let read = Pending::Read {
+                    command: command.0,
+                    at: at_blocks,
+                    blocks,
+                    first,
+                };
+                self.pend(io, read);
+            }
+            Effect::FillZero {
+                command,
+                at_blocks,
+                blocks,
+            } => {
+                let buffer = &mut self.outstanding.get_mut(&command.0).unwrap().buffer;
+                buffer[at_blocks as usize..(at_blocks + blocks) as usize].fill(Vec::new());
+            }
+            Effect::WriteData {
+                io,
+                command,
+                at_blocks,
+                blocks,
+                offset_bytes,
+                durable,
+            } => {
+                let write = self.data_write(command, at_blocks, blocks, offset_bytes);
+                self.pend(
+                    io,
+                    Pending::Write {
+                        blocks: write,
+                        durable,
+                    },
+                );
+            }
+            Effect::ReadMeta {
+                io,
+                offset_bytes,
+                len_bytes,
+            } => {
+                let (first, blocks) = (offset_bytes / BLOCK, u64::from(len_bytes) / BLOCK);
+                self.pend(io, Pending::MetaRead { first, blocks });
+            }
+            Effect::WriteMeta {
+                io,
+                offset_bytes,
+                bytes,
+                durable,
+            } => {
+                let blocks = blocks_of(offset_bytes, &bytes);
+                self.pend(io, Pending::Write { blocks, durable });
+            }
+            Effect::Flush { io } => {
+                let covers = self.device.completed();
+                self.pend(io, Pending::Flush { covers });
+            }
+            Effect::Discard {
+                io,
+                offset_bytes,
+                len_bytes,
+            } => {
+                let (first, blocks) = (offset_bytes / BLOCK, len_bytes / BLOCK);
+                self.pend(io, Pending::Discard { first, blocks });
+            }
+            Effect::Answer { command, result } => self.on_answer(command.0, result),
+            Effect::Opened(facts) => self.opened = Some(*facts),
+            Effect::OpenFailed(fault) => self.failed = Some(fault),
+            Effect::Poisoned(fault) => self.poisoned = Some(fault),
+            Effect::Stopped => self.stopped = true,
+        }
+    }
+
+    fn data_write(
+        &mut self,
+        command: CommandId,
+        at: u32,
+        blocks: u32,
+        offset: u64,
+    ) -> Vec<(u64, Content)> {
+        let out = &self.outstanding[&command.0];
+        let Command::Write { range, .. } = out.command else {
+            panic!("writes write")
+        };
+        let piece = (at..at + blocks).map(|b| range.start().0 + u64::from(b));
+        for lba in piece.clone() {
+            let key = (out.nsid, u32::try_from(lba / 1024).unwrap());
+            self.must_mark.insert(key, out.version);
+        }
+        (offset / BLOCK..)
+            .zip(piece.map(|lba| data(out.nsid, lba, out.version)))
+            .collect()
+    }
+
+    fn pend(&mut self, io: IoId, pending: Pending) {
+        assert!(self.pending.insert(io.0, pending).is_none(), "io id in use");
+        self.order.push(io.0);
+    }
+
+    /// The `nth` outstanding device operation ends.
+    pub(super) fn complete(&mut self, nth: usize) -> bool {
+        if self.order.is_empty() {
+            return false;
+        }
+        let io = self.order.remove(nth % self.order.len());
+        let done = |io| Event::IoDone {
+            io: IoId(io),
+            result: Ok(()),
+        };
+        match self.pending.remove(&io).unwrap() {
+            Pending::Read {
+                command,
+                at,
+                blocks,
+                first,
+            } => {
+                for i in 0..blocks {
+                    let content = self.device.read(first + u64::from(i));
+                    let out = self.outstanding.get_mut(&command).unwrap();
+                    out.buffer[(at + i) as usize] = content;
+                }
+                self.step(done(io));
+            }
+            Pending::Write { blocks, durable } => {
+                for (block, content) in blocks {
+                    if !durable {
+                        self.device.write(block, content, false);
+                        continue;
+                    }
+                    // Writes completed before keep their place: only this one is made durable, and a
+                    // flush in flight covers the same number of older ones.
+                    let before = self.device.completed();
+                    self.device.write(block, content, true);
+                    let gone = before - self.device.completed();
+                    for pending in self.pending.values_mut() {
+                        if let Pending::Flush { covers } = pending {
+                            *covers = covers.saturating_sub(gone);
+                        }
+                    }
+                }
+                self.step(done(io));
+            }
+            Pending::MetaRead { first, blocks } => {
+                let mut bytes = Vec::new();
+                for block in first..first + blocks {
+                    let mut content = self.device.read(block);
+                    content.resize(4096, 0);
+                    bytes.extend(content);
+                }
+                self.step(Event::MetaRead {
+                    io: IoId(io),
+                    bytes: &bytes,
+                });
+            }
+            Pending::Flush { covers } => {
+                self.device.flush(covers);
+                for pending in self.pending.values_mut() {
+                    if let Pending::Flush { covers: other } = pending {
+                        *other = other.saturating_sub(covers);
+                    }
+                }
+                self.step(done(io));
+            }
+            Pending::Discard { first, blocks } => {
+                self.device.discard(first, blocks);
+                self.step(done(io));
+            }
+        }
+        true
+    }
+
+    /// An outstanding operation that `wanted` picks fails.
+    pub(super) fn fail(&mut self, wanted: impl Fn(&Pending) -> bool) -> bool {
+        let Some(at) = self.order.iter().position(|io| wanted(&self.pending[io])) else {
+            return false;
+        };
+        let io = self.order.remove(at);
+        self.pending.remove(&io);
+        self.step(Event::IoDone {
+            io: IoId(io),
+            result: Err(5),
+        });
+        true
+    }
+
+    pub(super) fn settle(&mut self) {
+        while self.complete(0) {}
+    }
+
+    /// Submits; model bookkeeping included. Returns the id.
+    pub(super) fn submit(&mut self, nsid: u32, command: Command) -> u32 {
+        self.submit_as(CLIENT, nsid, command)
+    }
+
+    pub(super) fn submit_as(&mut self, association: u64, nsid: u32, command: Command) -> u32 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.version += 1;
+        let version = self.version;
+        let (mut buffer, mut covers) = (Vec::new(), BTreeMap::new());
+        match &command {
+            Command::Read { range } => {
+                buffer = vec![b"untouched".to_vec(); range.blocks().0 as usize];
+            }
+            Command::Write { range, .. } | Command::Zero { range, .. } => {
+                let zero = matches!(command, Command::Zero { .. });
+                for lba in range.start().0..range.end().0 {
+                    let history = self.blocks.entry((nsid, lba)).or_default();
+                    history.versions.push(Version {
+                        number: version,
+                        zero,
+                    });
+                }
+            }
+            Command::Flush => {
+                let mine = self.blocks.iter().filter(|((n, _), _)| *n == nsid);
+                covers = mine.map(|((_, lba), h)| (*lba, h.current)).collect();
+            }
+            _ => {}
+        }
+        let outstanding = Outstanding {
+            nsid,
+            command: command.clone(),
+            version,
+            buffer,
+            covers,
+        };
+        self.outstanding.insert(id, outstanding);
+        let id = CommandId(id);
+        self.step(Event::Submitted {
+            id,
+            nsid: Nsid(nsid),
+            association,
+            command,
+        });
+        id.0
+    }
+
+    /// Submits, lets everything end, and expects success.
+    pub(super) fn ok(&mut self, nsid: u32, command: Command) -> Answer {
+        self.run(nsid, command).expect("accepted")
+    }
+
+    /// Submits and lets everything end.
+    pub(super) fn run(&mut self, nsid: u32, command: Command) -> Answered {
+        let id = self.submit(nsid, command);
+        self.settle();
+        self.answers.remove(&id).expect("answered")
+    }
+
+    fn on_answer(&mut self, id: u32, result: Answered) {
+        let out = self.outstanding.remove(&id).expect("answered once");
+        if result.is_ok() {
+            self.check_answer(&out);
+        } else if let Command::Write { range, .. } | Command::Zero { range, .. } = out.command {
+            // A refused command changes nothing; a failed one may have changed anything.
+            let refused = !matches!(result, Err(StoreFault::Medium { .. }));
+            for lba in range.start().0..range.end().0 {
+                let history = self.blocks.get_mut(&(out.nsid, lba)).unwrap();
+                if refused {
+                    history.versions.retain(|v| v.number != out.version);
+                }
+            }
+        }
+        self.answers.insert(id, result);
+    }
+
+    fn check_answer(&mut self, out: &Outstanding) {
+        match &out.command {
+            Command::Read { range } => {
+                for (lba, content) in (range.start().0..).zip(&out.buffer) {
+                    let history = self.blocks.entry((out.nsid, lba)).or_default();
+                    let current = history
+                        .versions
+                        .iter()
+                        .find(|v| v.number == history.current);
+                    let current = current.expect("the current version is always legal");
+                    let want = if current.zero {
+                        Vec::new()
+                    } else {
+                        data(out.nsid, lba, current.number)
+                    };
+                    assert_eq!(content, &want, "nsid {} lba {lba}", out.nsid);
+                }
+            }
+            Command::Write { range, fua, .. } | Command::Zero { range, fua, .. } => {
+                for lba in range.start().0..range.end().0 {
+                    let history = self.blocks.get_mut(&(out.nsid, lba)).unwrap();
+                    history.current = out.version;
+                    if *fua {
+                        history.forget_before(out.version);
+                    }
+                }
+            }
+            Command::Flush => {
+                for (lba, number) in &out.covers {
+                    let history = self.blocks.get_mut(&(out.nsid, *lba)).unwrap();
+                    history.forget_before(*number);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Blocks that commands in flight touch: the model keeps overlapping ones apart, as clients do.
+    pub(super) fn is_locked(&self, nsid: u32, wanted: BlockRange) -> bool {
+        self.outstanding.values().any(|o| match &o.command {
+            Command::Read { range }
+            | Command::Write { range, .. }
+            | Command::Zero { range, .. } => o.nsid == nsid && range.overlaps(wanted),
+            _ => false,
+        })
+    }
+
+    /// Power loss (or, with `kill`, only the process dies and the device keeps its cache).
+    pub(super) fn crash(&mut self, kill: bool, seed: u64) {
+        let mut coin = Coin(seed | 1);
+        let mut in_flight = Vec::new();
+        for io in std::mem::take(&mut self.order) {
+            match self.pending.remove(&io).unwrap() {
+                Pending::Write { blocks, .. } if kill => {
+                    blocks
+                        .into_iter()
+                        .for_each(|(b, c)| self.device.write(b, c, false));
+                }
+                Pending::Write { blocks, .. } => in_flight.extend(blocks),
+                _ => {}
+            }
+        }
+        if !kill {
+            self.device.lose_power(in_flight, &mut coin);
+        }
+        let doomed: Vec<_> = std::mem::take(&mut self.outstanding)
+            .into_values()
+            .collect();
+        self.reopen();
+        let facts = self.opened.clone().expect("it opens after any crash");
+        assert!(!facts.clean && facts.lost_at == facts.incarnation);
+        drop(doomed);
+        self.check_after_restart();
+    }
+
+    /// Every block has one of its legal values, and from now on exactly that one.
+    pub(super) fn check_after_restart(&mut self) {
+        let nsids: BTreeSet<u32> = self.core.slices().map(|s| s.spec.nsid.0).collect();
+        for nsid in &nsids {
+            self.check_marks(*nsid);
+            self.open_session(*nsid);
+        }
+        let keys: Vec<_> = self.blocks.keys().copied().collect();
+        for (nsid, lba) in keys {
+            if !nsids.contains(&nsid) {
+                self.blocks.remove(&(nsid, lba));
+                continue;
+            }
+            let content = self.peek(nsid, lba);
+            let history = self.blocks.get_mut(&(nsid, lba)).unwrap();
+            let legal = |v: &&Version| {
+                if v.zero {
+                    content.is_empty()
+                } else {
+                    content == data(nsid, lba, v.number)
+                }
+            };
+            let found = history.versions.iter().rev().find(legal).copied();
+            let found = found.unwrap_or_else(|| {
+                panic!(
+                    "nsid {nsid} lba {lba}: {content:?} is none of {:?}",
+                    history.versions
+                )
+            });
+            *history = History {
+                versions: vec![found],
+                current: found.number,
+            };
+        }
+    }
+
+    /// Reads a block without judging it.
+    fn peek(&mut self, nsid: u32, lba: u64) -> Content {
+        let id = self.next_id;
+        self.next_id += 1;
+        let command = Command::Compare {
+            range: range(lba, 1),
+        };
+        let buffer = vec![b"untouched".to_vec()];
+        let covers = BTreeMap::new();
+        let out = Outstanding {
+            nsid,
+            command: command.clone(),
+            version: 0,
+            buffer,
+            covers,
+        };
+        self.outstanding.insert(id, out);
+        let mut out = Vec::new();
+        let event = Event::Submitted {
+            id: CommandId(id),
+            nsid: Nsid(nsid),
+            association: CLIENT,
+            command,
+        };
+        self.core.step(Moment(0), event, &mut out);
+        let mut content = b"untouched".to_vec();
+        for effect in out {
+            match effect {
+                Effect::ReadData {
+                    io, offset_bytes, ..
+                } => {
+                    content = self.device.read(offset_bytes / BLOCK);
+                    self.step(Event::IoDone { io, result: Ok(()) });
+                }
+                Effect::FillZero { .. } => content = Vec::new(),
+                Effect::Answer { command, .. } => {
+                    self.outstanding.remove(&command.0);
+                }
+                other => panic!("a read does not {other:?}"),
+            }
+        }
+        content
+    }
+
+    fn check_marks(&mut self, nsid: u32) {
+        let state = self.core.slice(Nsid(nsid)).unwrap();
+        assert_eq!(state.spec.nsid.0, nsid);
+        let marked = self.core.marked_regions(nsid);
+        for (n, region) in self.must_mark.keys().filter(|(n, _)| *n == nsid) {
+            assert!(
+                marked.contains(*region),
+                "nsid {n} region {region} was written unmarked"
+            );
+        }
+    }
+}
+
+fn config(device_bytes: u64, can_trim: bool) -> CoreConfig {
+    CoreConfig {
+        path: "fake".into(),
+        cluster: Some(CLUSTER),
+        device_bytes,
+        volatile_cache: true,
+        can_trim,
+    }
+}
+
+pub(super) fn write(start: u64, blocks: u32, fua: bool) -> Command {
+    Command::Write {
+        range: range(start, blocks),
+        fua,
+        generation: Generation(0),
+    }
+}
+
+pub(super) fn zero(start: u64, blocks: u32, fua: bool) -> Command {
+    Command::Zero {
+        range: range(start, blocks),
+        deallocate: true,
+        fua,
+    }
+}
+
+pub(super) fn read(start: u64, blocks: u32) -> Command {
+    Command::Read {
+        range: range(start, blocks),
+    }
+}

@@ -1,0 +1,240 @@
+//! Writes: present blocks are overwritten in place; a first write lands in an extent of its own before
+//! the map says so, and the map says so durably before the next flush completes.
+
+use super::facts::StoreFault;
+use super::format::NO_EXTENT;
+use super::format::page::PRESENT;
+use super::io::{Answer, CommandId, Effect, Outbox};
+use super::leaf::{Leaf, lanes, present_lanes, with_state};
+use super::pages::PageOf;
+use super::{Core, FirstWrite, Kind, Phase};
+use shardmap::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS, Lba};
+use smallvec::SmallVec;
+
+/// The blocks of an extent that a piece of a range covers.
+pub(super) fn mask_of(piece: BlockRange) -> u16 {
+    let first = u32::try_from(piece.start().0 % u64::from(EXTENT_BLOCKS)).expect("small");
+    let ones = (1u32 << piece.blocks().0) - 1;
+    u16::try_from(ones << first).expect("a piece stays in its extent")
+}
+
+/// What a write needs before it can start.
+#[derive(Default)]
+struct Needs {
+    extents: u32,
+    leaves: usize,
+    /// Some block becomes present.
+    first: bool,
+    /// Some extent has a change that is not durable.
+    pending: bool,
+}
+
+impl Core {
+    /// Marks are durable (or were): a write or zero begins.
+    pub(super) fn begin(&mut self, id: CommandId, out: &mut Outbox) {
+        match self.active_mut(id).kind {
+            Kind::Write { range, fua, .. } => self.begin_write(id, range, fua, out),
+            Kind::Zero {
+                range,
+                deallocate,
+                fua,
+                ..
+            } => {
+                self.apply_zero(id, range, deallocate, fua, out);
+            }
+            Kind::Read | Kind::Flush | Kind::Entry(_) => unreachable!("has nothing to begin"),
+        }
+    }
+
+    fn needs(&self, nsid: u32, range: BlockRange) -> Needs {
+        let slice = &self.slices[&nsid];
+        let mut needs = Needs::default();
+        let mut missing_leaf = None;
+        for piece in range.split_at_multiples(EXTENT_BLOCKS) {
+            let (leaf, index) = slice.locate(piece.start());
+            let (physical, states) = match slice.leaves.get(&leaf) {
+                Some(leaf) => leaf.get(index),
+                None => {
+                    needs.leaves += usize::from(missing_leaf != Some(leaf));
+                    missing_leaf = Some(leaf);
+                    (None, 0)
+                }
+            };
+            let wanted = lanes(mask_of(piece));
+            needs.extents += u32::from(physical.is_none());
+            needs.first |= present_lanes(states) & wanted != wanted;
+            needs.pending |= self
+                .flusher
+                .is_pending(nsid, slice.extent_number(leaf, index));
+        }
+        needs
+    }
+
+    fn begin_write(&mut self, id: CommandId, range: BlockRange, fua: bool, out: &mut Outbox) {
+        let nsid = self.active_mut(id).nsid;
+        let needs = self.needs(nsid, range);
+        let (free, needed) = (self.space.free(), needs.extents);
+        if needed > free && self.reclaim.waiting > 0 {
+            // Space is on its way, but only a commit releases it.
+            self.flusher.want();
+            self.parked.push_back(id);
+            return;
+        }
+        if needed > free {
+            return self.finish(id, Err(StoreFault::NoSpace { needed, free }), out);
+        }
+        if needs.leaves > self.pages.free_for_leaves() {
+            let pages = self.pages.count();
+            return self.finish(id, Err(StoreFault::NoPages { pages }), out);
+        }
+        if needs.first && self.flusher.is_overfull() {
+            self.parked.push_back(id);
+            return;
+        }
+        if needs.first {
+            self.counts.first_writes += 1;
+        } else {
+            self.counts.overwrites += 1;
+        }
+        let commit = fua && (needs.first || needs.pending);
+        let durable = fua && !commit && self.config.volatile_cache;
+        let (first, runs) = self.place(nsid, range);
+        if let Kind::Write {
+            fua,
+            durable: d,
+            first: f,
+            ..
+        } = &mut self.active_mut(id).kind
+        {
+            (*fua, *d, *f) = (commit, durable, first);
+        }
+        for (at_blocks, blocks, offset_bytes) in runs {
+            let io = self.start_data(id, Lba(range.start().0 + u64::from(at_blocks)));
+            let command = id;
+            out.push(Effect::WriteData {
+                io,
+                command,
+                at_blocks,
+                blocks,
+                offset_bytes,
+                durable,
+            });
+        }
+    }
+
+    /// Binds extents where there are none and gives the device runs of the range.
+    #[allow(clippy::type_complexity, reason = "two local lists")]
+    fn place(
+        &mut self,
+        nsid: u32,
+        range: BlockRange,
+    ) -> (SmallVec<[FirstWrite; 3]>, SmallVec<[(u32, u32, u64); 3]>) {
+        let slice = self.slices.get_mut(&nsid).expect("admitted");
+        let leaf_extents = slice.leaf_extents();
+        let (mut first, mut runs) = (SmallVec::new(), SmallVec::<[(u32, u32, u64); 3]>::new());
+        let (mut at_blocks, mut neighbour) = (0, None);
+        for piece in range.split_at_multiples(EXTENT_BLOCKS) {
+            let (number, index) = slice.locate(piece.start());
+            let pages = &mut self.pages;
+            let leaf = slice.leaves.entry(number).or_insert_with(|| {
+                let page = pages
+                    .allocate(PageOf::Leaf(nsid, number))
+                    .expect("counted before");
+                Leaf::new(page, leaf_extents)
+            });
+            let (bound, states) = leaf.get(index);
+            let extent = bound.unwrap_or_else(|| {
+                let before = index.checked_sub(1).and_then(|i| leaf.get(i).0);
+                let wanted = neighbour.or(before).map(|e| e + 1);
+                let extent = self.space.allocate(wanted).expect("counted before");
+                self.counts.extents_allocated += 1;
+                leaf.set(index, Some(extent), states);
+                extent
+            });
+            let mask = mask_of(piece);
+            if present_lanes(states) & lanes(mask) != lanes(mask) {
+                leaf.pin(index);
+                first.push(FirstWrite {
+                    leaf: number,
+                    index,
+                    mask,
+                });
+            }
+            neighbour = Some(extent);
+            let within = (piece.start().0 % u64::from(EXTENT_BLOCKS)) * u64::from(BLOCK_BYTES);
+            let offset = self.sb.geometry.extent_offset(extent) + within;
+            match runs.last_mut() {
+                Some((_, blocks, at)) if *at + u64::from(*blocks * BLOCK_BYTES) == offset => {
+                    *blocks += piece.blocks().0;
+                }
+                _ => runs.push((at_blocks, piece.blocks().0, offset)),
+            }
+            at_blocks += piece.blocks().0;
+        }
+        (first, runs)
+    }
+
+    /// All device writes of a command ended.
+    pub(super) fn on_written(
+        &mut self,
+        id: CommandId,
+        fault: Option<StoreFault>,
+        out: &mut Outbox,
+    ) {
+        let active = self.active_mut(id);
+        let nsid = active.nsid;
+        let Kind::Write {
+            fua: commit,
+            durable,
+            first,
+            ..
+        } = &mut active.kind
+        else {
+            unreachable!("only writes are written")
+        };
+        let (commit, durable, first) = (*commit, *durable, std::mem::take(first));
+        if !durable && self.config.volatile_cache {
+            self.flusher.note_write();
+        }
+        for first in first {
+            self.settle(nsid, first, fault.is_none());
+        }
+        match fault {
+            Some(fault) => self.finish(id, Err(fault), out),
+            None if commit => self.join_flush(id, out),
+            None => self.finish(id, Ok(Answer::Done), out),
+        }
+    }
+
+    /// The data of a first write has landed (or not): now the map may say so.
+    fn settle(&mut self, nsid: u32, write: FirstWrite, landed: bool) {
+        let slice = self.slices.get_mut(&nsid).expect("outlives its commands");
+        let number = slice.extent_number(write.leaf, write.index);
+        let leaf = slice.leaves.get_mut(&write.leaf).expect("leaves stay");
+        leaf.unpin(write.index);
+        let (bound, states) = leaf.get(write.index);
+        let extent = bound.expect("pinned until now");
+        if landed {
+            leaf.set(write.index, bound, with_state(states, write.mask, PRESENT));
+            self.flusher.record((nsid, number), extent, write.mask, 0);
+            self.pages.touch(leaf.page);
+        } else if present_lanes(states) == 0 && !leaf.is_pinned(write.index) {
+            leaf.set(write.index, None, states);
+            self.flusher.record((nsid, number), NO_EXTENT, 0, 0);
+            self.flusher.freed.push(extent);
+            self.reclaim.waiting += 1;
+            self.counts.extents_freed += 1;
+            self.pages.touch(leaf.page);
+        }
+    }
+
+    /// Space or room in the journal came free: what waited for it tries again.
+    pub(super) fn retry_parked(&mut self, out: &mut Outbox) {
+        if self.parked.is_empty() || !matches!(self.phase, Phase::Serving | Phase::Stopping(_)) {
+            return;
+        }
+        for id in std::mem::take(&mut self.parked) {
+            self.begin(id, out);
+        }
+    }
+}
