@@ -4,13 +4,13 @@
 //! performs what it decided on a [`reactor::Driver`]. `docs/formats.md` describes the medium.
 //!
 //! ```text
-//! Store::open(io: &mut dyn Driver, room: u8, index: u32, path: &Path, cluster: Uuid) -> Store
+//! Store::open(io, (room, index), &Path, cluster: Uuid, &mut Vec<StoreEvent>) -> Result<Store, StoreFault>
 //! store.submit(io, StoreRequest, &mut Vec<StoreEvent>)
 //! store.on_completion(io, Completion, &mut Vec<StoreEvent>)
 //! store.stop(io, &mut Vec<StoreEvent>)                   // drains, flushes, clean mark; Stopped
 //! store.slices() -> impl Iterator<Item = SliceState>     // for namespace lists
 //! store.slice(Nsid) -> Option<SliceState>
-//! store.usage() -> StoreUsage        store.counters() -> &Counters
+//! store.usage() -> StoreUsage        store.counters() -> Counters
 //! Store::prepare(&Path, &PrepareOptions) -> Result<StoreInfo, PrepareError>     // blocking
 //! Store::inspect(&Path) -> Result<StoreInfo, PrepareError>                     // blocking
 //! ```
@@ -18,11 +18,23 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod buffers;
 pub mod core;
+pub mod counters;
+mod device;
 pub mod hash;
+mod hashing;
 pub mod limits;
+pub mod prepare;
+mod signature;
+mod store;
+#[cfg(test)]
+mod test;
 
 pub use crate::core::facts::{
     OpenFacts, OpenFault, SliceSpec, SliceState, Stamp, StoreFault, StoreUsage,
 };
 pub use api::{PrepareOptions, StoreEvent, StoreInfo, StoreOp, StoreReply, StoreRequest};
+pub use counters::Counters;
+pub use prepare::PrepareError;
+pub use store::Store;

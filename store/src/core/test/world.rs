@@ -431,7 +431,7 @@ impl World {
         let version = self.version;
         let (mut buffer, mut covers) = (Vec::new(), BTreeMap::new());
         match &command {
-            Command::Read { range } => {
+            Command::Read { range } | Command::Compare { range } => {
                 buffer = vec![b"untouched".to_vec(); range.blocks().0 as usize];
             }
             Command::Write { range, .. } | Command::Zero { range, .. } => {

@@ -1,0 +1,638 @@
+//! The shell: what the core decided becomes operations of the driver, their completions become its
+//! events. It owns the buffers and decides nothing.
+
+use crate::api::{StoreEvent, StoreOp, StoreReply, StoreRequest};
+use crate::buffers::Buffers;
+use crate::core::facts::{OpenFacts, OpenFault, SliceState, StoreFault, StoreUsage};
+use crate::core::io::{Answer, Command, CommandId, Effect, Event as CoreEvent, IoId};
+use crate::core::{Core, CoreConfig};
+use crate::counters::{Counters, Sort};
+use crate::device::{MetaJob, Note, full_length};
+use crate::hashing::HashJob;
+use crate::limits::COMMANDS_MAX;
+use reactor::{Buf, BufMut, Completion, Driver, Event, FileFacts, FileKind, Handle, Op};
+use reactor::{OpenFile, Token};
+use shardmap::units::{BLOCK_BYTES, Moment, Nsid};
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+use std::path::Path;
+use uuid::Uuid;
+
+/// `Token::value` of the final close; ids of device operations are 32 bits.
+const CLOSE: u64 = u64::MAX;
+
+/// The bytes of a command.
+#[derive(Debug)]
+pub(crate) enum Body {
+    None,
+    /// Parts of the buffer in order (`None`: with the driver), and what is not yet cut.
+    Read {
+        parts: SmallVec<[Option<BufMut>; 2]>,
+        rest: BufMut,
+    },
+    Write(Buf),
+}
+
+/// Who waits for a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Request(u64),
+    /// A chunk of the hash request at the front.
+    Hash,
+}
+
+#[derive(Debug)]
+struct Slot {
+    owner: Owner,
+    sort: Sort,
+    bytes: u64,
+    since_ns: u64,
+    body: Body,
+}
+
+/// What comes after the device is closed.
+#[derive(Debug)]
+enum Ending {
+    Failed(StoreFault),
+    Stopped,
+}
+
+/// One open store.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) core: Core,
+    pub(crate) room: u8,
+    pub(crate) index: u32,
+    pub(crate) file: Handle,
+    facts: FileFacts,
+    slots: Vec<Option<Slot>>,
+    free: Vec<u32>,
+    pub(crate) notes: Vec<Option<Note>>,
+    pub(crate) buffers: Buffers,
+    /// Metadata effects that wait for a buffer.
+    pub(crate) meta: VecDeque<MetaJob>,
+    /// Operations that wait for a place at the device.
+    pub(crate) queue: VecDeque<(Token, Op)>,
+    pub(crate) in_flight: usize,
+    pub(crate) hashes: VecDeque<HashJob>,
+    /// What a short piece left of the hash buffer.
+    pub(crate) hash_rest: Option<BufMut>,
+    opened: bool,
+    stop_wanted: bool,
+    ending: Option<Ending>,
+    pub(crate) counters: Counters,
+}
+
+impl Store {
+    /// Opens the device and begins to open the store on it. Ends with [`StoreEvent::Opened`] or
+    /// [`StoreEvent::OpenFailed`]. Completions carry `room` and `index` in their token.
+    ///
+    /// # Errors
+    /// [`OpenFault::Setup`] if the device cannot be opened (absent, in use), [`OpenFault::NoBuffers`].
+    pub fn open(
+        io: &mut dyn Driver,
+        (room, index): (u8, u32),
+        path: &Path,
+        cluster: Uuid,
+        out: &mut Vec<StoreEvent>,
+    ) -> Result<Self, StoreFault> {
+        let name = path.display().to_string();
+        let how = OpenFile {
+            exclusive: true,
+            writable: true,
+            direct: true,
+            create_bytes: None,
+        };
+        let (file, facts) = io.open(path, how).map_err(|e| OpenFault::Setup {
+            path: name.clone(),
+            reason: e.to_string(),
+        })?;
+        let Some(buffers) = Buffers::new(io.arena()) else {
+            let token = Token {
+                room,
+                index,
+                value: CLOSE,
+            };
+            io.submit(
+                token,
+                Op::Close {
+                    handle: file,
+                    reset: false,
+                },
+            );
+            return Err(OpenFault::NoBuffers { path: name }.into());
+        };
+        let core = Core::new(CoreConfig {
+            path: name,
+            cluster: Some(cluster.into_bytes()),
+            device_bytes: facts.size_bytes,
+            volatile_cache: facts.volatile_cache,
+            // A preallocated file keeps its blocks.
+            can_trim: facts.can_discard && facts.kind == FileKind::BlockDevice,
+        });
+        let mut store = Self {
+            core,
+            room,
+            index,
+            file,
+            facts,
+            slots: Vec::new(),
+            free: Vec::new(),
+            notes: Vec::new(),
+            buffers,
+            meta: VecDeque::new(),
+            queue: VecDeque::new(),
+            in_flight: 0,
+            hashes: VecDeque::new(),
+            hash_rest: None,
+            opened: false,
+            stop_wanted: false,
+            ending: None,
+            counters: Counters::default(),
+        };
+        store.step(io, CoreEvent::Start, out);
+        Ok(store)
+    }
+
+    /// What the driver found out about the device.
+    pub const fn device(&self) -> &FileFacts {
+        &self.facts
+    }
+
+    /// All slices, ascending by namespace id.
+    pub fn slices(&self) -> impl Iterator<Item = SliceState> + '_ {
+        self.core.slices()
+    }
+
+    /// One slice.
+    pub fn slice(&self, nsid: Nsid) -> Option<SliceState> {
+        self.core.slice(nsid)
+    }
+
+    /// Space and other figures.
+    pub fn usage(&self) -> StoreUsage {
+        self.core.usage()
+    }
+
+    /// What was done so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            core: *self.core.counts(),
+            ..self.counters.clone()
+        }
+    }
+
+    /// Starts a request. It is answered by one [`StoreEvent::Reply`], maybe at once.
+    pub fn submit(
+        &mut self,
+        io: &mut dyn Driver,
+        request: StoreRequest,
+        out: &mut Vec<StoreEvent>,
+    ) {
+        let StoreRequest {
+            id,
+            slice,
+            association,
+            op,
+        } = request;
+        if let StoreOp::Hash { range } = op {
+            self.submit_hash(io, HashJob::new(id, slice, association, range), out);
+            return;
+        }
+        let (sort, bytes, body, command) = sort_out(op);
+        if !body_fits(&body, bytes) {
+            let blocks = u32::try_from(bytes / u64::from(BLOCK_BYTES)).unwrap_or(u32::MAX);
+            let result = Err(StoreFault::TooLong {
+                blocks,
+                max: crate::limits::IO_BLOCKS_MAX,
+            });
+            out.push(StoreEvent::Reply { id, result });
+            return;
+        }
+        let since_ns = io.now_ns();
+        let slot = Slot {
+            owner: Owner::Request(id),
+            sort,
+            bytes,
+            since_ns,
+            body,
+        };
+        let Some(command_id) = self.reserve(slot) else {
+            self.counters.faults += 1;
+            let result = Err(StoreFault::Busy { max: COMMANDS_MAX });
+            out.push(StoreEvent::Reply { id, result });
+            return;
+        };
+        let event = CoreEvent::Submitted {
+            id: command_id,
+            nsid: slice,
+            association,
+            command,
+        };
+        self.step(io, event, out);
+        self.continue_hashes(io, out);
+    }
+
+    /// Reads a part of a hash request.
+    pub(crate) fn submit_compare(
+        &mut self,
+        io: &mut dyn Driver,
+        (nsid, association): (Nsid, u64),
+        range: shardmap::units::BlockRange,
+        into: BufMut,
+        out: &mut Vec<StoreEvent>,
+    ) {
+        let body = Body::Read {
+            parts: SmallVec::new(),
+            rest: into,
+        };
+        let since_ns = io.now_ns();
+        let slot = Slot {
+            owner: Owner::Hash,
+            sort: Sort::Control,
+            bytes: 0,
+            since_ns,
+            body,
+        };
+        let id = self.reserve_beyond(slot);
+        let command = Command::Compare { range };
+        self.step(
+            io,
+            CoreEvent::Submitted {
+                id,
+                nsid,
+                association,
+                command,
+            },
+            out,
+        );
+    }
+
+    fn reserve(&mut self, slot: Slot) -> Option<CommandId> {
+        // One place is kept for the hash request at the front.
+        let used = self.slots.len() - self.free.len();
+        (used + 1 < COMMANDS_MAX).then(|| self.reserve_beyond(slot))
+    }
+
+    fn reserve_beyond(&mut self, slot: Slot) -> CommandId {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            u32::try_from(self.slots.len() - 1).expect("bounded by COMMANDS_MAX")
+        });
+        self.slots[index as usize] = Some(slot);
+        CommandId(index)
+    }
+
+    /// One completion of this store's room and index.
+    pub fn on_completion(
+        &mut self,
+        io: &mut dyn Driver,
+        completion: Completion,
+        out: &mut Vec<StoreEvent>,
+    ) {
+        let Event::Op { op, result } = completion.event else {
+            return;
+        };
+        if completion.token.value == CLOSE {
+            match self.ending.take() {
+                Some(Ending::Failed(fault)) => out.push(StoreEvent::OpenFailed(fault)),
+                Some(Ending::Stopped) => out.push(StoreEvent::Stopped),
+                None => {}
+            }
+            return;
+        }
+        self.in_flight -= 1;
+        let id = IoId(u32::try_from(completion.token.value).expect("our own token"));
+        let note = self.notes[id.0 as usize].take().expect("an op ends once");
+        let result = full_length(&op, result);
+        match (note, op) {
+            (Note::ReadPart { command, part }, Op::Read { into, .. }) => {
+                let slot = self.slots[command.0 as usize]
+                    .as_mut()
+                    .expect("waits for its parts");
+                let Body::Read { parts, .. } = &mut slot.body else {
+                    unreachable!("a read")
+                };
+                parts[part] = Some(into);
+                self.step(io, CoreEvent::IoDone { io: id, result }, out);
+            }
+            (Note::MetaRead { rest }, Op::Read { mut into, .. }) => {
+                match result {
+                    Ok(()) => {
+                        let event = CoreEvent::MetaRead {
+                            io: id,
+                            bytes: into.bytes(),
+                        };
+                        self.step(io, event, out);
+                    }
+                    Err(_) => self.step(io, CoreEvent::IoDone { io: id, result }, out),
+                }
+                into.join(rest);
+                self.buffers.put(into);
+            }
+            (Note::MetaWrite { whole }, Op::Write { from, .. }) => {
+                drop(from);
+                self.buffers.put_shared(whole);
+                self.step(io, CoreEvent::IoDone { io: id, result }, out);
+            }
+            (_, op) => {
+                drop(op);
+                self.step(io, CoreEvent::IoDone { io: id, result }, out);
+            }
+        }
+        self.start_meta(io);
+        self.start_queued(io);
+        self.continue_hashes(io, out);
+    }
+
+    /// Stops cleanly: everything submitted is answered, all is durable, the device is closed, then
+    /// [`StoreEvent::Stopped`].
+    pub fn stop(&mut self, io: &mut dyn Driver, out: &mut Vec<StoreEvent>) {
+        self.stop_wanted = true;
+        if self.opened {
+            self.step(io, CoreEvent::Stop, out);
+        }
+    }
+
+    fn step(&mut self, io: &mut dyn Driver, event: CoreEvent<'_>, out: &mut Vec<StoreEvent>) {
+        let mut effects = Vec::new();
+        self.core.step(Moment(io.now_ns()), event, &mut effects);
+        for effect in effects {
+            self.perform(io, effect, out);
+        }
+    }
+
+    fn perform(&mut self, io: &mut dyn Driver, effect: Effect, out: &mut Vec<StoreEvent>) {
+        match effect {
+            Effect::ReadData { .. } | Effect::FillZero { .. } | Effect::WriteData { .. } => {
+                self.move_data(io, &effect);
+            }
+            Effect::ReadMeta {
+                io: id,
+                offset_bytes,
+                len_bytes,
+            } => {
+                self.queue_meta(
+                    io,
+                    MetaJob::Read {
+                        id,
+                        offset_bytes,
+                        len_bytes,
+                    },
+                );
+            }
+            Effect::WriteMeta {
+                io: id,
+                offset_bytes,
+                bytes,
+                durable,
+            } => {
+                self.queue_meta(
+                    io,
+                    MetaJob::Write {
+                        id,
+                        offset_bytes,
+                        bytes,
+                        durable,
+                    },
+                );
+            }
+            Effect::Flush { io: id } => {
+                self.start(io, id, Note::Plain, Op::Flush { file: self.file });
+            }
+            Effect::Discard {
+                io: id,
+                offset_bytes,
+                len_bytes,
+            } => {
+                let op = Op::Discard {
+                    file: self.file,
+                    offset_bytes,
+                    len_bytes,
+                };
+                self.start(io, id, Note::Plain, op);
+            }
+            Effect::Answer { command, result } => self.answer(io, command, result, out),
+            Effect::Opened(facts) => self.on_opened(io, facts, out),
+            Effect::OpenFailed(fault) => self.close(io, Ending::Failed(fault)),
+            Effect::Poisoned(fault) => out.push(StoreEvent::Poisoned(fault)),
+            Effect::Stopped => self.close(io, Ending::Stopped),
+        }
+    }
+
+    fn move_data(&mut self, io: &mut dyn Driver, effect: &Effect) {
+        let file = self.file;
+        if let &Effect::ReadData {
+            io: id,
+            command,
+            blocks,
+            offset_bytes,
+            ..
+        } = effect
+        {
+            let (into, part) = self.cut(command, blocks);
+            let op = Op::Read {
+                file,
+                offset_bytes,
+                into,
+            };
+            self.start(io, id, Note::ReadPart { command, part }, op);
+        }
+        if let &Effect::FillZero {
+            command, blocks, ..
+        } = effect
+        {
+            let (mut into, part) = self.cut(command, blocks);
+            into.bytes_mut().fill(0);
+            self.parts(command)[part] = Some(into);
+        }
+        if let &Effect::WriteData {
+            io: id,
+            command,
+            at_blocks,
+            blocks,
+            offset_bytes,
+            durable,
+        } = effect
+        {
+            let from = self.data_of(command, at_blocks, blocks);
+            self.start(
+                io,
+                id,
+                Note::Plain,
+                Op::Write {
+                    file,
+                    offset_bytes,
+                    from,
+                    durable,
+                },
+            );
+        }
+    }
+
+    fn on_opened(&mut self, io: &mut dyn Driver, facts: Box<OpenFacts>, out: &mut Vec<StoreEvent>) {
+        self.opened = true;
+        out.push(StoreEvent::Opened(facts));
+        if self.stop_wanted {
+            self.step(io, CoreEvent::Stop, out);
+        }
+    }
+
+    /// A window over a part of a write's data.
+    fn data_of(&self, command: CommandId, at_blocks: u32, blocks: u32) -> Buf {
+        let slot = self.slots[command.0 as usize]
+            .as_ref()
+            .expect("a command in flight");
+        let Body::Write(data) = &slot.body else {
+            unreachable!("writes have data")
+        };
+        data.slice(at_blocks * BLOCK_BYTES, blocks * BLOCK_BYTES)
+    }
+
+    fn close(&mut self, io: &mut dyn Driver, ending: Ending) {
+        self.ending = Some(ending);
+        let token = Token {
+            room: self.room,
+            index: self.index,
+            value: CLOSE,
+        };
+        io.submit(
+            token,
+            Op::Close {
+                handle: self.file,
+                reset: false,
+            },
+        );
+    }
+
+    fn parts(&mut self, command: CommandId) -> &mut SmallVec<[Option<BufMut>; 2]> {
+        let slot = self.slots[command.0 as usize]
+            .as_mut()
+            .expect("a command in flight");
+        let Body::Read { parts, .. } = &mut slot.body else {
+            unreachable!("reads have parts")
+        };
+        parts
+    }
+
+    /// The next part of a read's buffer and its number.
+    fn cut(&mut self, command: CommandId, blocks: u32) -> (BufMut, usize) {
+        let slot = self.slots[command.0 as usize]
+            .as_mut()
+            .expect("a command in flight");
+        let Body::Read { parts, rest } = &mut slot.body else {
+            unreachable!("reads have parts")
+        };
+        parts.push(None);
+        (rest.split_to(blocks * BLOCK_BYTES), parts.len() - 1)
+    }
+
+    fn answer(
+        &mut self,
+        io: &mut dyn Driver,
+        command: CommandId,
+        result: Result<Answer, StoreFault>,
+        out: &mut Vec<StoreEvent>,
+    ) {
+        let slot = self.slots[command.0 as usize]
+            .take()
+            .expect("a command ends once");
+        self.free.push(command.0);
+        let buffer = match slot.body {
+            Body::Read { parts, rest } => Some(rejoin(parts, rest)),
+            Body::None | Body::Write(_) => None,
+        };
+        let Owner::Request(id) = slot.owner else {
+            return self.on_compared(result, buffer.expect("a read"));
+        };
+        let took_ns = io.now_ns().saturating_sub(slot.since_ns);
+        self.counters
+            .note(slot.sort, slot.bytes, took_ns, result.is_ok());
+        let result = result.map(|answer| match (answer, buffer) {
+            (Answer::Done, Some(buffer)) => StoreReply::Read(buffer),
+            (Answer::Done, None) => StoreReply::Done,
+            (Answer::State(state), _) => StoreReply::State(state),
+            (Answer::Tick(tick), _) => StoreReply::Tick(tick),
+            (Answer::Stable { marks_left }, _) => StoreReply::Stable { marks_left },
+            (Answer::Marks { regions, next }, _) => StoreReply::Marks { regions, next },
+            (Answer::Presence { blocks, next }, _) => StoreReply::Presence { blocks, next },
+        });
+        out.push(StoreEvent::Reply { id, result });
+    }
+}
+
+/// A buffer whose length is not its range's would be cut wrongly.
+fn body_fits(body: &Body, bytes: u64) -> bool {
+    match body {
+        Body::None => true,
+        Body::Read { rest, .. } => u64::from(rest.len_bytes()) == bytes,
+        Body::Write(data) => u64::from(data.len_bytes()) == bytes,
+    }
+}
+
+fn rejoin(parts: SmallVec<[Option<BufMut>; 2]>, rest: BufMut) -> BufMut {
+    let mut whole: Option<BufMut> = None;
+    for part in parts.into_iter().flatten().chain([rest]) {
+        match &mut whole {
+            None => whole = Some(part),
+            Some(whole) => whole.join(part),
+        }
+    }
+    whole.expect("at least the rest")
+}
+
+fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
+    let control = |command| (Sort::Control, 0, Body::None, command);
+    match op {
+        StoreOp::Read { range, into } => {
+            let body = Body::Read {
+                parts: SmallVec::new(),
+                rest: into,
+            };
+            (Sort::Read, range.len_bytes(), body, Command::Read { range })
+        }
+        StoreOp::Write {
+            range,
+            data,
+            fua,
+            generation,
+        } => {
+            let command = Command::Write {
+                range,
+                fua,
+                generation,
+            };
+            (Sort::Write, range.len_bytes(), Body::Write(data), command)
+        }
+        StoreOp::Flush => (Sort::Flush, 0, Body::None, Command::Flush),
+        StoreOp::Zero {
+            range,
+            deallocate,
+            fua,
+        } => (
+            Sort::Zero,
+            0,
+            Body::None,
+            Command::Zero {
+                range,
+                deallocate,
+                fua,
+            },
+        ),
+        StoreOp::CreateSlice(spec) => control(Command::Create(spec)),
+        StoreOp::RemoveSlice => control(Command::Remove),
+        StoreOp::OpenSession { epoch, volume } => control(Command::Open { epoch, volume }),
+        StoreOp::CloseSession => control(Command::Close),
+        StoreOp::AssociationGone => control(Command::AssociationGone),
+        StoreOp::ReadState => control(Command::State),
+        StoreOp::Stamp(stamp) => control(Command::Stamp(stamp)),
+        StoreOp::Tick => control(Command::Tick),
+        StoreOp::Stable { tick, idle_ticks } => control(Command::Stable { tick, idle_ticks }),
+        StoreOp::AddMarks { regions } => control(Command::AddMarks(regions)),
+        StoreOp::Complete(stamp) => control(Command::Complete(stamp)),
+        StoreOp::SetIncomplete => control(Command::SetIncomplete),
+        StoreOp::ReadMarks { from } => control(Command::ReadMarks { from }),
+        StoreOp::ReadPresence { from, regions } => control(Command::ReadPresence { from, regions }),
+        StoreOp::Hash { .. } => unreachable!("cut into compares by the caller"),
+    }
+}
