@@ -13,6 +13,7 @@
 //! store.usage() -> StoreUsage        store.counters() -> Counters
 //! Store::prepare(&Path, &PrepareOptions) -> Result<StoreInfo, PrepareError>     // blocking
 //! Store::inspect(&Path) -> Result<StoreInfo, PrepareError>                     // blocking
+//! Store::check(&Path) -> Result<OpenFacts, StoreFault>                         // blocking, fsck
 //! ```
 //! Every call that takes the event vector may append to it; the caller handles them afterwards.
 #![forbid(unsafe_code)]

@@ -1,14 +1,18 @@
 //! Preparing a device and asking what it is: blocking, for `ubsctl` and tests; never on a reactor.
 
 use crate::api::{PrepareOptions, StoreInfo};
+use crate::core::facts::{OpenFacts, OpenFault, StoreFault};
 use crate::core::format::geometry::{
     DEVICE_BYTES_MIN, Geometry, JOURNAL_BYTES_RANGE, Misfit, SUPERBLOCK_OFFSETS,
 };
 use crate::core::format::superblock::{SUPERBLOCK_BYTES, Superblock};
 use crate::core::format::{VERSION, directory};
+use crate::core::io::{Effect, Event};
+use crate::core::{Core, CoreConfig};
 use crate::signature::{HEAD_BYTES, TAIL_BYTES, find};
 use crate::store::Store;
-use shardmap::units::BLOCK_BYTES;
+use shardmap::units::{BLOCK_BYTES, Moment};
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -230,6 +234,62 @@ impl Store {
         }
     }
 }
+
+impl Store {
+    /// Reads and checks all metadata of a store that nobody has open, with the code that opens it, and
+    /// writes nothing. Blocking.
+    ///
+    /// # Errors
+    /// What opening it would fail with; [`OpenFault::Setup`] if the device cannot be read.
+    pub fn check(path: &Path) -> Result<OpenFacts, StoreFault> {
+        let setup = |e: &dyn std::fmt::Display| OpenFault::Setup {
+            path: path.display().to_string(),
+            reason: e.to_string(),
+        };
+        let target = open_target(path, false, None).map_err(|e| setup(&e))?;
+        // A running store holds the lock; what it is writing would look like damage.
+        let regular = target.file.metadata().is_ok_and(|m| m.is_file());
+        if regular && target.file.try_lock_shared().is_err() {
+            return Err(setup(&"in use by a running store; stop it first").into());
+        }
+        let mut core = Core::new(CoreConfig {
+            path: target.name(),
+            cluster: None,
+            device_bytes: target.bytes,
+            volatile_cache: false,
+            can_trim: false,
+            check_only: true,
+        });
+        let mut effects = VecDeque::new();
+        let mut out = Vec::new();
+        core.step(Moment(0), Event::Start, &mut out);
+        loop {
+            effects.extend(out.drain(..));
+            match effects.pop_front() {
+                Some(Effect::ReadMeta {
+                    io,
+                    offset_bytes,
+                    len_bytes,
+                }) => {
+                    let mut bytes = vec![0; len_bytes as usize];
+                    let event = match target.file.read_exact_at(&mut bytes, offset_bytes) {
+                        Ok(()) => Event::MetaRead { io, bytes: &bytes },
+                        Err(e) => {
+                            let result = Err(e.raw_os_error().unwrap_or(EIO));
+                            Event::IoDone { io, result }
+                        }
+                    };
+                    core.step(Moment(0), event, &mut out);
+                }
+                Some(Effect::Opened(facts)) => return Ok(*facts),
+                Some(Effect::OpenFailed(fault)) => return Err(fault),
+                other => unreachable!("a check only reads, not {other:?}"),
+            }
+        }
+    }
+}
+
+const EIO: i32 = 5;
 
 fn open_target(
     path: &Path,

@@ -77,6 +77,7 @@ pub struct Store {
     pub(crate) hashes: VecDeque<HashJob>,
     /// What a short piece left of the hash buffer.
     pub(crate) hash_rest: Option<BufMut>,
+    effects: Vec<Effect>,
     opened: bool,
     stop_wanted: bool,
     ending: Option<Ending>,
@@ -129,6 +130,7 @@ impl Store {
             volatile_cache: facts.volatile_cache,
             // A preallocated file keeps its blocks.
             can_trim: facts.can_discard && facts.kind == FileKind::BlockDevice,
+            check_only: false,
         });
         let mut store = Self {
             core,
@@ -145,6 +147,7 @@ impl Store {
             in_flight: 0,
             hashes: VecDeque::new(),
             hash_rest: None,
+            effects: Vec::new(),
             opened: false,
             stop_wanted: false,
             ending: None,
@@ -355,11 +358,13 @@ impl Store {
     }
 
     fn step(&mut self, io: &mut dyn Driver, event: CoreEvent<'_>, out: &mut Vec<StoreEvent>) {
-        let mut effects = Vec::new();
+        // Reused; a step within a step (a stop that was waiting) finds it empty and makes its own.
+        let mut effects = std::mem::take(&mut self.effects);
         self.core.step(Moment(io.now_ns()), event, &mut effects);
-        for effect in effects {
+        for effect in effects.drain(..) {
             self.perform(io, effect, out);
         }
+        self.effects = effects;
     }
 
     fn perform(&mut self, io: &mut dyn Driver, effect: Effect, out: &mut Vec<StoreEvent>) {

@@ -417,3 +417,36 @@ fn a_store_is_opened_once_by_its_own_cluster_and_at_full_size() {
     let info = Store::inspect(&path).unwrap();
     assert!(info.clean, "a refused open writes nothing");
 }
+
+#[test]
+fn a_check_reads_everything_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = prepared(dir.path());
+    let mut rig = Rig::open(&path).unwrap();
+    rig.run(4, StoreOp::CreateSlice(spec(4))).unwrap();
+    rig.open_session(4, 1);
+    let mut model = BTreeMap::new();
+    churn(&mut rig, 4, &mut model, 20);
+    let used = rig.store.slice(Nsid(4)).unwrap().used_blocks;
+    let busy = Store::check(&path).unwrap_err();
+    assert!(busy.to_string().contains("in use"), "{busy}");
+    rig.stop();
+    let before = std::fs::read(&path).unwrap();
+    let facts = Store::check(&path).unwrap();
+    assert!(facts.clean && facts.slices[0].used_blocks == used);
+    assert_eq!(facts.capacity_bytes - facts.free_bytes, used * 4096);
+    assert!(std::fs::read(&path).unwrap() == before);
+    // One flipped bit in a page or in the log is found.
+    let at = before
+        .windows(4)
+        .position(|w| w == b"UBSJ")
+        .expect("a record");
+    let mut damaged = before;
+    damaged[at + 40] ^= 1;
+    std::fs::write(&path, damaged).unwrap();
+    let fault = Store::check(&path).unwrap_err();
+    assert!(
+        fault.to_string().contains("journal record 1 is damaged"),
+        "{fault}"
+    );
+}

@@ -68,6 +68,9 @@ pub struct CoreConfig {
     pub volatile_cache: bool,
     /// Free extents should be trimmed.
     pub can_trim: bool,
+    /// Read and check everything, write nothing, serve nothing: the answer is
+    /// [`Effect::Opened`] with the facts as they would be, or [`Effect::OpenFailed`].
+    pub check_only: bool,
 }
 
 /// Where the store's life stands.

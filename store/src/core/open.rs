@@ -471,7 +471,10 @@ impl Core {
             self.sb.lost_at = self.sb.incarnation;
         }
         self.sb.clean = false;
-        if self.config.volatile_cache && !self.was_clean {
+        if self.config.check_only {
+            self.finish_open(out);
+            self.phase = Phase::Over;
+        } else if self.config.volatile_cache && !self.was_clean {
             let io = self.ios.start(IoKind::OpenFlush);
             out.push(Effect::Flush { io });
         } else {

@@ -543,3 +543,20 @@ fn one_damaged_superblock_is_survived_and_two_are_not() {
         "{failed}"
     );
 }
+
+#[test]
+fn a_write_through_device_costs_no_flush() {
+    let mut world = world();
+    world.volatile_cache = false;
+    world.reopen();
+    world.open_session(1);
+    world.ok(1, write(0, 16, false));
+    world.submit(1, Command::Flush);
+    assert_eq!(pending(&world), "J", "the map still has to be durable");
+    world.settle();
+    world.submit(1, write(0, 16, true));
+    assert_eq!(pending(&world), "w");
+    world.settle();
+    world.submit(1, Command::Flush);
+    assert_eq!(pending(&world), "");
+}

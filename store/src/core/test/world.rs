@@ -107,6 +107,7 @@ pub(super) struct World {
     pub(super) stopped: bool,
     pub(super) version: u64,
     pub(super) can_trim: bool,
+    pub(super) volatile_cache: bool,
     next_id: u32,
     epoch: u64,
     pub(super) device_bytes: u64,
@@ -162,7 +163,7 @@ impl World {
         let sb = Superblock::new(STORE, CLUSTER, geometry);
         device.write(SUPERBLOCK_OFFSETS[0] / BLOCK, sb.encode(), true);
         let mut world = Self {
-            core: Core::new(config(device_bytes, true)),
+            core: Core::new(config(device_bytes, true, true)),
             device,
             pending: BTreeMap::new(),
             order: Vec::new(),
@@ -176,6 +177,7 @@ impl World {
             stopped: false,
             version: 0,
             can_trim: true,
+            volatile_cache: true,
             next_id: 0,
             epoch: 0,
             device_bytes,
@@ -206,7 +208,11 @@ impl World {
 
     /// A new core on the device as it is now.
     pub(super) fn reopen(&mut self) {
-        self.core = Core::new(config(self.device_bytes, self.can_trim));
+        self.core = Core::new(config(
+            self.device_bytes,
+            self.can_trim,
+            self.volatile_cache,
+        ));
         self.pending.clear();
         self.order.clear();
         self.outstanding.clear();
@@ -665,13 +671,14 @@ impl World {
     }
 }
 
-fn config(device_bytes: u64, can_trim: bool) -> CoreConfig {
+fn config(device_bytes: u64, can_trim: bool, volatile_cache: bool) -> CoreConfig {
     CoreConfig {
         path: "fake".into(),
         cluster: Some(CLUSTER),
         device_bytes,
-        volatile_cache: true,
+        volatile_cache,
         can_trim,
+        check_only: false,
     }
 }
 
