@@ -17,7 +17,7 @@ pub mod cns {
     pub const ACTIVE_LIST: u8 = 0x02;
     /// Namespace identification descriptors.
     pub const DESCRIPTORS: u8 = 0x03;
-    /// Namespace, by command set identifier.
+    /// What the command set adds to a namespace; all zero for the NVM command set as we offer it.
     pub const NAMESPACE_OF_SET: u8 = 0x05;
     /// Controller, by command set identifier.
     pub const CONTROLLER_OF_SET: u8 = 0x06;

@@ -1,0 +1,4 @@
+mod bench;
+mod malformed;
+mod session;
+mod timing;
