@@ -423,6 +423,18 @@ impl Buf {
         }
     }
 
+    /// Exclusive access to the whole slot, if no other window of it is alive: a slot that is cut
+    /// up again and again need not go back to the arena in between.
+    ///
+    /// # Errors
+    /// Gives the window back if its slot is shared.
+    pub fn try_reclaim(self) -> Result<BufMut, Buf> {
+        let BufMut(mut window) = self.try_unfreeze()?;
+        window.start = 0;
+        window.len_bytes = SLOT_BYTES[window.arena.class_of(window.slot)];
+        Ok(BufMut(window))
+    }
+
     /// Start of the window, for the kernel. Only drivers need it.
     pub fn as_ptr(&self) -> *const u8 {
         self.0.as_ptr()
@@ -482,6 +494,18 @@ mod test {
         let shared = shared.try_unfreeze().unwrap_err();
         drop(other);
         assert!(shared.try_unfreeze().is_ok());
+    }
+
+    #[test]
+    fn a_slot_is_reclaimed_whole_by_its_last_window() {
+        let arena = arena(1);
+        let mut rest = arena.take(100).unwrap();
+        let first = rest.split_to(10).freeze();
+        let second = rest.split_to(10).freeze();
+        drop(rest);
+        let first = first.try_reclaim().unwrap_err();
+        drop(second);
+        assert_eq!(first.try_reclaim().unwrap().len_bytes(), SLOT_BYTES[0]);
     }
 
     #[test]
