@@ -4,3 +4,4 @@
 
 pub mod initiator;
 pub mod proto;
+pub mod target;

@@ -307,6 +307,7 @@ impl Core {
             return;
         }
         if entry.damaged {
+            out.push(Effect::ReleaseBuffer { connection, slot });
             let status = Status::TRANSIENT_TRANSPORT;
             return self.answer(connection, slot, status.into(), out);
         }
@@ -340,7 +341,12 @@ impl Core {
                 nsid: entry.sqe.nsid.get(),
                 len_bytes_max: entry.len_bytes,
             }),
-            Plan::Here => self.carry_out_here(connection, slot, &entry.sqe, out),
+            Plan::Here => {
+                if entry.received_bytes > 0 {
+                    out.push(Effect::ReleaseBuffer { connection, slot });
+                }
+                self.carry_out_here(connection, slot, &entry.sqe, out);
+            }
         }
     }
 
@@ -365,6 +371,7 @@ impl Core {
             && answer.status.is_success()
             && answer.data.len_bytes() != entry.len_bytes;
         if short {
+            out.push(Effect::ReleaseBuffer { connection, slot });
             // A backend that reads less than a block range is broken; the host must not guess.
             let status = Status::INTERNAL_ERROR;
             return self.answer(connection, slot, status.into(), out);

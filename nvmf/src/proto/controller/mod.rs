@@ -261,6 +261,13 @@ pub enum Effect {
         /// Bytes to or from the host, in the command's buffer (vendor reads: as bytes).
         len_bytes: u32,
     },
+    /// The command ends without its buffer having been taken: it is free.
+    ReleaseBuffer {
+        /// On which connection.
+        connection: u32,
+        /// Its command.
+        slot: u16,
+    },
     /// Close the connection; [`Event::Closed`] follows.
     Close {
         /// Which one.

@@ -161,6 +161,9 @@ impl Bench {
                     self.closed.entry(connection).or_insert(why);
                     closing.push(connection);
                 }
+                Effect::ReleaseBuffer { connection, slot } => {
+                    assert!(self.buffers.remove(&(connection, slot)).is_some());
+                }
                 Effect::Began { .. } => {}
                 Effect::Gone {
                     association, why, ..
