@@ -302,7 +302,7 @@ fn under_uring(seed: u64, registered_files: bool) {
         arena: arena(),
         ..UringConfig::default()
     };
-    let mut io = UringDriver::new(config).unwrap();
+    let mut io = crate::uring::test::driver(config);
     let mut app = Chaos::start(&mut io, &folder.path().join("backing"), seed);
     io.run(&mut app);
     app.check();

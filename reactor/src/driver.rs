@@ -113,7 +113,8 @@ pub enum Op {
         payload: [u8; 16],
     },
     /// Cancel what is in flight on the handle, wait for it to complete, and close. A socket with
-    /// `reset` is closed with RST (no linger): its peer learns at once.
+    /// `reset` is closed with RST (no linger): its peer learns at once. Device commands cannot be
+    /// cancelled: the close of a device waits until the device has ended them.
     Close {
         /// Any handle of this driver; invalid afterwards.
         handle: Handle,
@@ -215,7 +216,8 @@ pub enum FileKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenFile {
     /// Refuse if anyone else holds it (`O_EXCL` on devices, a lock on files), so that commands of a
-    /// killed predecessor have drained before we begin.
+    /// killed predecessor have drained before we begin. A holder that is about to let go is waited
+    /// for, up to 0.2 s.
     pub exclusive: bool,
     /// Open for writing too.
     pub writable: bool,

@@ -90,8 +90,9 @@ pub enum SetupError {
     },
     /// The locked-memory limit does not admit the arena.
     #[error(
-        "the locked-memory limit is {limit_bytes} bytes, the buffer arena needs {needed_bytes}; \
-         set LimitMEMLOCK=infinity in the unit or run `ulimit -l unlimited`"
+        "the locked-memory limit is {limit_bytes} bytes for all processes of this user together, the \
+         buffer arena needs {needed_bytes}; set LimitMEMLOCK=infinity in the unit or run \
+         `ulimit -l unlimited`"
     )]
     MemlockTooLow {
         /// `RLIMIT_MEMLOCK`.

@@ -432,7 +432,7 @@ fn under_uring() -> BTreeMap<u8, Vec<String>> {
         arena: ARENA,
         ..UringConfig::default()
     };
-    let mut io = UringDriver::new(config).unwrap();
+    let mut io = crate::uring::test::driver(config);
     let mut script = Script::start(&mut io, &folder.path().join("backing"));
     io.run(&mut script);
     script.log

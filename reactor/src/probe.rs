@@ -296,8 +296,11 @@ mod test {
     #[test]
     fn a_low_memlock_limit_names_both_numbers() {
         let told = memlock_error(Errno(libc::ENOMEM), Some(8_388_608), 67_108_864).to_string();
-        assert!(told.contains("limit is 8388608 bytes"), "{told}");
-        assert!(told.contains("needs 67108864"), "{told}");
+        assert!(
+            told.contains("limit is 8388608 bytes for all processes of this user"),
+            "{told}"
+        );
+        assert!(told.contains("arena needs 67108864"), "{told}");
         assert!(told.contains("LimitMEMLOCK=infinity"), "{told}");
         let other = memlock_error(Errno(libc::EFAULT), Some(1), 4096).to_string();
         assert!(other.contains("register 4096 bytes"), "{other}");

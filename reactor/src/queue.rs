@@ -74,7 +74,7 @@ impl<T> Mailbox<T> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::{App, ArenaConfig, Completion, Driver, Event, Token, UringConfig, UringDriver};
+    use crate::{App, ArenaConfig, Completion, Driver, Event, Token, UringConfig};
     use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
     #[test]
@@ -126,11 +126,10 @@ mod test {
             slot_counts: [1, 0, 0],
             huge_pages: false,
         };
-        let mut io = UringDriver::new(UringConfig {
+        let mut io = crate::uring::test::driver(UringConfig {
             arena,
             ..UringConfig::default()
-        })
-        .unwrap();
+        });
         let bell = io
             .doorbell(Token {
                 room: 0,

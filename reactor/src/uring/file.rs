@@ -6,6 +6,7 @@ use rustix::fs::{self, FallocateFlags, FileType, FlockOperation, Mode, OFlags, S
 use rustix::io::Errno as Os;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub(super) fn open(path: &Path, how: OpenFile) -> Result<(OwnedFd, FileFacts), SetupError> {
     let (fd, direct) = open_or_create(path, how)?;
@@ -22,7 +23,8 @@ pub(super) fn open(path: &Path, how: OpenFile) -> Result<(OwnedFd, FileFacts), S
         | FileType::Unknown => return Err(failed("use as a backing", Os::INVAL)),
     };
     if how.exclusive && kind == FileKind::File {
-        fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
+        let lock = || fs::flock(&fd, FlockOperation::NonBlockingLockExclusive);
+        patiently(lock).map_err(|e| {
             let errno = if e == Os::WOULDBLOCK { Os::BUSY } else { e };
             failed("lock (another process has it open)", errno)
         })?;
@@ -52,6 +54,21 @@ fn call(what: &str, path: &Path, errno: Os) -> SetupError {
     }
 }
 
+/// Tries for a moment to get what somebody else still has. A file is really released a little
+/// after its close, when the last worker thread of the kernel has let go of its last command, or
+/// when a child process between `fork` and `exec` has shed its copies of our descriptors.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Os>) -> Result<T, Os> {
+    const TRIES: u32 = 100;
+    const PAUSE: Duration = Duration::from_millis(2);
+    for _ in 1..TRIES {
+        match attempt() {
+            Err(Os::BUSY | Os::WOULDBLOCK) => std::thread::sleep(PAUSE),
+            done => return done,
+        }
+    }
+    attempt()
+}
+
 /// Opens; creates if that was asked for and nothing is there. Says whether `O_DIRECT` is in force.
 fn open_or_create(path: &Path, how: OpenFile) -> Result<(OwnedFd, bool), SetupError> {
     let access = if how.writable {
@@ -67,7 +84,7 @@ fn open_or_create(path: &Path, how: OpenFile) -> Result<(OwnedFd, bool), SetupEr
     } else {
         OFlags::empty()
     };
-    match open_direct(path, access | claim, how.direct) {
+    match patiently(|| open_direct(path, access | claim, how.direct)) {
         Err(Os::NOENT) => match how.create_bytes {
             Some(bytes) => create(path, bytes, how.direct),
             None => Err(call("open", path, Os::NOENT)),
@@ -159,6 +176,26 @@ fn queue_value(queue: &Path, name: &str) -> Option<String> {
 #[cfg(test)]
 mod test {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_about_to_be_released_is_waited_for_but_not_for_ever() {
+        let mut tries = 0;
+        let released = patiently(|| {
+            tries += 1;
+            if tries < 5 { Err(Os::BUSY) } else { Ok(()) }
+        });
+        assert_eq!((released, tries), (Ok(()), 5));
+        assert_eq!(
+            patiently(|| Err::<(), _>(Os::WOULDBLOCK)),
+            Err(Os::WOULDBLOCK)
+        );
+        let mut tries = 0;
+        let missing = patiently(|| {
+            tries += 1;
+            Err::<(), _>(Os::NOENT)
+        });
+        assert_eq!((missing, tries), (Err(Os::NOENT), 1));
+    }
 
     #[test]
     fn only_write_through_means_no_volatile_cache() {

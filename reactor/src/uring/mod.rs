@@ -15,7 +15,7 @@ mod shutdown;
 mod sleep;
 mod socket;
 #[cfg(test)]
-mod test;
+pub(crate) mod test;
 
 use crate::app::App;
 use crate::arena::{Arena, ArenaConfig};

@@ -72,6 +72,8 @@ pub(super) struct Ring {
     /// Completions taken from the queue and not yet handled.
     pub(super) arrived: VecDeque<Cqe>,
     fixed_files: bool,
+    /// The arena is registered.
+    buffers: bool,
 }
 
 impl Ring {
@@ -95,6 +97,7 @@ impl Ring {
             counters: Counters::default(),
             arrived: VecDeque::new(),
             fixed_files: false,
+            buffers: false,
         };
         this.register_ring_fd();
         Ok(this)
@@ -146,7 +149,9 @@ impl Ring {
         // kernel anyway. The memory is reached only through windows, never through references that
         // span it, so kernel writes under an op alias nothing.
         let done = unsafe { self.ring.submitter().register_buffers(&pieces) };
-        done.map_err(|e| probe::buffer_error(Errno::of(&e), whole.iov_len as u64))
+        done.map_err(|e| probe::buffer_error(Errno::of(&e), whole.iov_len as u64))?;
+        self.buffers = true;
+        Ok(())
     }
 
     /// Makes the table of registered files, if files leave it promptly (see [`Features`]). It has
@@ -275,6 +280,9 @@ impl Drop for Ring {
     fn drop(&mut self) {
         if self.fixed_files && self.ring.submitter().unregister_files().is_err() {
             tracing::warn!("uring: files stay open until the kernel has taken the ring apart");
+        }
+        if self.buffers && self.ring.submitter().unregister_buffers().is_err() {
+            tracing::warn!("uring: memory stays locked until the kernel has taken the ring apart");
         }
         if self.enter_flags & ENTER_REGISTERED_RING != 0 {
             let offset = u32::try_from(self.enter_fd).expect("it was an unsigned offset");

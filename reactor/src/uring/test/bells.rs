@@ -35,11 +35,10 @@ fn no_ring_is_lost_between_threads_spinning_and_sleep() {
 fn every_ring_counts(spin_us: u32) {
     const THREADS: u64 = 3;
     const RINGS: u64 = 20_000;
-    let mut io = UringDriver::new(UringConfig {
+    let mut io = driver(UringConfig {
         spin_us,
         ..config()
-    })
-    .unwrap();
+    });
     let bell = io.doorbell(token(1)).unwrap();
     let shared = Arc::new(AtomicU64::new(0));
     let threads: Vec<_> = (0..THREADS)
