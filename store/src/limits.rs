@@ -27,8 +27,6 @@ pub const RECORD_BYTES_MAX: u32 = 64 * 1024;
 /// Extents whose map change waits for a flush nobody asked for; then the store flushes by itself,
 /// so that memory and the size of the next commit stay bounded.
 pub const CHANGES_UNFLUSHED_MAX: usize = 16_384;
-/// Bytes of queued journal entries at which new first writes wait for the journal.
-pub const JOURNAL_QUEUE_BYTES_MAX: usize = 4 << 20;
 /// Metadata pages written at once by a checkpoint.
 pub const CHECKPOINT_WRITES_MAX: usize = 4;
 /// Trims in flight at once.
