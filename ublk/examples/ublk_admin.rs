@@ -1,4 +1,6 @@
-//! Device control without a daemon: `ublk_admin list | stop N [force] | delete N`.
+//! Device control without a daemon: `ublk_admin list | stop N [force] | delete N | begin N`.
+//!
+//! `begin` starts a recovery and leaves it at that, as a successor does that dies too early.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -15,8 +17,13 @@ fn run(words: &[&str]) -> Result<ExitCode, ControlError> {
         ["stop", n] if let Some(id) = number(n) => Control::open()?.stop(id, false)?,
         ["stop", n, "force"] if let Some(id) = number(n) => Control::open()?.stop(id, true)?,
         ["delete", n] if let Some(id) = number(n) => Control::open()?.delete(id)?,
+        ["begin", n] if let Some(id) = number(n) => {
+            let mut control = Control::open()?;
+            let mark = control.info(id)?.mark;
+            control.start_recovery(id, mark)?;
+        }
         _ => {
-            eprintln!("usage: ublk_admin list | stop N [force] | delete N");
+            eprintln!("usage: ublk_admin list | stop N [force] | delete N | begin N");
             return Ok(ExitCode::from(2));
         }
     }

@@ -7,8 +7,7 @@
 use crate::error::{ControlError, DeviceName};
 use crate::limits::{
     BLOCK_BYTES, BLOCK_SECTORS, CONTROL_ANSWER_SECONDS, IO_BYTES_MAX, IO_OPTIMAL_SHIFT,
-    NODE_WAIT_MS, RANGE_BYTES_MAX, RECOVERY_WAIT_SECONDS, RETRY_PAUSE_MS, SECTOR_BYTES,
-    STOP_WAIT_MS,
+    NODE_WAIT_MS, RANGE_BYTES_MAX, RETRY_PAUSE_MS, SECTOR_BYTES, STOP_WAIT_MS,
 };
 use crate::sys::{CallFault, ControlRing};
 use crate::uapi::{self, CtrlCmd, DevInfo, Params};
@@ -20,6 +19,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zerocopy::{FromBytes, IntoBytes};
+
+mod recovery;
 
 /// The control commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -401,57 +402,6 @@ impl Control {
     pub fn update_size(&mut self, device: u32, size_blocks: u64) -> Result<(), ControlError> {
         let sectors = size_blocks * u64::from(BLOCK_SECTORS);
         self.run(Command::UpdateSize, device, sectors, Vec::new())
-            .map(drop)
-    }
-
-    /// Begins to take over the device of a dead daemon; waits until the kernel has buried it.
-    ///
-    /// # Errors
-    /// [`ControlError::StillServed`], [`ControlError::NothingToRecover`],
-    /// [`ControlError::Foreign`], or what the driver refuses.
-    pub fn start_recovery(&mut self, device: u32, mark: u64) -> Result<DeviceInfo, ControlError> {
-        let info = self.info(device)?;
-        if info.mark != mark {
-            return Err(ControlError::Foreign {
-                device,
-                found: info.mark,
-                wanted: mark,
-            });
-        }
-        if info.state == DeviceState::Dead {
-            return Err(ControlError::NothingToRecover { device });
-        }
-        let begun = retry(
-            Duration::from_secs(RECOVERY_WAIT_SECONDS),
-            || {
-                self.run(Command::StartUserRecovery, device, 0, Vec::new())
-                    .map(drop)
-            },
-            |error| is_refusal(error, libc::EBUSY),
-        );
-        match begun {
-            Ok(()) => self.info(device),
-            Err(e) if is_refusal(&e, libc::EBUSY) => Err(ControlError::StillServed {
-                device,
-                pid: info.daemon_pid.unwrap_or(-1),
-                seconds: RECOVERY_WAIT_SECONDS,
-            }),
-            // A successor that died before it had fetched anything has begun already.
-            Err(e) if is_refusal(&e, libc::EINVAL) => match self.info(device)? {
-                waiting if waiting.state == DeviceState::Waiting => Ok(waiting),
-                _ => Err(e),
-            },
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Finishes taking over a device. Returns when all tags were fetched.
-    ///
-    /// # Errors
-    /// What the driver refuses.
-    pub fn end_recovery(&mut self, device: u32) -> Result<(), ControlError> {
-        let pid = u64::from(std::process::id());
-        self.run(Command::EndUserRecovery, device, pid, Vec::new())
             .map(drop)
     }
 

@@ -189,6 +189,8 @@ pub struct Device {
     bell: Doorbell,
     /// How control work is started; tests do it themselves.
     start_job: fn(Job, Sender<Answer>, Doorbell),
+    /// One growth at a time.
+    is_growing: bool,
     tag_effects: Vec<TagEffect>,
 }
 
@@ -239,6 +241,7 @@ impl Device {
             answer_to,
             bell,
             start_job: Job::spawn,
+            is_growing: false,
             tag_effects: Vec::new(),
         })
     }
@@ -284,6 +287,9 @@ impl Device {
         }
         if size_blocks > BLOCKS_MAX {
             return refused("that is beyond 2^63 bytes");
+        }
+        if std::mem::replace(&mut self.is_growing, true) {
+            return refused("it is growing already");
         }
         let device = self.id().expect("a live device has a number");
         // The kernel may ask for new blocks before its answer to the helper was seen here.
@@ -389,15 +395,16 @@ impl Device {
             Answer::Removed(Err(e)) => self.fail(e, LifeEvent::RemoveFailed),
             Answer::Grown {
                 size_blocks,
-                result: Ok(()),
+                result,
             } => {
-                self.size_blocks = size_blocks;
-                return out.push(UblkEvent::Grown { size_blocks });
-            }
-            Answer::Grown {
-                result: Err(error), ..
-            } => {
-                return out.push(UblkEvent::GrowFailed { error });
+                self.is_growing = false;
+                return out.push(match result {
+                    Ok(()) => {
+                        self.size_blocks = size_blocks;
+                        UblkEvent::Grown { size_blocks }
+                    }
+                    Err(error) => UblkEvent::GrowFailed { error },
+                });
             }
         };
         self.live(io, event, out);

@@ -124,8 +124,8 @@ fn create(spec: &DeviceSpec) -> Result<Prepared, ControlError> {
 
 fn recover(device: u32, mark: u64) -> Result<Prepared, ControlError> {
     let mut control = Control::open()?;
-    let info = control.start_recovery(device, mark)?;
     let size_blocks = control.size_blocks(device)?;
+    let info = control.start_recovery(device, mark)?;
     let char_device = open_char_device(device)?;
     Ok(Prepared {
         info,

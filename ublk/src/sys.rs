@@ -1,6 +1,6 @@
-//! The unsafe corner: one control ring, one read-only mapping, one namespace call.
+//! The unsafe corner: control ring, fetches of a recovery that broke, descriptor mapping, `unshare`.
 
-use crate::uapi::{CtrlCmd, IoDesc, QUEUE_DEPTH_MAX};
+use crate::uapi::{CtrlCmd, IO_FETCH_REQ, IoCmd, IoDesc, QUEUE_DEPTH_MAX};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use reactor::Errno;
 use std::fmt;
@@ -182,6 +182,34 @@ impl Drop for Descriptors {
         let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len_bytes) };
         assert_eq!(unmapped, Ok(()), "ublk: munmap of our own mapping failed");
     }
+}
+
+/// Fetches every tag of a device once and lets go of them all: the ring, and with it the fetches,
+/// ends here, and so does the descriptor. What the driver says to each fetch does not matter.
+pub(crate) fn fetch_and_let_go(device: OwnedFd, queue_count: u16, depth: u16) -> io::Result<()> {
+    let mut ring: IoUring = IoUring::new(64)?;
+    for (q_id, tag) in (0..queue_count).flat_map(|q| (0..depth).map(move |t| (q, t))) {
+        let command = IoCmd {
+            q_id,
+            tag,
+            ..IoCmd::default()
+        };
+        let inline = command.as_bytes().try_into().expect("16 bytes");
+        let entry = opcode::UringCmd16::new(types::Fd(device.as_raw_fd()), IO_FETCH_REQ)
+            .cmd(inline)
+            .build();
+        if ring.submission().is_full() {
+            ring.submit()?;
+        }
+        // SAFETY: the entry carries its command by value and refers to nothing but the descriptor,
+        // which this function owns and drops after the ring.
+        let pushed = unsafe { ring.submission().push(&entry) };
+        assert!(pushed.is_ok(), "submitted when it was full");
+    }
+    ring.submit()?;
+    drop(ring);
+    drop(device);
+    Ok(())
 }
 
 /// Gives this thread, and all it will start, a mount namespace of its own.

@@ -157,7 +157,7 @@ pub enum TagEvent {
     },
     /// Buffers may have become free.
     TurnEnded,
-    /// The device has grown.
+    /// The device grows: its new blocks may be asked for from now on.
     Grown {
         /// New size in blocks.
         size_blocks: u64,
@@ -285,11 +285,8 @@ impl Tags {
                 self.ask_for_oldest(out);
             }
             TagEvent::Grown { size_blocks } => {
-                assert!(
-                    size_blocks >= self.size_blocks,
-                    "a live device does not shrink"
-                );
-                self.size_blocks = size_blocks;
+                // Never down: a growth that the kernel refused may be followed by a smaller one.
+                self.size_blocks = self.size_blocks.max(size_blocks);
             }
         }
         assert!(event == TagEvent::Mapped || out.len() - before <= EFFECTS_PER_EVENT_MAX);

@@ -14,7 +14,7 @@ dev=$(sed -n 's/^live //p' $out)
 id=${dev##*/ublkb}
 
 fio --name=r --filename=$dev --size=64M --rw=randrw --rwmixread=30 --bs=4k-64k --direct=1 --ioengine=libaio \
-    --iodepth=32 --verify=crc32c --verify_fatal=1 --verify_backlog=64 --time_based --runtime=20 \
+    --iodepth=32 --verify=crc32c --verify_fatal=1 --verify_backlog=64 --time_based --runtime=30 \
     --randseed=11 --eta=never > /tmp/fio.out 2>&1 &
 fio=$!
 inflight() { awk '{print $1 + $2}' /sys/block/ublkb$id/inflight; }
@@ -31,6 +31,25 @@ for round in 1 2 3; do
     pid=$!
     wait_for 60 "recovery" grep -q '^live ' $out
 done
+
+say "successors die half-way through their recovery"
+wait_for 30 "load" busy
+kill -9 $pid
+wait $pid 2> /dev/null || true
+ublk_admin begin $id
+for delay in 0.05 0.08 0.11 0.14 0.17 0.2; do
+    ram_disk --recover $id --delay-us 2000 --protect > $out 2>&1 &
+    pid=$!
+    sleep $delay
+    kill -9 $pid
+    wait $pid 2> /dev/null || true
+    ublk_admin begin $id
+done
+: > $out
+ram_disk --recover $id --delay-us 2000 --protect > $out 2>&1 &
+pid=$!
+wait_for 60 "recovery" grep -q '^live ' $out
+wait_for 30 "load" busy
 wait $fio || { cat /tmp/fio.out; fail "fio failed"; }
 grep -E 'err=|IOPS=' /tmp/fio.out
 grep -q 'err= 0' /tmp/fio.out || fail "fio saw errors"

@@ -413,6 +413,27 @@ fn new_blocks_are_served_as_soon_as_growth_was_asked_for() {
 }
 
 #[test]
+fn a_refused_growth_may_be_followed_by_a_smaller_one() {
+    let mut rig = Rig::live(1, &[IoDesc::default(); 4]);
+    rig.device.grow(3000).unwrap();
+    assert!(
+        rig.device
+            .grow(2000)
+            .unwrap_err()
+            .to_string()
+            .contains("growing already")
+    );
+    let refused = Err(ControlError::InUse { device: 3 });
+    rig.answer(Answer::Grown {
+        size_blocks: 3000,
+        result: refused,
+    });
+    assert!(matches!(rig.out.pop(), Some(UblkEvent::GrowFailed { .. })));
+    assert_eq!(rig.device.size_blocks(), 1000);
+    rig.device.grow(2000).unwrap();
+}
+
+#[test]
 fn a_device_neither_shrinks_nor_grows_before_it_is_live() {
     let mut rig = Rig::live(1, &[IoDesc::default(); 4]);
     assert!(
