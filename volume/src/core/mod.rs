@@ -1,11 +1,45 @@
 //! What clientd decides: one replication machine per volume.
+//!
+//! [`Replicator`] owns the volume's in-sync set as this client knows it, its sessions with the
+//! stores, the order of overlapping operations, what is unflushed and what is dirty where. It
+//! promises the rules of `docs/replication.md`; the caller owes it every [`Event`] that an
+//! [`Effect`] asks for, exactly once, and never re-enters [`Replicator::step`].
+//!
+//! Handlers by concern: `attach`, `on_path` (sessions), `on_host`, `on_write`, `on_read`, `flush`,
+//! `degrade`, `reconcile`, `copy`, `resilver`, `stable`, `detach`. Each is a small part of one
+//! machine; `ReplicatedShard.tla` is its model and the names are the same.
 
 pub mod event;
 pub mod members;
+
+mod attach;
+mod copy;
+mod degrade;
+mod detach;
+mod dispatch;
+mod flush;
+mod invariants;
+mod leg;
+mod on_host;
+mod on_path;
+mod on_read;
+mod on_write;
+mod range_lock;
+mod reconcile;
+mod resilver;
+mod stable;
+mod state;
 
 pub use event::{
     Answer, AttachFault, Command, CommandId, CopyId, Effect, Event, FailReason, Fault, Grant,
     HostFault, HostWhat, OpId, Payload, Progress, RequestId, Resilvered, SliceFacts, Stamp,
     StoreState, Timer, TraceEvent, Verdict,
 };
-pub use members::{Members, Position};
+pub use members::{Members, Position, STRIDE_MAX};
+pub use state::{Config, Outbox, Replicator};
+
+/// A store that left this soon after joining waits longer before it is taken in again.
+const HYSTERESIS_MS: u64 = 60_000;
+
+#[cfg(test)]
+mod test;

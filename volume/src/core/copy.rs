@@ -1,0 +1,238 @@
+//! Copies between replicas: read one, write others, under the range lock.
+//!
+//! A copy goes to its targets only. It is a write to them in every respect: it counts as unflushed
+//! there until a flush of that store covers it.
+
+use super::event::{Command, CopyId, Effect, Payload};
+use super::members::{Members, Position};
+use super::range_lock::Holder;
+use super::state::{Outbox, Purpose, Replicator};
+use shardmap::units::BlockRange;
+
+/// What a copy is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CopyFor {
+    Resilver,
+    /// Durable on completion; its region's lock is held by the reconciliation.
+    Reconcile,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CopyStage {
+    Locking,
+    /// Waits for somebody to read from.
+    Sourcing,
+    Reading(Position),
+    Writing,
+}
+
+#[derive(Debug)]
+pub(super) struct Copy {
+    pub(super) purpose: CopyFor,
+    pub(super) range: BlockRange,
+    pub(super) homes: Members,
+    pub(super) stage: CopyStage,
+    /// Whom to write.
+    pub(super) targets: Members,
+    pub(super) sent: Members,
+    pub(super) done: Members,
+    /// Sources that could not deliver.
+    pub(super) tried: Members,
+    /// The source is all zeroes: no data needs to travel or be stored.
+    pub(super) zero: bool,
+}
+
+impl Replicator {
+    pub(super) fn new_copy(
+        &mut self,
+        purpose: CopyFor,
+        range: BlockRange,
+        targets: Members,
+    ) -> CopyId {
+        let id = CopyId(self.next_copy);
+        self.next_copy += 1;
+        let stage = match purpose {
+            CopyFor::Resilver => CopyStage::Locking,
+            CopyFor::Reconcile => CopyStage::Sourcing,
+        };
+        let copy = Copy {
+            purpose,
+            range,
+            homes: self.homes(range),
+            stage,
+            targets,
+            sent: Members::EMPTY,
+            done: Members::EMPTY,
+            tried: Members::EMPTY,
+            zero: false,
+        };
+        self.copies.insert(id, copy);
+        id
+    }
+
+    pub(super) fn on_copy_locked(&mut self, id: CopyId, out: &mut Outbox) {
+        let copy = self.copies.get(&id).expect("a waiting copy keeps its lock");
+        assert_eq!(copy.stage, CopyStage::Locking);
+        let range = copy.range;
+        let Some(at) = self.resilver.as_ref().map(|r| r.target) else {
+            return self.end_copy(id, out);
+        };
+        // Writes that came first may have brought part of it already.
+        let run = self
+            .leg(at)
+            .dirty
+            .first_run(range.start(), range.blocks().0);
+        let run = run.filter(|run| run.start() < range.end());
+        let Some(run) = run.map(|run| cut(run, range)) else {
+            return self.end_copy(id, out);
+        };
+        let copy = self.copies.get_mut(&id).expect("just seen");
+        copy.range = run;
+        copy.stage = CopyStage::Sourcing;
+        self.advance_copy(id, out);
+    }
+
+    /// Sends what can be sent for a copy, and ends it if it can end.
+    pub(super) fn advance_copy(&mut self, id: CopyId, out: &mut Outbox) {
+        let Some(copy) = self.copies.get(&id) else {
+            return;
+        };
+        match copy.stage {
+            CopyStage::Locking | CopyStage::Reading(_) => {}
+            CopyStage::Sourcing => self.read_source(id, out),
+            CopyStage::Writing => self.write_targets(id, out),
+        }
+    }
+
+    fn read_source(&mut self, id: CopyId, out: &mut Outbox) {
+        let copy = &self.copies[&id];
+        let range = copy.range;
+        let source = match copy.purpose {
+            CopyFor::Resilver => self.choose_reader(copy.homes, copy.tried, id.0),
+            CopyFor::Reconcile => self.reconcile_source(),
+        };
+        let Some(at) = source else { return };
+        self.copies.get_mut(&id).expect("just seen").stage = CopyStage::Reading(at);
+        let into = Payload::Copy(id);
+        self.send(
+            at,
+            Purpose::CopyRead(id),
+            Command::Read { range, into },
+            out,
+        );
+    }
+
+    pub(super) fn on_copy_read(&mut self, id: CopyId, all_zero: bool, out: &mut Outbox) {
+        let Some(copy) = self.copies.get_mut(&id) else {
+            return;
+        };
+        assert!(matches!(copy.stage, CopyStage::Reading(_)));
+        copy.stage = CopyStage::Writing;
+        copy.zero = all_zero;
+        self.write_targets(id, out);
+    }
+
+    fn write_targets(&mut self, id: CopyId, out: &mut Outbox) {
+        let copy = &self.copies[&id];
+        let (range, zero, fua) = (copy.range, copy.zero, copy.purpose == CopyFor::Reconcile);
+        let targets = copy.targets.and(self.write_set());
+        let (asked, done) = (copy.sent.or(copy.done), copy.done);
+        if done.covers(targets) {
+            return self.copy_done(id, out);
+        }
+        for at in self.usable(targets).minus(asked).iter() {
+            self.copies.get_mut(&id).expect("just seen").sent.insert(at);
+            let what = if zero {
+                Command::Zero {
+                    range,
+                    deallocate: true,
+                    fua,
+                }
+            } else {
+                let (from, generation) = (Payload::Copy(id), self.head);
+                Command::Write {
+                    range,
+                    from,
+                    fua,
+                    generation,
+                }
+            };
+            self.send(at, Purpose::CopyWrite(id), what, out);
+        }
+    }
+
+    pub(super) fn on_copy_written(&mut self, id: CopyId, at: Position, out: &mut Outbox) {
+        let Some(copy) = self.copies.get_mut(&id) else {
+            return;
+        };
+        copy.sent.remove(at);
+        copy.done.insert(at);
+        let (range, durable) = (copy.range, copy.purpose == CopyFor::Reconcile);
+        self.leg_mut(at).unflushed.on_written(range, durable);
+        self.advance_copy(id, out);
+    }
+
+    fn copy_done(&mut self, id: CopyId, out: &mut Outbox) {
+        let (purpose, range) = (self.copies[&id].purpose, self.copies[&id].range);
+        if purpose == CopyFor::Resilver {
+            self.resilver_copied(range, out);
+        }
+        self.end_copy(id, out);
+    }
+
+    /// The source's answer will not come or does not count. What was to be copied still is.
+    pub(super) fn abandon_copy(&mut self, id: CopyId, out: &mut Outbox) {
+        let reading = |c: &Copy| matches!(c.stage, CopyStage::Reading(_));
+        if !self.copies.get(&id).is_some_and(reading) {
+            return;
+        }
+        if self.copies[&id].purpose == CopyFor::Reconcile {
+            self.reconcile.hash_again();
+        }
+        self.end_copy(id, out);
+    }
+
+    /// The source has a medium error there: another one, or nobody.
+    pub(super) fn on_copy_unreadable(&mut self, id: CopyId, at: Position, out: &mut Outbox) {
+        let Some(copy) = self.copies.get_mut(&id) else {
+            return;
+        };
+        copy.tried.insert(at);
+        if copy.purpose == CopyFor::Reconcile {
+            self.reconcile.distrust(at);
+            return self.abandon_copy(id, out);
+        }
+        copy.stage = CopyStage::Sourcing;
+        let exhausted = copy.tried.covers(copy.homes.and(self.read_set()));
+        if exhausted {
+            self.drop_resilver(out);
+        } else {
+            self.advance_copy(id, out);
+        }
+    }
+
+    /// Gives back lock and buffer.
+    pub(super) fn end_copy(&mut self, id: CopyId, out: &mut Outbox) {
+        let copy = self.copies.remove(&id).expect("ends once");
+        if copy.purpose == CopyFor::Resilver {
+            self.lock.release(Holder::Copy(id), &mut self.granted);
+        }
+        out.push(Effect::DropCopy(id));
+        self.changed = true;
+    }
+
+    /// Copies to this store have to be sent again.
+    pub(super) fn copies_session_lost(&mut self, at: Position) {
+        for copy in self.copies.values_mut() {
+            copy.sent.remove(at);
+            copy.done.remove(at);
+        }
+    }
+}
+
+/// The part of `run` inside `range`.
+fn cut(run: BlockRange, range: BlockRange) -> BlockRange {
+    let blocks = run.end().0.min(range.end().0) - run.start().0;
+    let blocks = u32::try_from(blocks).expect("inside a copy");
+    BlockRange::new(run.start(), shardmap::units::Blocks(blocks)).expect("starts inside")
+}

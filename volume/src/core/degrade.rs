@@ -1,0 +1,184 @@
+//! Membership changes (protocol §7), witnessed by metad before anything is acknowledged under them.
+
+use super::event::{Effect, FailReason, RequestId, Timer, TraceEvent, Verdict};
+use super::leg::Session;
+use super::members::{Members, Position};
+use super::state::{Outbox, Pending, Phase, Purpose, Replicator};
+use shardmap::units::MembershipSeq;
+
+impl Replicator {
+    /// Asks for the in-sync set without the condemned members, as far as that leaves every shard
+    /// a connected member that lost nothing. Model: `Propose`.
+    pub(super) fn propose(&mut self, out: &mut Outbox) {
+        if self.pending.is_some() {
+            return;
+        }
+        if self.phase == Phase::Attaching && self.attach_due {
+            for at in self.isr.iter() {
+                let leg = self.leg_mut(at);
+                if leg.session != Session::Open {
+                    leg.condemned.get_or_insert(super::leg::Condemned::Grace);
+                }
+            }
+        }
+        let mut isr = self.isr;
+        for at in self.isr.iter().filter(|p| self.leg(*p).condemned.is_some()) {
+            if self.may_shrink_to(isr.without(at), at) {
+                isr.remove(at);
+            }
+        }
+        if isr != self.isr {
+            self.trace(TraceEvent::Propose { isr }, out);
+            self.ask_metad(isr, out);
+        }
+    }
+
+    /// Whether every shard that `gone` holds keeps a usable member in `isr`.
+    fn may_shrink_to(&self, isr: Members, gone: Position) -> bool {
+        let usable: Members = self
+            .usable(isr)
+            .iter()
+            .filter(|p| !self.is_diverged(*p))
+            .collect();
+        let concerned = self.copysets.iter().filter(|homes| homes.has(gone));
+        !isr.is_empty() && concerned.into_iter().all(|h| !h.and(usable).is_empty())
+    }
+
+    fn is_diverged(&self, at: Position) -> bool {
+        self.leg(at).condemned == Some(super::leg::Condemned::Diverged)
+    }
+
+    pub(super) fn ask_metad(&mut self, isr: Members, out: &mut Outbox) {
+        assert!(self.pending.is_none() && !isr.is_empty() && isr != self.isr);
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        self.pending = Some(Pending {
+            request,
+            isr,
+            tries: 0,
+        });
+        self.abort_stable(out);
+        self.repeat_request(out);
+        self.changed = true;
+    }
+
+    fn repeat_request(&mut self, out: &mut Outbox) {
+        let pending = self.pending.expect("asked for");
+        out.push(Effect::AskMetad {
+            request: pending.request,
+            seq: self.seq,
+            isr: pending.isr,
+        });
+        let at = self.now.plus_ms(self.config.metad_retry_ms);
+        out.push(Effect::Arm {
+            timer: Timer::Metad,
+            at,
+        });
+    }
+
+    pub(super) fn on_metad_timer(&mut self, out: &mut Outbox) {
+        let live = matches!(
+            self.phase,
+            Phase::Attaching | Phase::Serving | Phase::Detaching
+        );
+        if live && self.pending.is_some() {
+            self.repeat_request(out);
+        }
+    }
+
+    pub(super) fn on_metad(&mut self, request: RequestId, verdict: Verdict, out: &mut Outbox) {
+        let live = matches!(
+            self.phase,
+            Phase::Attaching | Phase::Serving | Phase::Detaching
+        );
+        let Some(pending) = self.pending.filter(|p| live && p.request == request) else {
+            return; // an answer to an earlier sending of a request that is settled
+        };
+        match verdict {
+            Verdict::Committed { seq, isr } | Verdict::Stale { seq, isr } if isr == pending.isr => {
+                self.learn(seq, isr, out);
+            }
+            Verdict::Stale { seq, isr } if isr == self.isr && seq > self.seq => {
+                self.seq = seq;
+                self.pending = None;
+                self.stamped = Members::EMPTY;
+                self.stamping = Members::EMPTY;
+                self.ask_metad(pending.isr, out);
+            }
+            Verdict::Committed { .. } | Verdict::Stale { .. } => {
+                self.fail(FailReason::Membership, out);
+            }
+            Verdict::Fenced => self.fail(FailReason::Fenced, out),
+            Verdict::Unknown => {
+                let tries = pending.tries + 1;
+                self.pending = Some(Pending { tries, ..pending });
+                let at = self.now.plus_ms(self.backoff_ms(tries));
+                out.push(Effect::Arm {
+                    timer: Timer::Metad,
+                    at,
+                });
+            }
+        }
+    }
+
+    /// The change is recorded. Model: `Learn`.
+    fn learn(&mut self, seq: MembershipSeq, isr: Members, out: &mut Outbox) {
+        assert!(!isr.is_empty() && self.all.covers(isr) && seq >= self.seq);
+        let excluded = self.isr.minus(isr);
+        let joined = isr.minus(self.isr);
+        self.pending = None;
+        (self.seq, self.isr) = (seq, isr);
+        self.stamped = Members::EMPTY;
+        self.stamping = Members::EMPTY;
+        self.changed = true;
+        self.trace(TraceEvent::Learn { seq, isr }, out);
+        excluded.iter().for_each(|at| self.exclude(at, out));
+        joined.iter().for_each(|at| self.on_joined(at, out));
+    }
+
+    /// A member is out: what it lacks is noted, its session closed, its return put off if it has
+    /// been in and out before.
+    fn exclude(&mut self, at: Position, out: &mut Outbox) {
+        if self.leg(at).session == Session::Open {
+            self.send(at, Purpose::Close, super::event::Command::CloseSlice, out);
+        }
+        self.end_session(at, out);
+        self.leave_write_set(at, out);
+        self.note_unreconciled(at);
+        let flapping = self
+            .leg(at)
+            .joined_at
+            .is_some_and(|joined| self.now < joined.plus_ms(super::HYSTERESIS_MS));
+        let leg = self.leg_mut(at);
+        leg.suspect = false;
+        leg.condemned = None;
+        leg.failures = if flapping { leg.failures + 1 } else { 0 };
+        self.retry_later(at);
+    }
+
+    /// Writes under way will not reach the store any more; flushes do not wait for it.
+    pub(super) fn leave_write_set(&mut self, at: Position, out: &mut Outbox) {
+        assert!(!self.write_set().has(at));
+        let missed: Vec<_> = self
+            .ops
+            .values()
+            .filter(|op| !op.is_read() && op.start_no > 0)
+            .flat_map(|op| &op.pieces)
+            .filter(|p| p.homes.has(at) && !p.done.has(at))
+            .map(|p| p.range)
+            .collect();
+        let leg = self.leg_mut(at);
+        missed.into_iter().for_each(|range| leg.dirty.insert(range));
+        self.flush_leg_left(at, out);
+        self.changed = true;
+    }
+
+    fn on_joined(&mut self, at: Position, out: &mut Outbox) {
+        let now = self.now;
+        let leg = self.leg_mut(at);
+        leg.joined_at = Some(now);
+        leg.witnessed = true;
+        leg.planned_for = None;
+        self.resilver_joined(at, out);
+    }
+}

@@ -1,0 +1,153 @@
+//! Writes, discards and zeroes (protocol §4): to everybody in the write set, acknowledged when all
+//! that count have answered on current sessions.
+
+use super::event::{Command, Fault, HostFault, HostWhat, OpId, TraceEvent};
+use super::leg::Condemned;
+use super::members::Position;
+use super::state::{HostOp, Outbox, Piece, Purpose, Replicator, Stage, host_window};
+
+impl Replicator {
+    pub(super) fn advance_write(
+        &mut self,
+        id: OpId,
+        op: &mut HostOp,
+        index: usize,
+        out: &mut Outbox,
+    ) -> Option<HostFault> {
+        let piece = &mut op.pieces[index];
+        if piece.finished || !self.enough_in_sync(piece.homes) {
+            return None;
+        }
+        let asked = piece.sent.or(piece.done).or(piece.failed);
+        let missing = self.usable(piece.homes.and(self.write_set())).minus(asked);
+        for at in missing.iter() {
+            piece.sent.insert(at);
+            let what = self.write_command(id, op.what, piece);
+            self.send(
+                at,
+                Purpose::HostWrite {
+                    op: id,
+                    piece: index,
+                },
+                what,
+                out,
+            );
+        }
+        self.judge_write(piece)
+    }
+
+    fn write_command(&self, id: OpId, what: HostWhat, piece: &Piece) -> Command {
+        let range = piece.range;
+        match what {
+            HostWhat::Write { fua, .. } => {
+                let from = host_window(id, piece);
+                Command::Write {
+                    range,
+                    from,
+                    fua,
+                    generation: self.head,
+                }
+            }
+            HostWhat::Zero {
+                deallocate, fua, ..
+            } => Command::Zero {
+                range,
+                deallocate,
+                fua,
+            },
+            HostWhat::Read(_) | HostWhat::Flush => unreachable!("{what:?} is no write"),
+        }
+    }
+
+    /// Ends the piece if all that count have answered. A member that failed what others took is
+    /// to be removed; if every member failed, the host is told and the region is doubtful.
+    fn judge_write(&mut self, piece: &mut Piece) -> Option<HostFault> {
+        let need = piece.homes.and(self.ack_set());
+        if piece.done.covers(need) && piece.done.covers(piece.homes.and(self.target())) {
+            piece.finished = true;
+        } else if !need.is_empty() && piece.failed.covers(need) && piece.sent.is_empty() {
+            piece.finished = true;
+            return Some(self.write_failed_everywhere(piece));
+        } else if !piece.done.and(need).is_empty() && piece.done.or(piece.failed).covers(need) {
+            for at in piece.failed.and(need).iter() {
+                let was = self.leg_mut(at).condemned.replace(Condemned::Diverged);
+                self.changed |= was != Some(Condemned::Diverged);
+            }
+        }
+        None
+    }
+
+    fn write_failed_everywhere(&mut self, piece: &Piece) -> HostFault {
+        for at in piece.homes.minus(self.ack_set()).iter() {
+            self.legs[at.index()].dirty.insert(piece.range);
+        }
+        self.reconcile_again(piece.range);
+        if piece.full.covers(piece.failed) {
+            HostFault::NoSpace
+        } else {
+            HostFault::Medium
+        }
+    }
+
+    pub(super) fn on_write_done(&mut self, id: OpId, index: usize, at: Position, out: &mut Outbox) {
+        let op = self
+            .ops
+            .get_mut(&id)
+            .expect("on a current session the write is not over");
+        let durable = match op.what {
+            HostWhat::Write { fua, .. } | HostWhat::Zero { fua, .. } => fua,
+            HostWhat::Read(_) | HostWhat::Flush => unreachable!("no write"),
+        };
+        let piece = &mut op.pieces[index];
+        piece.sent.remove(at);
+        piece.done.insert(at);
+        let (range, running) = (piece.range, op.stage == Stage::Running);
+        let is_target = self.target().has(at);
+        let leg = &mut self.legs[at.index()];
+        leg.unflushed.on_written(range, durable);
+        if is_target {
+            leg.dirty.remove(range);
+        } else {
+            leg.failures = 0;
+        }
+        if running {
+            self.advance_op(id, out);
+        }
+    }
+
+    pub(super) fn on_write_fault(
+        &mut self,
+        id: OpId,
+        index: usize,
+        at: Position,
+        fault: Fault,
+        out: &mut Outbox,
+    ) {
+        if !self.ack_set().has(at) {
+            return self.condemn_or_drop(at, out);
+        }
+        let op = self
+            .ops
+            .get_mut(&id)
+            .expect("on a current session the write is not over");
+        let piece = &mut op.pieces[index];
+        piece.sent.remove(at);
+        piece.failed.insert(at);
+        if fault == Fault::NoSpace {
+            piece.full.insert(at);
+        }
+        self.advance_op(id, out);
+    }
+
+    /// Marks are worth cleaning again.
+    pub(super) fn after_write_ended(&mut self, op: &HostOp) {
+        if !op.is_read() && self.stable.waits_for(op.start_no) {
+            self.changed = true;
+        }
+    }
+
+    /// For the log: a finished clean-up of marks.
+    pub(super) fn trace_stable(&self, out: &mut Outbox) {
+        self.trace(TraceEvent::Stable, out);
+    }
+}

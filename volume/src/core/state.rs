@@ -1,0 +1,465 @@
+//! The machine's state and the small questions every handler asks of it.
+
+use super::copy::Copy;
+use super::event::{
+    Command, CommandId, CopyId, Effect, Event, Grant, HostFault, HostWhat, OpId, Payload,
+    RequestId, Stamp, StoreState, TraceEvent,
+};
+use super::flush::{FlushId, FlushTicket};
+use super::leg::{Leg, Session};
+use super::members::{Members, Position, STRIDE_MAX};
+use super::range_lock::{Holder, RangeLock};
+use super::reconcile::Reconcile;
+use super::resilver::Resilver;
+use super::stable::Stable;
+use shardmap::map::VolumeMap;
+use shardmap::units::{
+    BlockRange, Epoch, Generation, MembershipSeq, Moment, REGION_BLOCKS, RegionIndex,
+};
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Far more rounds than all operations of a volume could need in one step; a step that passes it
+/// would never end.
+const SETTLE_ROUNDS_MAX: u32 = 100_000;
+
+/// Effects of a step, in order.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    effects: Vec<Effect>,
+}
+
+impl Outbox {
+    /// Adds an effect.
+    pub fn push(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Takes all effects out, first one first.
+    pub fn drain(&mut self) -> std::vec::Drain<'_, Effect> {
+        self.effects.drain(..)
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.effects.is_empty()
+    }
+}
+
+/// Knobs of the machine. Times in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// IO to a shard is held while fewer in-sync stores than this hold it.
+    pub min_in_sync: u32,
+    /// How long a member may be without a session.
+    pub degrade_grace_ms: u64,
+    /// How long an attach waits for members.
+    pub attach_wait_ms: u64,
+    /// How long metad may take before it is asked again.
+    pub metad_retry_ms: u64,
+    /// First and longest pause before a store is opened again.
+    pub reopen_ms: (u64, u64),
+    /// Resilver speed limit; zero is none.
+    pub resilver_bytes_per_s_max: u64,
+    /// How long after a write marks are cleaned; zero is never.
+    pub stable_period_ms: u64,
+    /// Spreads the pauses.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            min_in_sync: 1,
+            degrade_grace_ms: 300,
+            attach_wait_ms: 3_000,
+            metad_retry_ms: 2_000,
+            reopen_ms: (100, 10_000),
+            resilver_bytes_per_s_max: 0,
+            stable_period_ms: 45_000,
+            seed: 1,
+        }
+    }
+}
+
+/// ```text
+/// New --> Attaching --> Serving --> Detaching --> Ended
+///             |            |            |           ^
+///             |            +--> Failed -+-----------|
+///             +--------------------------------------
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    New,
+    Attaching,
+    Serving,
+    Detaching,
+    Failed,
+    Ended,
+}
+
+/// A membership change that was asked for and not answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pending {
+    pub(super) request: RequestId,
+    pub(super) isr: Members,
+    pub(super) tries: u32,
+}
+
+/// How far a host operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Waits for a region to be reconciled.
+    Parked,
+    /// Waits for its range lock.
+    Locking,
+    /// Holds its lock; commands are sent as stores can take them.
+    Running,
+    /// Every store answered; waits for stamps.
+    Finished,
+}
+
+/// The part of a host operation that lies in one shard.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) range: BlockRange,
+    /// Stores of the shard.
+    pub(super) homes: Members,
+    /// Blocks from the start of the host's buffer.
+    pub(super) first_block: u32,
+    /// Asked and not answered.
+    pub(super) sent: Members,
+    /// Answered well on their current session.
+    pub(super) done: Members,
+    /// Answered with a fault that asking again does not cure.
+    pub(super) failed: Members,
+    /// Those of `failed` that are full.
+    pub(super) full: Members,
+    pub(super) finished: bool,
+}
+
+/// A host operation.
+#[derive(Debug)]
+pub(super) struct HostOp {
+    pub(super) what: HostWhat,
+    pub(super) range: BlockRange,
+    pub(super) stage: Stage,
+    pub(super) pieces: SmallVec<[Piece; 1]>,
+    /// Order in which operations started.
+    pub(super) start_no: u64,
+    pub(super) fault: Option<HostFault>,
+}
+
+impl HostOp {
+    pub(super) fn is_read(&self) -> bool {
+        matches!(self.what, HostWhat::Read(_))
+    }
+}
+
+/// What a command was sent for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Open,
+    State,
+    AttachMarks,
+    Close,
+    Stamp(MembershipSeq),
+    HostRead { op: OpId, piece: usize },
+    HostWrite { op: OpId, piece: usize },
+    Flush,
+    CopyRead(CopyId),
+    CopyWrite(CopyId),
+    Hash(RegionIndex),
+    ResilverMarks,
+    ResilverPresence(RegionIndex),
+    ResilverAddMarks,
+    ResilverComplete,
+    Tick,
+    Stable,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outstanding {
+    pub(super) to: Position,
+    pub(super) session_no: u32,
+    pub(super) purpose: Purpose,
+}
+
+/// The replication machine of one attached volume. See the crate's documentation.
+#[derive(Debug)]
+pub struct Replicator {
+    pub(super) config: Config,
+    pub(super) map: VolumeMap,
+    pub(super) epoch: Epoch,
+    pub(super) head: Generation,
+    pub(super) seq: MembershipSeq,
+    pub(super) isr: Members,
+    pub(super) pending: Option<Pending>,
+    pub(super) phase: Phase,
+    pub(super) now: Moment,
+    pub(super) legs: Vec<Leg>,
+    pub(super) all: Members,
+    /// Homes of every shard, each set once.
+    pub(super) copysets: Vec<Members>,
+    /// Members that hold the current stamp, or were sent it.
+    pub(super) stamped: Members,
+    pub(super) stamping: Members,
+    pub(super) attach_due: bool,
+    pub(super) ops: BTreeMap<OpId, HostOp>,
+    pub(super) parked: VecDeque<OpId>,
+    pub(super) lock: RangeLock,
+    pub(super) granted: VecDeque<Holder>,
+    pub(super) commands: BTreeMap<CommandId, Outstanding>,
+    pub(super) flushes: BTreeMap<FlushId, FlushTicket>,
+    pub(super) copies: BTreeMap<CopyId, Copy>,
+    pub(super) reconcile: Reconcile,
+    pub(super) resilver: Option<Resilver>,
+    pub(super) stable: Stable,
+    pub(super) detach: super::detach::Detach,
+    /// Something changed that may let waiting work go on.
+    pub(super) changed: bool,
+    pub(super) next_command: u64,
+    pub(super) next_copy: u64,
+    pub(super) next_flush: u64,
+    pub(super) next_request: u64,
+    pub(super) next_start: u64,
+    pub(super) random: u64,
+}
+
+impl Replicator {
+    /// A machine that does nothing until [`Event::Start`].
+    ///
+    /// Panics if the map has no store or more than [`STRIDE_MAX`], or the ISR is empty.
+    pub fn new(config: Config, grant: Grant) -> Self {
+        let stride = grant.map.stores.len();
+        assert!(
+            (1..=STRIDE_MAX).contains(&stride) && stride == usize::from(grant.map.shape.stride)
+        );
+        let all: Members = (0..stride).map(Position::new).collect();
+        assert!(
+            !grant.isr.is_empty() && all.covers(grant.isr),
+            "in-sync set {}",
+            grant.isr
+        );
+        let mut copysets: Vec<Members> = (0..grant.map.shard_count().min(64 * 64))
+            .map(|s| homes_of(&grant.map, shardmap::units::ShardIndex(s)))
+            .collect();
+        copysets.sort_unstable();
+        copysets.dedup();
+        Self {
+            legs: grant.map.stores.iter().map(|s| Leg::new(*s)).collect(),
+            config,
+            epoch: grant.epoch,
+            head: grant.head,
+            seq: grant.seq,
+            isr: grant.isr,
+            map: grant.map,
+            pending: None,
+            phase: Phase::New,
+            now: Moment::default(),
+            all,
+            copysets,
+            stamped: Members::EMPTY,
+            stamping: Members::EMPTY,
+            attach_due: false,
+            ops: BTreeMap::new(),
+            parked: VecDeque::new(),
+            lock: RangeLock::default(),
+            granted: VecDeque::new(),
+            commands: BTreeMap::new(),
+            flushes: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            reconcile: Reconcile::default(),
+            resilver: None,
+            stable: Stable::default(),
+            detach: super::detach::Detach::default(),
+            changed: false,
+            next_command: 0,
+            next_copy: 0,
+            next_flush: 0,
+            next_request: 0,
+            next_start: 0,
+            random: config.seed | 1,
+        }
+    }
+
+    /// Handles one event. Total: no event is refused, none is answered twice.
+    pub fn step(&mut self, now: Moment, event: Event, out: &mut Outbox) {
+        self.now = self.now.max(now);
+        self.dispatch(event, out);
+        self.settle(out);
+        self.check_invariants();
+    }
+
+    fn settle(&mut self, out: &mut Outbox) {
+        for _ in 0..SETTLE_ROUNDS_MAX {
+            if let Some(holder) = self.granted.pop_front() {
+                self.on_granted(holder, out);
+            } else if std::mem::take(&mut self.changed) {
+                self.pump(out);
+            } else {
+                return;
+            }
+        }
+        panic!("a step does not come to rest");
+    }
+
+    pub(super) fn leg(&self, at: Position) -> &Leg {
+        &self.legs[at.index()]
+    }
+
+    pub(super) fn leg_mut(&mut self, at: Position) -> &mut Leg {
+        &mut self.legs[at.index()]
+    }
+
+    /// ISR ∪ pending: who must answer before an acknowledgement.
+    pub(super) fn ack_set(&self) -> Members {
+        self.pending.map_or(self.isr, |p| self.isr.or(p.isr))
+    }
+
+    /// ISR ∩ pending: who may be read.
+    pub(super) fn read_set(&self) -> Members {
+        self.pending.map_or(self.isr, |p| self.isr.and(p.isr))
+    }
+
+    /// The resilver target, if there is one.
+    pub(super) fn target(&self) -> Members {
+        self.resilver
+            .as_ref()
+            .map_or(Members::EMPTY, |r| Members::one(r.target))
+    }
+
+    /// ISR ∪ pending ∪ resilver target: who gets every write and flush. Model: `WS`.
+    pub(super) fn write_set(&self) -> Members {
+        self.ack_set().or(self.target())
+    }
+
+    /// Members of `among` with a current session that are not suspect.
+    pub(super) fn usable(&self, among: Members) -> Members {
+        among.iter().filter(|p| self.leg(*p).usable()).collect()
+    }
+
+    /// Every in-sync member knows the current membership. Model: `Stamped`.
+    pub(super) fn is_stamped(&self) -> bool {
+        self.seq == MembershipSeq(0) || self.stamped.covers(self.isr)
+    }
+
+    /// The stamp of the current membership.
+    pub(super) fn stamp(&self) -> Stamp {
+        Stamp {
+            seq: self.seq,
+            isr: self.isr,
+            members: self.all,
+        }
+    }
+
+    /// Stores of the shard that holds the range's first block.
+    pub(super) fn homes(&self, range: BlockRange) -> Members {
+        homes_of(&self.map, self.map.shape.shard_of(range.start()))
+    }
+
+    /// Stores of the shard that holds the region.
+    pub(super) fn homes_of_region(&self, region: RegionIndex) -> Members {
+        self.region_range(region)
+            .map_or(Members::EMPTY, |range| self.homes(range))
+    }
+
+    /// Blocks of the region; `None` past the volume's end.
+    pub(super) fn region_range(&self, region: RegionIndex) -> Option<BlockRange> {
+        let start = u64::from(region.0) * u64::from(REGION_BLOCKS);
+        let end = (start + u64::from(REGION_BLOCKS)).min(self.map.size_blocks);
+        let blocks = u32::try_from(end.checked_sub(start)?).ok()?;
+        BlockRange::new(shardmap::units::Lba(start), shardmap::units::Blocks(blocks))
+    }
+
+    /// Sends a command on the current session.
+    pub(super) fn send(&mut self, to: Position, purpose: Purpose, what: Command, out: &mut Outbox) {
+        let leg = &mut self.legs[to.index()];
+        assert!(
+            leg.path && leg.session != Session::Closed,
+            "no session with position {to}"
+        );
+        leg.outstanding += 1;
+        let command = CommandId(self.next_command);
+        self.next_command += 1;
+        let entry = Outstanding {
+            to,
+            session_no: leg.session_no,
+            purpose,
+        };
+        assert!(self.commands.insert(command, entry).is_none());
+        out.push(Effect::Send { command, to, what });
+    }
+
+    /// A pause that doubles with every failure in a row, spread by a quarter.
+    pub(super) fn backoff_ms(&mut self, failures: u32) -> u64 {
+        let (first, longest) = self.config.reopen_ms;
+        let pause = first.saturating_mul(1 << failures.min(16)).min(longest);
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        pause - self.random % (pause / 4).max(1)
+    }
+
+    pub(super) fn trace(&self, event: TraceEvent, out: &mut Outbox) {
+        out.push(Effect::Trace(event));
+    }
+
+    /// Where a store stands.
+    pub fn store_state(&self, at: Position) -> StoreState {
+        let leg = self.leg(at);
+        if self.target().has(at) {
+            StoreState::Resilvering
+        } else if !self.isr.has(at) {
+            StoreState::Out
+        } else if leg.suspect {
+            StoreState::Suspect
+        } else if leg.session == Session::Open {
+            StoreState::InSync
+        } else {
+            StoreState::Disconnected
+        }
+    }
+
+    /// Incarnation of a store's last session, blocks it is known to miss, commands outstanding.
+    pub fn store_facts(&self, at: Position) -> (Option<shardmap::units::Incarnation>, u64, u32) {
+        let leg = self.leg(at);
+        (leg.incarnation, leg.dirty.len_blocks(), leg.outstanding)
+    }
+
+    /// The membership as last learnt from metad.
+    pub fn membership(&self) -> (MembershipSeq, Members) {
+        (self.seq, self.isr)
+    }
+
+    /// True between [`Effect::Attached`] and the end.
+    pub fn is_serving(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+
+    /// Host requests outstanding.
+    pub fn host_ops(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Regions that wait for reconciliation.
+    pub fn regions_to_reconcile(&self) -> u64 {
+        self.reconcile.regions.len_regions()
+    }
+}
+
+/// Stores of a shard, by position.
+pub(super) fn homes_of(map: &VolumeMap, shard: shardmap::units::ShardIndex) -> Members {
+    map.shape
+        .positions_of(shard)
+        .map(|p| Position::new(usize::from(p)))
+        .collect()
+}
+
+/// The window of a host buffer that belongs to a piece.
+pub(super) fn host_window(op: OpId, piece: &Piece) -> Payload {
+    Payload::Host {
+        op,
+        first_block: piece.first_block,
+    }
+}

@@ -1,0 +1,1 @@
+//! Scripts with exact effects.

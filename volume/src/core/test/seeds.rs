@@ -1,0 +1,89 @@
+//! Thousands of small worlds. A failing seed prints how to run it again.
+
+use super::world::{Plan, Seen, World};
+
+fn plan(seed: u64) -> Plan {
+    let (stores, replicas) = [(1, 1), (2, 2), (3, 3), (4, 2), (3, 2), (5, 3)][(seed % 6) as usize];
+    Plan {
+        seed,
+        stores,
+        replicas,
+        host_ops: 250,
+        fault_ms: [20, 60, 250][(seed / 6 % 3) as usize],
+        client_crashes: seed / 18 % 2 == 1,
+        medium_errors: seed / 36 % 4 == 3,
+        disk_swaps: seed / 144 % 2 == 1,
+    }
+}
+
+/// Runs one world. `UBS_SEED` picks one seed and prints its story.
+fn run(plan: Plan, tell: bool) -> Result<Seen, String> {
+    let mut world = World::new(plan);
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run()));
+    let result = caught.unwrap_or_else(|_| Err("a panic, printed above".into()));
+    if tell {
+        world.log.iter().for_each(|line| println!("{line}"));
+    }
+    result.map(|()| world.seen)
+}
+
+fn add(into: &mut Seen, seen: Seen) {
+    into.attaches += seen.attaches;
+    into.degrades += seen.degrades;
+    into.suspects += seen.suspects;
+    into.resilvers += seen.resilvers;
+    into.dropped_resilvers += seen.dropped_resilvers;
+    into.reconciles += seen.reconciles;
+    into.stables += seen.stables;
+    into.device_failures += seen.device_failures;
+    into.host_faults += seen.host_faults;
+    into.reads += seen.reads;
+}
+
+#[test]
+fn no_seed_breaks_a_promise() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+    if let Some(seed) = number("UBS_SEED") {
+        run(plan(seed), true).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        return;
+    }
+    let (first, count) = (
+        number("UBS_FIRST").unwrap_or(0),
+        number("UBS_SEEDS").unwrap_or(300),
+    );
+    let mut all = Seen::default();
+    for seed in first..first + count {
+        match run(plan(seed), false) {
+            Ok(seen) => add(&mut all, seen),
+            Err(e) => panic!(
+                "{e}\nseed {seed}: UBS_SEED={seed} cargo test -p volume no_seed -- --nocapture\n\
+                 {:?}",
+                plan(seed)
+            ),
+        }
+    }
+    println!("{count} seeds: {all:?}");
+    let rare = [
+        all.degrades,
+        all.suspects,
+        all.resilvers,
+        all.dropped_resilvers,
+        all.reconciles,
+        all.stables,
+        all.device_failures,
+    ];
+    assert!(
+        count < 300 || rare.iter().all(|n| *n > 0),
+        "a path was never taken: {all:?}"
+    );
+}
+
+#[test]
+fn without_faults_nothing_is_degraded_and_metad_is_not_asked() {
+    let calm = Plan {
+        fault_ms: 0,
+        ..plan(2)
+    };
+    let seen = run(calm, false).unwrap();
+    assert_eq!((seen.degrades, seen.resilvers, seen.host_faults), (0, 0, 0));
+}

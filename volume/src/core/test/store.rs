@@ -1,0 +1,262 @@
+//! A store as the protocol sees it: volatile and durable values, sessions, marks, incarnation.
+
+use crate::core::{Answer, Command, Fault, Members, SliceFacts};
+use shardmap::dirty::{BlockSet, RegionSet};
+use shardmap::units::{
+    BlockRange, Blocks, Epoch, Incarnation, Lba, MembershipSeq, REGION_BLOCKS, RegionIndex,
+    WriteTick,
+};
+use std::collections::BTreeMap;
+
+/// A small, good enough generator; one seed is one run.
+#[derive(Clone, Debug)]
+pub(super) struct Rng(pub(super) u64);
+
+impl Rng {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 16) % n
+    }
+
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// A command with its payload, as it travels.
+#[derive(Clone, Debug)]
+pub(super) struct Message {
+    pub(super) what: Command,
+    pub(super) data: Vec<u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct FakeStore {
+    pub(super) up: bool,
+    /// Counts restarts; messages to an earlier life are lost.
+    pub(super) life: u64,
+    pub(super) incarnation: u64,
+    pub(super) incomplete: bool,
+    epoch: Epoch,
+    session: Option<u64>,
+    durable: BTreeMap<u64, u64>,
+    /// Values since the last flush, oldest first.
+    volatile: BTreeMap<u64, Vec<u64>>,
+    pub(super) marks: BTreeMap<u32, u64>,
+    tick: u64,
+    stamp: (u64, Members),
+}
+
+impl FakeStore {
+    pub(super) fn new() -> Self {
+        Self {
+            up: true,
+            life: 0,
+            incarnation: 1,
+            incomplete: false,
+            epoch: Epoch(0),
+            session: None,
+            durable: BTreeMap::new(),
+            volatile: BTreeMap::new(),
+            marks: BTreeMap::new(),
+            tick: 1,
+            stamp: (0, Members::EMPTY),
+        }
+    }
+
+    pub(super) fn value(&self, block: u64) -> u64 {
+        let newest = self.volatile.get(&block).and_then(|v| v.last());
+        newest
+            .or_else(|| self.durable.get(&block))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// Every value the block may have after a power cut.
+    pub(super) fn survivors(&self, block: u64) -> Vec<u64> {
+        let mut all = vec![self.durable.get(&block).copied().unwrap_or(0)];
+        all.extend(self.volatile.get(&block).into_iter().flatten());
+        all
+    }
+
+    /// Power cut: of each block any value since the last flush survives.
+    pub(super) fn crash(&mut self, rng: &mut Rng) {
+        for (block, values) in std::mem::take(&mut self.volatile) {
+            let pick = rng.below(values.len() as u64 + 1);
+            if let Some(kept) = pick.checked_sub(1) {
+                self.durable
+                    .insert(block, values[usize::try_from(kept).unwrap()]);
+            }
+        }
+        self.incarnation += 1;
+        self.stop();
+    }
+
+    /// An orderly stop: everything is flushed and the incarnation kept.
+    pub(super) fn clean_stop(&mut self) {
+        self.flush();
+        self.stop();
+    }
+
+    /// The disk was swapped: a blank slice.
+    pub(super) fn swap_disk(&mut self) {
+        self.durable.clear();
+        self.volatile.clear();
+        self.marks.clear();
+        self.stamp = (0, Members::EMPTY);
+        self.incomplete = true;
+        self.incarnation += 1;
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        self.up = false;
+        self.life += 1;
+        self.session = None;
+    }
+
+    fn flush(&mut self) {
+        for (block, values) in std::mem::take(&mut self.volatile) {
+            self.durable.insert(block, *values.last().unwrap());
+        }
+    }
+
+    /// Does a command, or refuses it.
+    pub(super) fn perform(
+        &mut self,
+        association: u64,
+        message: &Message,
+    ) -> Result<(Answer, Vec<u64>), Fault> {
+        if let Command::OpenSlice { epoch } = message.what {
+            if epoch < self.epoch {
+                return Err(Fault::Fenced);
+            }
+            self.epoch = epoch;
+            self.session = Some(association);
+            return Ok((Answer::Opened(Incarnation(self.incarnation)), Vec::new()));
+        }
+        if self.session != Some(association) {
+            return Err(Fault::NotOpen);
+        }
+        let mut data = Vec::new();
+        let answer = match &message.what {
+            Command::Read { range, into } => {
+                data.extend(blocks(*range).map(|b| self.value(b)));
+                match into {
+                    crate::core::Payload::Host { .. } => Answer::Done,
+                    crate::core::Payload::Copy(_) => Answer::Copied {
+                        all_zero: data.iter().all(|v| *v == 0),
+                    },
+                }
+            }
+            Command::Write { range, fua, .. } => self.write(*range, &message.data, *fua),
+            Command::Zero { range, fua, .. } => self.write(*range, &[], *fua),
+            Command::Flush => {
+                self.flush();
+                Answer::Done
+            }
+            Command::CloseSlice => {
+                self.session = None;
+                Answer::Done
+            }
+            Command::OpenSlice { .. } => unreachable!("above"),
+            other => self.administer(other),
+        };
+        Ok((answer, data))
+    }
+
+    fn write(&mut self, range: BlockRange, data: &[u64], fua: bool) -> Answer {
+        for region in range.regions() {
+            self.marks.insert(region.0, self.tick);
+        }
+        for (index, block) in blocks(range).enumerate() {
+            let value = data.get(index).copied().unwrap_or(0);
+            if fua {
+                self.durable.insert(block, value);
+                self.volatile.remove(&block);
+            } else {
+                self.volatile.entry(block).or_default().push(value);
+            }
+        }
+        Answer::Done
+    }
+
+    fn administer(&mut self, what: &Command) -> Answer {
+        match what {
+            Command::SliceState => Answer::Facts(SliceFacts {
+                incarnation: Incarnation(self.incarnation),
+                incomplete: self.incomplete,
+                stamp_seq: MembershipSeq(self.stamp.0),
+                stamp_isr: self.stamp.1,
+                mark_count: u32::try_from(self.marks.len()).unwrap(),
+            }),
+            Command::Stamp(stamp) => {
+                self.stamp = (stamp.seq.0, stamp.isr);
+                Answer::Done
+            }
+            Command::CompleteSlice(stamp) => {
+                self.stamp = (stamp.seq.0, stamp.isr);
+                self.incomplete = false;
+                Answer::Done
+            }
+            Command::Tick => {
+                self.tick += 1;
+                Answer::Tick(WriteTick(self.tick))
+            }
+            Command::Stable(tick) => {
+                self.marks.retain(|_, last| *last >= tick.0);
+                Answer::Done
+            }
+            Command::ReadMarks { from } => self.read_marks(*from),
+            Command::AddMarks(regions) => {
+                for region in regions.iter() {
+                    self.marks.insert(region.0, self.tick);
+                }
+                Answer::Done
+            }
+            Command::ReadPresence { from, regions } => {
+                let first = u64::from(from.0) * u64::from(REGION_BLOCKS);
+                let end = first + u64::from(*regions) * u64::from(REGION_BLOCKS);
+                let mut set = BlockSet::new();
+                let known = self.durable.range(first..end).map(|(b, _)| *b);
+                for block in known.chain(self.volatile.range(first..end).map(|(b, _)| *b)) {
+                    set.insert(BlockRange::new(Lba(block), Blocks(1)).unwrap());
+                }
+                Answer::Presence(set)
+            }
+            Command::Hash(range) => {
+                let chunks = range.split_at_multiples(shardmap::units::EXTENT_BLOCKS);
+                Answer::Hashes(chunks.map(|c| self.digest(c)).collect())
+            }
+            other => unreachable!("{other:?} is handled elsewhere"),
+        }
+    }
+
+    /// At most two regions at a time, so that the paging is exercised.
+    fn read_marks(&self, from: RegionIndex) -> Answer {
+        let mut regions = self.marks.range(from.0..).map(|(r, _)| RegionIndex(*r));
+        let page: RegionSet = regions.by_ref().take(2).collect();
+        Answer::Marks(page, regions.next())
+    }
+
+    fn digest(&self, range: BlockRange) -> u64 {
+        blocks(range).fold(17, |sum: u64, b| {
+            sum.wrapping_mul(0x0100_0000_01b3)
+                .wrapping_add(self.value(b))
+        })
+    }
+}
+
+pub(super) fn blocks(range: BlockRange) -> std::ops::Range<u64> {
+    range.start().0..range.end().0
+}

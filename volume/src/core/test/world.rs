@@ -1,0 +1,910 @@
+//! N fake stores, a fake metad, one client at a time, and a seed that decides what goes wrong.
+
+use super::oracle::Oracle;
+use super::store::{FakeStore, Message, Rng, blocks};
+use crate::core::{
+    Answer, Command, CommandId, Config, CopyId, Effect, Event, Fault, Grant, HostWhat, Members,
+    OpId, Outbox, Payload, Position, Replicator, RequestId, Timer, TraceEvent, Verdict,
+};
+use shardmap::map::{Layout, Shape, VolumeMap};
+use shardmap::units::{BlockRange, Blocks, Epoch, Generation, Lba, MembershipSeq, Moment, StoreId};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(super) const MS: u64 = 1_000_000;
+
+/// What a run is made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    pub(super) stores: u16,
+    pub(super) replicas: u8,
+    pub(super) host_ops: u32,
+    /// Mean time between faults, in milliseconds; zero is none.
+    pub(super) fault_ms: u64,
+    pub(super) client_crashes: bool,
+    pub(super) medium_errors: bool,
+    pub(super) disk_swaps: bool,
+}
+
+#[derive(Debug)]
+struct Metad {
+    epoch: u64,
+    seq: u64,
+    isr: Members,
+    down_until: u64,
+}
+
+#[derive(Debug)]
+struct HostCall {
+    what: HostWhat,
+    issued: u64,
+    data: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Client {
+    machine: Replicator,
+    life: u64,
+    epoch: Epoch,
+    associations: BTreeMap<Position, u64>,
+    inflight: BTreeMap<CommandId, (Position, u64, Command)>,
+    calls: BTreeMap<OpId, HostCall>,
+    copies: BTreeMap<CopyId, Vec<u64>>,
+    timers: BTreeMap<Timer, u64>,
+    attached: bool,
+}
+
+#[derive(Debug)]
+enum Happening {
+    ToStore {
+        at: Position,
+        life: u64,
+        association: u64,
+        client: u64,
+        id: CommandId,
+        message: Message,
+    },
+    ToClient {
+        client: u64,
+        association: u64,
+        at: Position,
+        id: CommandId,
+        result: Result<(Answer, Vec<u64>), Fault>,
+    },
+    PathUp {
+        client: u64,
+        at: Position,
+    },
+    Alarm {
+        client: u64,
+        timer: Timer,
+        no: u64,
+    },
+    AskMetad {
+        client: u64,
+        epoch: Epoch,
+        request: RequestId,
+        seq: MembershipSeq,
+        isr: Members,
+    },
+    MetadSays {
+        client: u64,
+        request: RequestId,
+        verdict: Verdict,
+    },
+    StoreStarts(Position),
+    Attach,
+    HostTurn,
+    Fault,
+}
+
+/// What a run did, so that a suite can tell whether it has seen the rare paths.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) attaches: u64,
+    pub(super) degrades: u64,
+    pub(super) suspects: u64,
+    pub(super) resilvers: u64,
+    pub(super) dropped_resilvers: u64,
+    pub(super) reconciles: u64,
+    pub(super) stables: u64,
+    pub(super) device_failures: u64,
+    pub(super) host_faults: u64,
+    pub(super) reads: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    plan: Plan,
+    rng: Rng,
+    now: u64,
+    order: u64,
+    agenda: BTreeMap<(u64, u64), Happening>,
+    pub(super) stores: Vec<FakeStore>,
+    metad: Metad,
+    client: Option<Client>,
+    clients: u64,
+    associations: u64,
+    oracle: Oracle,
+    map: VolumeMap,
+    next_value: u64,
+    next_op: u64,
+    ops_left: u32,
+    /// Faults are over: everything must heal.
+    calm: bool,
+    quiet: bool,
+    detached: bool,
+    lost_volume: bool,
+    pub(super) seen: Seen,
+    pub(super) log: Vec<String>,
+}
+
+const SHARD_BLOCKS: u32 = 1024;
+const HOT: [u64; 7] = [0, 13, 500, 1019, 1024, 2046, 2600];
+
+impl World {
+    pub(super) fn new(plan: Plan) -> Self {
+        let shape = Shape {
+            shard_blocks: SHARD_BLOCKS,
+            stride: plan.stores,
+            replicas: plan.replicas,
+            layout: Layout::Ring,
+        };
+        let stores: Vec<_> = (0..u32::from(plan.stores))
+            .map(|s| StoreId(s + 1))
+            .collect();
+        let mut world = Self {
+            plan,
+            rng: Rng::new(plan.seed),
+            now: 0,
+            order: 0,
+            agenda: BTreeMap::new(),
+            stores: stores.iter().map(|_| FakeStore::new()).collect(),
+            metad: Metad {
+                epoch: 0,
+                seq: 0,
+                isr: (0..stores.len()).map(Position::new).collect(),
+                down_until: 0,
+            },
+            map: VolumeMap {
+                size_blocks: u64::from(SHARD_BLOCKS) * 3 - 100,
+                shape,
+                stores,
+            },
+            client: None,
+            clients: 0,
+            associations: 0,
+            oracle: Oracle::default(),
+            next_value: 0,
+            next_op: 0,
+            ops_left: plan.host_ops,
+            calm: plan.fault_ms == 0,
+            quiet: false,
+            detached: false,
+            lost_volume: false,
+            seen: Seen::default(),
+            log: Vec::new(),
+        };
+        world.at(0, Happening::Attach);
+        world.at(1, Happening::HostTurn);
+        if plan.fault_ms > 0 {
+            world.at(plan.fault_ms * MS, Happening::Fault);
+        }
+        world
+    }
+
+    fn at(&mut self, time: u64, what: Happening) {
+        self.order += 1;
+        self.agenda.insert((time, self.order), what);
+    }
+
+    fn after(&mut self, delay: u64, what: Happening) {
+        self.at(self.now + delay, what);
+    }
+
+    /// Mostly quick, sometimes slow, rarely very slow.
+    fn delay(&mut self) -> u64 {
+        match self.rng.below(100) {
+            0 => self.rng.below(200) * MS,
+            1..=8 => self.rng.below(4 * MS),
+            _ => 20_000 + self.rng.below(200_000),
+        }
+    }
+
+    fn note(&mut self, text: String) {
+        if self.log.len() < 200_000 {
+            self.log
+                .push(format!("{:>9.3} {text}", self.now as f64 / MS as f64));
+        }
+    }
+
+    /// Runs to the end; `Err` is a broken promise.
+    pub(super) fn run(&mut self) -> Result<(), String> {
+        let mut steps = 0u64;
+        while let Some(((time, _), what)) = self.agenda.pop_first() {
+            assert!(time >= self.now);
+            self.now = time;
+            self.happen(what)?;
+            steps += 1;
+            if self.is_over() {
+                return self.final_check();
+            }
+            if steps > 1_000_000 || self.now > 3_000_000 * MS {
+                return Err(format!("no end after {steps} steps: {:?}", self.client));
+            }
+        }
+        Err(format!("nothing happens any more: {:?}", self.client))
+    }
+
+    fn is_over(&mut self) -> bool {
+        if self.lost_volume || self.detached {
+            return true;
+        }
+        let all: Members = (0..self.stores.len()).map(Position::new).collect();
+        let healed = self.calm
+            && self.ops_left == 0
+            && self.metad.isr == all
+            && self
+                .client
+                .as_ref()
+                .is_some_and(|c| c.attached && c.calls.is_empty() && c.machine.may_clean());
+        if healed && !self.quiet {
+            self.quiet = true;
+            self.note("healed: detach".into());
+            self.step(Event::Detach).expect("detach breaks nothing");
+        }
+        false
+    }
+
+    fn happen(&mut self, what: Happening) -> Result<(), String> {
+        match what {
+            Happening::Attach => self.attach(),
+            Happening::ToStore {
+                at,
+                life,
+                association,
+                client,
+                id,
+                message,
+            } => {
+                self.to_store(at, life, association, client, id, &message);
+                Ok(())
+            }
+            Happening::ToClient {
+                client,
+                association,
+                at,
+                id,
+                result,
+            } => self.to_client(client, association, at, id, result),
+            Happening::PathUp { client, at } => self.path_up(client, at),
+            Happening::Alarm { client, timer, no } => {
+                let armed = |c: &&Client| c.life == client && c.timers.get(&timer) == Some(&no);
+                if self.client.as_ref().filter(armed).is_some() {
+                    return self.step(Event::Timer(timer));
+                }
+                Ok(())
+            }
+            Happening::AskMetad {
+                client,
+                epoch,
+                request,
+                seq,
+                isr,
+            } => self.ask_metad(client, epoch, request, seq, isr),
+            Happening::MetadSays {
+                client,
+                request,
+                verdict,
+            } => {
+                if self.client.as_ref().is_some_and(|c| c.life == client) {
+                    return self.step(Event::Metad { request, verdict });
+                }
+                Ok(())
+            }
+            Happening::StoreStarts(at) => {
+                self.note(format!("store {at} starts"));
+                self.stores[at.index()].up = true;
+                Ok(())
+            }
+            Happening::HostTurn => self.host_turn(),
+            Happening::Fault => self.fault(),
+        }
+    }
+
+    fn attach(&mut self) -> Result<(), String> {
+        if self.client.is_some() {
+            return Ok(());
+        }
+        if self.metad.down_until > self.now {
+            self.at(self.metad.down_until + MS, Happening::Attach);
+            return Ok(());
+        }
+        self.metad.epoch += 1;
+        self.clients += 1;
+        self.seen.attaches += 1;
+        let grant = Grant {
+            map: self.map.clone(),
+            epoch: Epoch(self.metad.epoch),
+            seq: MembershipSeq(self.metad.seq),
+            isr: self.metad.isr,
+            head: Generation(0),
+        };
+        self.note(format!(
+            "attach epoch {} isr {}",
+            self.metad.epoch, self.metad.isr
+        ));
+        let config = Config {
+            seed: self.plan.seed,
+            stable_period_ms: 400,
+            resilver_bytes_per_s_max: if self.plan.seed % 3 == 0 { 4 << 20 } else { 0 },
+            ..Config::default()
+        };
+        self.client = Some(Client {
+            epoch: grant.epoch,
+            machine: Replicator::new(config, grant),
+            life: self.clients,
+            associations: BTreeMap::new(),
+            inflight: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            timers: BTreeMap::new(),
+            attached: false,
+        });
+        self.step(Event::Start)
+    }
+
+    fn step(&mut self, event: Event) -> Result<(), String> {
+        let mut client = self.client.take().expect("a client steps");
+        let mut out = Outbox::default();
+        if !matches!(event, Event::Done { .. } | Event::Host { .. }) {
+            self.note(format!("event {event:?}"));
+        }
+        client.machine.step(Moment(self.now), event, &mut out);
+        self.client = Some(client);
+        let effects: Vec<_> = out.drain().collect();
+        effects
+            .into_iter()
+            .try_for_each(|effect| self.carry_out(effect))
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Result<(), String> {
+        let Some(client) = self.client.as_mut() else {
+            return Ok(());
+        };
+        let life = client.life;
+        match effect {
+            Effect::Connect(at) => {
+                let delay = self.delay();
+                self.after(delay, Happening::PathUp { client: life, at });
+            }
+            Effect::Send { command, to, what } => self.send(command, to, what),
+            Effect::Complete { op, result } => return self.complete(op, result),
+            Effect::DropCopy(copy) => {
+                client.copies.remove(&copy);
+            }
+            Effect::AskMetad { request, seq, isr } => {
+                let epoch = client.epoch;
+                let delay = self.delay();
+                let what = Happening::AskMetad {
+                    client: life,
+                    epoch,
+                    request,
+                    seq,
+                    isr,
+                };
+                self.after(delay, what);
+            }
+            Effect::Arm { timer, at } => {
+                let no = client.timers.get(&timer).copied().unwrap_or(0) + 1;
+                client.timers.insert(timer, no);
+                let at = at.0.max(self.now);
+                self.at(
+                    at,
+                    Happening::Alarm {
+                        client: life,
+                        timer,
+                        no,
+                    },
+                );
+            }
+            Effect::Attached => {
+                client.attached = true;
+                self.note("attached".into());
+            }
+            Effect::AttachFailed(why) => {
+                self.note(format!("attach failed: {why}"));
+                self.client = None;
+                self.attach_again();
+            }
+            Effect::Detached => {
+                self.detached = true;
+            }
+            Effect::Failed(why) => {
+                self.seen.device_failures += 1;
+                self.note(format!("device failed: {why}"));
+                return self.client_dies();
+            }
+            Effect::Progress(_) => {}
+            Effect::Trace(event) => self.trace(event),
+        }
+        Ok(())
+    }
+
+    fn trace(&mut self, event: TraceEvent) {
+        self.note(format!("trace {event:?}"));
+        match event {
+            TraceEvent::Propose { .. } => self.seen.degrades += 1,
+            TraceEvent::Suspect { .. } => self.seen.suspects += 1,
+            TraceEvent::Resilvered(_) => self.seen.resilvers += 1,
+            TraceEvent::DropRs { .. } => self.seen.dropped_resilvers += 1,
+            TraceEvent::Reconciled => self.seen.reconciles += 1,
+            TraceEvent::Stable => self.seen.stables += 1,
+            TraceEvent::Open { .. }
+            | TraceEvent::ConnBreak { .. }
+            | TraceEvent::Join { .. }
+            | TraceEvent::Learn { .. }
+            | TraceEvent::Stamp { .. }
+            | TraceEvent::Establish { .. }
+            | TraceEvent::StartRs { .. }
+            | TraceEvent::Planned { .. }
+            | TraceEvent::RsFlush { .. } => {}
+        }
+    }
+
+    fn attach_again(&mut self) {
+        let delay = 50 * MS + self.rng.below(500) * MS;
+        self.after(delay, Happening::Attach);
+    }
+
+    /// kill -9 of clientd, or the end of a failed device: what is in the network stays there.
+    fn client_dies(&mut self) -> Result<(), String> {
+        self.client = None;
+        self.oracle.crash();
+        self.attach_again();
+        self.check_survivors("when the client died")
+    }
+
+    fn send(&mut self, id: CommandId, at: Position, what: Command) {
+        let client = self.client.as_mut().expect("it sends");
+        let association = client.associations[&at];
+        let data = match &what {
+            Command::Write { range, from, .. } => {
+                let count = range.blocks().0 as usize;
+                match from {
+                    Payload::Host { op, first_block } => {
+                        let first = *first_block as usize;
+                        client.calls[op].data[first..first + count].to_vec()
+                    }
+                    Payload::Copy(copy) => {
+                        assert_eq!(client.copies[copy].len(), count);
+                        client.copies[copy].clone()
+                    }
+                }
+            }
+            _ => Vec::new(),
+        };
+        let lines = format!("  to {at}: {id:?} {what:?} {data:?}");
+        assert!(
+            client
+                .inflight
+                .insert(id, (at, association, what.clone()))
+                .is_none()
+        );
+        let client = client.life;
+        let life = self.stores[at.index()].life;
+        self.note(lines);
+        let delay = self.delay();
+        let message = Message { what, data };
+        self.after(
+            delay,
+            Happening::ToStore {
+                at,
+                life,
+                association,
+                client,
+                id,
+                message,
+            },
+        );
+    }
+
+    fn to_store(
+        &mut self,
+        at: Position,
+        life: u64,
+        association: u64,
+        client: u64,
+        id: CommandId,
+        message: &Message,
+    ) {
+        let (errors, draw) = (self.plan.medium_errors && !self.calm, self.rng.below(400));
+        let store = &mut self.stores[at.index()];
+        if !store.up || store.life != life {
+            return;
+        }
+        let data = matches!(message.what, Command::Write { .. } | Command::Read { .. });
+        let result = if errors && data && draw == 0 {
+            Err(Fault::Medium)
+        } else if errors && matches!(message.what, Command::Write { .. }) && draw == 1 {
+            Err(Fault::NoSpace)
+        } else if errors && draw == 2 {
+            Err(Fault::Transient)
+        } else {
+            store.perform(association, message)
+        };
+        if let Err(fault) = &result {
+            self.note(format!("  store {at} refuses {id:?}: {fault:?}"));
+        }
+        let delay = self.delay();
+        self.after(
+            delay,
+            Happening::ToClient {
+                client,
+                association,
+                at,
+                id,
+                result,
+            },
+        );
+    }
+
+    fn to_client(
+        &mut self,
+        life: u64,
+        association: u64,
+        at: Position,
+        id: CommandId,
+        result: Result<(Answer, Vec<u64>), Fault>,
+    ) -> Result<(), String> {
+        let current =
+            |c: &&mut Client| c.life == life && c.associations.get(&at) == Some(&association);
+        let Some(client) = self.client.as_mut().filter(current) else {
+            return Ok(());
+        };
+        let (_, _, what) = client.inflight.remove(&id).expect("answered once");
+        let result = result.map(|(answer, data)| {
+            if let Command::Read { into, .. } = &what {
+                match into {
+                    Payload::Host { op, first_block } => {
+                        if let Some(call) = client.calls.get_mut(op) {
+                            let first = *first_block as usize;
+                            call.data[first..first + data.len()].copy_from_slice(&data);
+                        }
+                    }
+                    Payload::Copy(copy) => {
+                        client.copies.insert(*copy, data);
+                    }
+                }
+            }
+            answer
+        });
+        self.step(Event::Done {
+            command: id,
+            result,
+        })
+    }
+
+    fn path_up(&mut self, life: u64, at: Position) -> Result<(), String> {
+        let up = self.stores[at.index()].up;
+        let Some(client) = self.client.as_mut().filter(|c| c.life == life) else {
+            return Ok(());
+        };
+        if !up {
+            self.after(20 * MS, Happening::PathUp { client: life, at });
+            return Ok(());
+        }
+        self.associations += 1;
+        let fresh = client.associations.insert(at, self.associations).is_none();
+        assert!(fresh, "one path at a time");
+        self.step(Event::PathUp(at))
+    }
+
+    fn break_path(&mut self, at: Position, pause: u64) -> Result<(), String> {
+        let Some(client) = self.client.as_mut() else {
+            return Ok(());
+        };
+        if client.associations.remove(&at).is_none() {
+            return Ok(());
+        }
+        client.inflight.retain(|_, (to, _, _)| *to != at);
+        let life = client.life;
+        self.after(pause, Happening::PathUp { client: life, at });
+        self.step(Event::PathLost(at))
+    }
+
+    fn ask_metad(
+        &mut self,
+        client: u64,
+        epoch: Epoch,
+        request: RequestId,
+        seq: MembershipSeq,
+        isr: Members,
+    ) -> Result<(), String> {
+        if self.metad.down_until > self.now {
+            if self.rng.one_in(2) {
+                let verdict = Verdict::Unknown;
+                self.after(
+                    5 * MS,
+                    Happening::MetadSays {
+                        client,
+                        request,
+                        verdict,
+                    },
+                );
+            }
+            return Ok(());
+        }
+        let metad = &mut self.metad;
+        let verdict = if epoch.0 != metad.epoch {
+            Verdict::Fenced
+        } else if seq.0 == metad.seq {
+            metad.isr = isr;
+            metad.seq += 1;
+            Verdict::Committed {
+                seq: MembershipSeq(metad.seq),
+                isr,
+            }
+        } else if isr == metad.isr {
+            Verdict::Committed {
+                seq: MembershipSeq(metad.seq),
+                isr,
+            }
+        } else {
+            Verdict::Stale {
+                seq: MembershipSeq(metad.seq),
+                isr: metad.isr,
+            }
+        };
+        self.note(format!("metad: {request:?} {verdict:?}"));
+        if !self.rng.one_in(8) {
+            let delay = self.delay();
+            self.after(
+                delay,
+                Happening::MetadSays {
+                    client,
+                    request,
+                    verdict,
+                },
+            );
+        }
+        self.check_survivors("after a membership change")
+    }
+
+    fn host_turn(&mut self) -> Result<(), String> {
+        let pause = 50_000 + self.rng.below(4_000_000);
+        let ready = self
+            .client
+            .as_ref()
+            .is_some_and(|c| c.attached && c.calls.len() < 8);
+        if self.ops_left == 0 {
+            self.calm = true;
+            return Ok(());
+        }
+        self.after(pause, Happening::HostTurn);
+        if ready && !self.quiet {
+            self.ops_left -= 1;
+            return self.host_call();
+        }
+        Ok(())
+    }
+
+    fn host_call(&mut self) -> Result<(), String> {
+        let hot = HOT[usize::try_from(self.rng.below(HOT.len() as u64)).unwrap()];
+        let start = hot + self.rng.below(6);
+        let count = 1 + u32::try_from(self.rng.below(6)).unwrap();
+        let range = BlockRange::new(Lba(start), Blocks(count)).unwrap();
+        let fua = self.rng.one_in(4);
+        let what = match self.rng.below(20) {
+            0..=7 => HostWhat::Write { range, fua },
+            8..=14 => HostWhat::Read(range),
+            15..=17 => HostWhat::Flush,
+            _ => HostWhat::Zero {
+                range,
+                deallocate: fua,
+                fua,
+            },
+        };
+        let issued = self.oracle.stamp();
+        let data: Vec<u64> = match what {
+            HostWhat::Write { .. } => blocks(range).map(|_| self.mint()).collect(),
+            HostWhat::Read(_) => vec![u64::MAX; count as usize],
+            HostWhat::Zero { .. } | HostWhat::Flush => vec![0; count as usize],
+        };
+        if matches!(what, HostWhat::Write { .. } | HostWhat::Zero { .. }) {
+            for (block, value) in blocks(range).zip(&data) {
+                self.oracle.write_issued(block, *value, issued);
+            }
+        }
+        self.next_op += 1;
+        let op = OpId(self.next_op);
+        self.note(format!("host {op:?} {what:?} {data:?}"));
+        let client = self.client.as_mut().expect("ready");
+        client.calls.insert(op, HostCall { what, issued, data });
+        self.step(Event::Host { op, what })
+    }
+
+    fn mint(&mut self) -> u64 {
+        self.next_value += 1;
+        self.next_value
+    }
+
+    fn complete(
+        &mut self,
+        op: OpId,
+        result: Result<(), crate::core::HostFault>,
+    ) -> Result<(), String> {
+        let client = self.client.as_mut().expect("it completes");
+        let call = client.calls.remove(&op).expect("completed once");
+        self.note(format!("done {op:?} {result:?}"));
+        let now = self.oracle.stamp();
+        if result.is_err() {
+            self.seen.host_faults += 1;
+        }
+        match (call.what, result) {
+            (HostWhat::Read(range), Ok(())) => {
+                self.seen.reads += 1;
+                for (block, value) in blocks(range).zip(call.data) {
+                    self.oracle.read(block, value, call.issued)?;
+                }
+            }
+            (HostWhat::Write { range, fua } | HostWhat::Zero { range, fua, .. }, Ok(())) => {
+                for block in blocks(range) {
+                    self.oracle.write_completed(block, call.issued, now, fua);
+                }
+                if fua {
+                    return self.check_survivors("after a durable write");
+                }
+            }
+            (HostWhat::Write { range, .. } | HostWhat::Zero { range, .. }, Err(_)) => {
+                for block in blocks(range) {
+                    self.oracle.write_failed(block, call.issued, now);
+                }
+            }
+            (HostWhat::Flush, Ok(())) => {
+                self.oracle.flush_completed(call.issued);
+                return self.check_survivors("after a flush");
+            }
+            (HostWhat::Read(_) | HostWhat::Flush, Err(_)) => {}
+        }
+        Ok(())
+    }
+
+    fn holders(&self, block: u64) -> Members {
+        let shard = self.map.shape.shard_of(Lba(block));
+        super::super::state::homes_of(&self.map, shard)
+    }
+
+    /// Whatever a power cut leaves on a recorded member must be legal. Model: `DurOK`.
+    fn check_survivors(&self, when: &str) -> Result<(), String> {
+        for block in self.oracle.touched() {
+            for at in self.holders(block).and(self.metad.isr).iter() {
+                let store = &self.stores[at.index()];
+                if store.incomplete {
+                    continue;
+                }
+                for value in store.survivors(block) {
+                    let legal = self.oracle.may_survive(block, value);
+                    legal.map_err(|e| format!("{when}, store {at}: {e}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn fault(&mut self) -> Result<(), String> {
+        if self.calm {
+            return Ok(());
+        }
+        let pause = 1 + self.rng.below(self.plan.fault_ms * 2 * MS);
+        self.after(pause, Happening::Fault);
+        let at = Position::new(usize::try_from(self.rng.below(self.stores.len() as u64)).unwrap());
+        match self.rng.below(20) {
+            0..=5 => {
+                let pause = self.rng.below(if self.rng.0 % 2 == 0 { 30 } else { 450 }) * MS;
+                self.note(format!("fault: path to {at} breaks for {} ms", pause / MS));
+                self.break_path(at, pause)
+            }
+            6..=10 => self.stop_store(at, false),
+            11 | 12 => self.stop_store(at, true),
+            13 => {
+                let down = self.rng.below(500) * MS;
+                self.note(format!("fault: metad away for {} ms", down / MS));
+                self.metad.down_until = self.now + down;
+                Ok(())
+            }
+            15 if self.plan.client_crashes && self.client.is_some() => {
+                self.note("fault: client dies".into());
+                self.client_dies()
+            }
+            16 if self.plan.client_crashes => {
+                self.note("fault: power cut of all stores and the client".into());
+                (0..self.stores.len())
+                    .try_for_each(|s| self.stop_store(Position::new(s), false))?;
+                if self.client.is_some() {
+                    self.client_dies()
+                } else {
+                    Ok(())
+                }
+            }
+            17 if self.plan.disk_swaps => self.swap_disk(at),
+            _ => Ok(()),
+        }
+    }
+
+    fn stop_store(&mut self, at: Position, clean: bool) -> Result<(), String> {
+        let store = &mut self.stores[at.index()];
+        if !store.up {
+            return Ok(());
+        }
+        if clean {
+            store.clean_stop();
+        } else {
+            store.crash(&mut self.rng);
+        }
+        self.note(format!("fault: store {at} stops, clean {clean}"));
+        self.schedule_start(at)
+    }
+
+    fn schedule_start(&mut self, at: Position) -> Result<(), String> {
+        let down = self.rng.below(if self.rng.0 % 3 == 0 { 40 } else { 700 }) * MS;
+        self.after(down, Happening::StoreStarts(at));
+        self.break_path(at, 5 * MS)
+    }
+
+    /// Only where another recorded member is whole: the fault model ends with the last medium.
+    fn swap_disk(&mut self, at: Position) -> Result<(), String> {
+        let safe = self.metad.isr.count() == 0 || {
+            let others = self.metad.isr.without(at);
+            let pending = self
+                .client
+                .as_ref()
+                .map_or(others, |c| c.machine.read_set());
+            let whole: Members = others
+                .and(pending)
+                .iter()
+                .filter(|p| !self.stores[p.index()].incomplete)
+                .collect();
+            let shards: BTreeSet<u64> = HOT.iter().map(|b| b / u64::from(SHARD_BLOCKS)).collect();
+            shards.iter().all(|s| {
+                !self
+                    .holders(s * u64::from(SHARD_BLOCKS))
+                    .and(whole)
+                    .is_empty()
+            })
+        };
+        if !safe || !self.stores[at.index()].up {
+            return Ok(());
+        }
+        self.note(format!("fault: the disk of store {at} is swapped"));
+        self.stores[at.index()].swap_disk();
+        self.schedule_start(at)
+    }
+
+    fn final_check(&mut self) -> Result<(), String> {
+        if self.lost_volume {
+            return Ok(());
+        }
+        let issued = self.oracle.stamp();
+        for block in self.oracle.touched().collect::<Vec<_>>() {
+            let homes = self.holders(block);
+            let values: BTreeSet<u64> = homes
+                .iter()
+                .map(|at| self.stores[at.index()].value(block))
+                .collect();
+            if values.len() != 1 {
+                return Err(format!(
+                    "block {block} differs between replicas: {values:?}"
+                ));
+            }
+            self.oracle.read(block, *values.first().unwrap(), issued)?;
+        }
+        self.check_survivors("at the end")?;
+        for (at, store) in self.stores.iter().enumerate() {
+            if !store.marks.is_empty() {
+                return Err(format!("store {at} keeps marks after a clean detach"));
+            }
+        }
+        Ok(())
+    }
+}
