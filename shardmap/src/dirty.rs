@@ -54,6 +54,16 @@ impl BlockSet {
         }
     }
 
+    /// Adds blocks given relative to `base` in the portable roaring format, as they travel.
+    ///
+    /// # Errors
+    /// [`BadBitmap`] if the bytes are no bitmap.
+    pub fn insert_serialized(&mut self, base: Lba, bytes: &[u8]) -> Result<(), BadBitmap> {
+        let blocks = RoaringBitmap::deserialize_from(bytes).map_err(BadBitmap)?;
+        self.insert_relative(base, &blocks);
+        Ok(())
+    }
+
     /// Adds every block of the region that lies below `size_blocks`.
     pub fn insert_region(&mut self, region: RegionIndex, size_blocks: u64) {
         let first = u64::from(region.0) * u64::from(REGION_BLOCKS);

@@ -7,9 +7,11 @@
 pub mod api;
 pub mod core;
 pub mod limits;
+pub mod shell;
 
 pub use api::{
     AttachGrant, HostBuffer, HostOp, HostRequest, MetadAnswer, MetadVerdict, NotTaken, NotTakenWhy,
     SlicePath, StoreStatus, VolumeCounters, VolumeEvent, VolumeOptions, VolumeStatus,
 };
 pub use core::{AttachFault, FailReason, HostFault, Resilvered, StoreState, TraceEvent};
+pub use shell::{GrantFault, Volumes, VolumesConfig};

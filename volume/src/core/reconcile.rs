@@ -287,11 +287,11 @@ impl Replicator {
     /// Digests and copies of the session do not count.
     pub(super) fn reconcile_session_lost(&mut self, at: Position, _out: &mut Outbox) {
         self.copies_session_lost(at);
-        if let Some(work) = &mut self.reconcile.work {
-            if work.stage == WorkStage::Hashing {
-                work.asked.remove(at);
-                work.hashes.retain(|(of, _)| *of != at);
-            }
+        if let Some(work) = &mut self.reconcile.work
+            && work.stage == WorkStage::Hashing
+        {
+            work.asked.remove(at);
+            work.hashes.retain(|(of, _)| *of != at);
         }
     }
 

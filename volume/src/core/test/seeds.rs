@@ -19,6 +19,7 @@ fn plan(seed: u64) -> Plan {
 /// Runs one world. `UBS_SEED` picks one seed and prints its story.
 fn run(plan: Plan, tell: bool) -> Result<Seen, String> {
     let mut world = World::new(plan);
+    world.telling = tell;
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run()));
     let result = caught.unwrap_or_else(|_| Err("a panic, printed above".into()));
     if tell {

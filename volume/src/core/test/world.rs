@@ -10,6 +10,16 @@ use shardmap::map::{Layout, Shape, VolumeMap};
 use shardmap::units::{BlockRange, Blocks, Epoch, Generation, Lba, MembershipSeq, Moment, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Adds a line to the story, if somebody wants to read it.
+macro_rules! note {
+    ($world:expr, $($text:tt)*) => {
+        if $world.telling {
+            let line = format!("{:>9.3} {}", $world.now as f64 / MS as f64, format!($($text)*));
+            $world.log.push(line);
+        }
+    };
+}
+
 pub(super) const MS: u64 = 1_000_000;
 
 /// What a run is made of.
@@ -54,16 +64,21 @@ struct Client {
     attached: bool,
 }
 
+/// A command under way.
+#[derive(Debug)]
+struct Parcel {
+    at: Position,
+    /// Of the store; another one drops it.
+    life: u64,
+    association: u64,
+    client: u64,
+    id: CommandId,
+    message: Message,
+}
+
 #[derive(Debug)]
 enum Happening {
-    ToStore {
-        at: Position,
-        life: u64,
-        association: u64,
-        client: u64,
-        id: CommandId,
-        message: Message,
-    },
+    ToStore(Parcel),
     ToClient {
         client: u64,
         association: u64,
@@ -136,6 +151,7 @@ pub(super) struct World {
     detached: bool,
     lost_volume: bool,
     pub(super) seen: Seen,
+    pub(super) telling: bool,
     pub(super) log: Vec<String>,
 }
 
@@ -183,6 +199,7 @@ impl World {
             detached: false,
             lost_volume: false,
             seen: Seen::default(),
+            telling: false,
             log: Vec::new(),
         };
         world.at(0, Happening::Attach);
@@ -208,13 +225,6 @@ impl World {
             0 => self.rng.below(200) * MS,
             1..=8 => self.rng.below(4 * MS),
             _ => 20_000 + self.rng.below(200_000),
-        }
-    }
-
-    fn note(&mut self, text: String) {
-        if self.log.len() < 200_000 {
-            self.log
-                .push(format!("{:>9.3} {text}", self.now as f64 / MS as f64));
         }
     }
 
@@ -250,7 +260,7 @@ impl World {
                 .is_some_and(|c| c.attached && c.calls.is_empty() && c.machine.may_clean());
         if healed && !self.quiet {
             self.quiet = true;
-            self.note("healed: detach".into());
+            note!(self, "healed: detach");
             self.step(Event::Detach).expect("detach breaks nothing");
         }
         false
@@ -259,15 +269,8 @@ impl World {
     fn happen(&mut self, what: Happening) -> Result<(), String> {
         match what {
             Happening::Attach => self.attach(),
-            Happening::ToStore {
-                at,
-                life,
-                association,
-                client,
-                id,
-                message,
-            } => {
-                self.to_store(at, life, association, client, id, &message);
+            Happening::ToStore(parcel) => {
+                self.reach_store(&parcel);
                 Ok(())
             }
             Happening::ToClient {
@@ -276,7 +279,7 @@ impl World {
                 at,
                 id,
                 result,
-            } => self.to_client(client, association, at, id, result),
+            } => self.reach_client(client, association, at, id, result),
             Happening::PathUp { client, at } => self.path_up(client, at),
             Happening::Alarm { client, timer, no } => {
                 let armed = |c: &&Client| c.life == client && c.timers.get(&timer) == Some(&no);
@@ -303,7 +306,7 @@ impl World {
                 Ok(())
             }
             Happening::StoreStarts(at) => {
-                self.note(format!("store {at} starts"));
+                note!(self, "store {at} starts");
                 self.stores[at.index()].up = true;
                 Ok(())
             }
@@ -330,14 +333,20 @@ impl World {
             isr: self.metad.isr,
             head: Generation(0),
         };
-        self.note(format!(
+        note!(
+            self,
             "attach epoch {} isr {}",
-            self.metad.epoch, self.metad.isr
-        ));
+            self.metad.epoch,
+            self.metad.isr
+        );
         let config = Config {
             seed: self.plan.seed,
             stable_period_ms: 400,
-            resilver_bytes_per_s_max: if self.plan.seed % 3 == 0 { 4 << 20 } else { 0 },
+            resilver_bytes_per_s_max: if self.plan.seed.is_multiple_of(3) {
+                4 << 20
+            } else {
+                0
+            },
             ..Config::default()
         };
         self.client = Some(Client {
@@ -358,7 +367,7 @@ impl World {
         let mut client = self.client.take().expect("a client steps");
         let mut out = Outbox::default();
         if !matches!(event, Event::Done { .. } | Event::Host { .. }) {
-            self.note(format!("event {event:?}"));
+            note!(self, "event {event:?}");
         }
         client.machine.step(Moment(self.now), event, &mut out);
         self.client = Some(client);
@@ -410,10 +419,10 @@ impl World {
             }
             Effect::Attached => {
                 client.attached = true;
-                self.note("attached".into());
+                note!(self, "attached");
             }
             Effect::AttachFailed(why) => {
-                self.note(format!("attach failed: {why}"));
+                note!(self, "attach failed: {why}");
                 self.client = None;
                 self.attach_again();
             }
@@ -422,7 +431,7 @@ impl World {
             }
             Effect::Failed(why) => {
                 self.seen.device_failures += 1;
-                self.note(format!("device failed: {why}"));
+                note!(self, "device failed: {why}");
                 return self.client_dies();
             }
             Effect::Progress(_) => {}
@@ -432,7 +441,7 @@ impl World {
     }
 
     fn trace(&mut self, event: TraceEvent) {
-        self.note(format!("trace {event:?}"));
+        note!(self, "trace {event:?}");
         match event {
             TraceEvent::Propose { .. } => self.seen.degrades += 1,
             TraceEvent::Suspect { .. } => self.seen.suspects += 1,
@@ -468,23 +477,23 @@ impl World {
     fn send(&mut self, id: CommandId, at: Position, what: Command) {
         let client = self.client.as_mut().expect("it sends");
         let association = client.associations[&at];
-        let data = match &what {
-            Command::Write { range, from, .. } => {
-                let count = range.blocks().0 as usize;
-                match from {
-                    Payload::Host { op, first_block } => {
-                        let first = *first_block as usize;
-                        client.calls[op].data[first..first + count].to_vec()
-                    }
-                    Payload::Copy(copy) => {
-                        assert_eq!(client.copies[copy].len(), count);
-                        client.copies[copy].clone()
-                    }
+        let data = if let Command::Write { range, from, .. } = &what {
+            let count = range.blocks().0 as usize;
+            match from {
+                Payload::Host { op, first_block } => {
+                    let first = *first_block as usize;
+                    client.calls[op].data[first..first + count].to_vec()
+                }
+                Payload::Copy(copy) => {
+                    assert_eq!(client.copies[copy].len(), count);
+                    client.copies[copy].clone()
                 }
             }
-            _ => Vec::new(),
+        } else {
+            Vec::new()
         };
-        let lines = format!("  to {at}: {id:?} {what:?} {data:?}");
+        note!(self, "  to {at}: {id:?} {what:?} {data:?}");
+        let client = self.client.as_mut().expect("it sends");
         assert!(
             client
                 .inflight
@@ -493,31 +502,30 @@ impl World {
         );
         let client = client.life;
         let life = self.stores[at.index()].life;
-        self.note(lines);
         let delay = self.delay();
         let message = Message { what, data };
         self.after(
             delay,
-            Happening::ToStore {
+            Happening::ToStore(Parcel {
                 at,
                 life,
                 association,
                 client,
                 id,
                 message,
-            },
+            }),
         );
     }
 
-    fn to_store(
-        &mut self,
-        at: Position,
-        life: u64,
-        association: u64,
-        client: u64,
-        id: CommandId,
-        message: &Message,
-    ) {
+    fn reach_store(&mut self, parcel: &Parcel) {
+        let Parcel {
+            at,
+            life,
+            association,
+            client,
+            id,
+            ref message,
+        } = *parcel;
         let (errors, draw) = (self.plan.medium_errors && !self.calm, self.rng.below(400));
         let store = &mut self.stores[at.index()];
         if !store.up || store.life != life {
@@ -534,7 +542,7 @@ impl World {
             store.perform(association, message)
         };
         if let Err(fault) = &result {
-            self.note(format!("  store {at} refuses {id:?}: {fault:?}"));
+            note!(self, "  store {at} refuses {id:?}: {fault:?}");
         }
         let delay = self.delay();
         self.after(
@@ -549,7 +557,7 @@ impl World {
         );
     }
 
-    fn to_client(
+    fn reach_client(
         &mut self,
         life: u64,
         association: u64,
@@ -656,7 +664,7 @@ impl World {
                 isr: metad.isr,
             }
         };
-        self.note(format!("metad: {request:?} {verdict:?}"));
+        note!(self, "metad: {request:?} {verdict:?}");
         if !self.rng.one_in(8) {
             let delay = self.delay();
             self.after(
@@ -718,7 +726,7 @@ impl World {
         }
         self.next_op += 1;
         let op = OpId(self.next_op);
-        self.note(format!("host {op:?} {what:?} {data:?}"));
+        note!(self, "host {op:?} {what:?} {data:?}");
         let client = self.client.as_mut().expect("ready");
         client.calls.insert(op, HostCall { what, issued, data });
         self.step(Event::Host { op, what })
@@ -736,7 +744,7 @@ impl World {
     ) -> Result<(), String> {
         let client = self.client.as_mut().expect("it completes");
         let call = client.calls.remove(&op).expect("completed once");
-        self.note(format!("done {op:?} {result:?}"));
+        note!(self, "done {op:?} {result:?}");
         let now = self.oracle.stamp();
         if result.is_err() {
             self.seen.host_faults += 1;
@@ -801,24 +809,28 @@ impl World {
         let at = Position::new(usize::try_from(self.rng.below(self.stores.len() as u64)).unwrap());
         match self.rng.below(20) {
             0..=5 => {
-                let pause = self.rng.below(if self.rng.0 % 2 == 0 { 30 } else { 450 }) * MS;
-                self.note(format!("fault: path to {at} breaks for {} ms", pause / MS));
+                let pause = self.rng.below(if self.rng.0.is_multiple_of(2) {
+                    30
+                } else {
+                    450
+                }) * MS;
+                note!(self, "fault: path to {at} breaks for {} ms", pause / MS);
                 self.break_path(at, pause)
             }
             6..=10 => self.stop_store(at, false),
             11 | 12 => self.stop_store(at, true),
             13 => {
                 let down = self.rng.below(500) * MS;
-                self.note(format!("fault: metad away for {} ms", down / MS));
+                note!(self, "fault: metad away for {} ms", down / MS);
                 self.metad.down_until = self.now + down;
                 Ok(())
             }
             15 if self.plan.client_crashes && self.client.is_some() => {
-                self.note("fault: client dies".into());
+                note!(self, "fault: client dies");
                 self.client_dies()
             }
             16 if self.plan.client_crashes => {
-                self.note("fault: power cut of all stores and the client".into());
+                note!(self, "fault: power cut of all stores and the client");
                 (0..self.stores.len())
                     .try_for_each(|s| self.stop_store(Position::new(s), false))?;
                 if self.client.is_some() {
@@ -842,12 +854,16 @@ impl World {
         } else {
             store.crash(&mut self.rng);
         }
-        self.note(format!("fault: store {at} stops, clean {clean}"));
+        note!(self, "fault: store {at} stops, clean {clean}");
         self.schedule_start(at)
     }
 
     fn schedule_start(&mut self, at: Position) -> Result<(), String> {
-        let down = self.rng.below(if self.rng.0 % 3 == 0 { 40 } else { 700 }) * MS;
+        let down = self.rng.below(if self.rng.0.is_multiple_of(3) {
+            40
+        } else {
+            700
+        }) * MS;
         self.after(down, Happening::StoreStarts(at));
         self.break_path(at, 5 * MS)
     }
@@ -876,7 +892,7 @@ impl World {
         if !safe || !self.stores[at.index()].up {
             return Ok(());
         }
-        self.note(format!("fault: the disk of store {at} is swapped"));
+        note!(self, "fault: the disk of store {at} is swapped");
         self.stores[at.index()].swap_disk();
         self.schedule_start(at)
     }
