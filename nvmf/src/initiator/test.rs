@@ -2,12 +2,14 @@
 
 use super::*;
 use crate::proto::status::Status;
+use loopback::Server;
 use model::{Knobs, Model};
 use reactor::uring::{UringConfig, UringDriver};
 use reactor::{App, ArenaConfig, Token};
 use std::collections::BTreeMap;
 
 mod io;
+mod loopback;
 mod loss;
 mod model;
 
@@ -19,6 +21,8 @@ const NQN: &str = "nqn.2026-01.io.ublkstor:storaged:test";
 struct Inbox {
     initiator: Initiator,
     events: Vec<InitiatorEvent>,
+    /// Our own target, where it is the other end.
+    server: Option<Server>,
 }
 
 impl App for Inbox {
@@ -27,12 +31,22 @@ impl App for Inbox {
             completion.token.room, WATCHDOG,
             "nothing happened for half a minute"
         );
+        if let Some(server) = self
+            .server
+            .as_mut()
+            .filter(|_| completion.token.room != ROOM)
+        {
+            return server.on_completion(io, completion);
+        }
         self.initiator
             .on_completion(io, completion, &mut self.events);
     }
 
     fn on_turn_end(&mut self, io: &mut dyn Driver) {
         self.initiator.on_turn_end(io);
+        if let Some(server) = &mut self.server {
+            server.on_turn_end(io);
+        }
     }
 
     fn is_finished(&self) -> bool {
@@ -69,6 +83,7 @@ impl World {
             inbox: Inbox {
                 initiator,
                 events: Vec::new(),
+                server: None,
             },
         }
     }

@@ -1,11 +1,16 @@
 use super::*;
 use crate::proto::sqe::{CDW12_DEALLOCATE, CDW12_FUA};
 
-/// Writes and reads in all sizes, many at a time, and compares every block.
 fn verify(config: Config, knobs: Knobs) {
-    const BLOCKS: u64 = 512;
     let model = Model::start(knobs);
     let (mut world, id) = World::ready(config, &model);
+    work(&mut world, id);
+    world.end(id);
+}
+
+/// Writes and reads in all sizes, many at a time, and compares every block.
+pub(super) fn work(world: &mut World, id: AssociationId) {
+    const BLOCKS: u64 = 512;
     let mut seeds = BTreeMap::new();
     let mut random = 1u64;
     let mut below = |n: u64| {
@@ -42,11 +47,10 @@ fn verify(config: Config, knobs: Knobs) {
         }
         world.settle_all(id, &seeds);
     }
-    world.end(id);
 }
 
 impl World {
-    fn try_submit(
+    pub(super) fn try_submit(
         &mut self,
         to: AssociationId,
         user: u64,
