@@ -1,12 +1,14 @@
 use super::*;
 use crate::control::DeviceState;
-use crate::uapi::IoDesc;
+use crate::uapi::{self, IoDesc};
+use reactor::Handle;
 use reactor::driver::{FileFacts, OpId, OpenFile, TimerId};
 use reactor::{Arena, ArenaConfig, SetupError};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use zerocopy::IntoBytes;
 
 const DEPTH: u16 = 4;
 const FILE: Handle = Handle { index: 7, turn: 1 };
