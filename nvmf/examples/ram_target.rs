@@ -3,105 +3,14 @@
 //! Prints `listening on ADDRESS:PORT nqn NQN` and serves namespace 1 until it is killed. Data is
 //! kept in ordinary memory and lost at the end.
 
-use nvmf::target::{
-    AssociationId, Command, CommandKind, Identity, NamespaceFacts, Namespaces, Reply, ReplyData,
-    Status, Target, TargetConfig,
-};
+mod ram;
+
+use nvmf::target::{Identity, Target, TargetConfig};
+use ram::Ram;
 use reactor::{App, Completion, Driver, UringConfig, UringDriver};
 use std::net::SocketAddr;
 
-const NSID: u32 = 1;
 const NQN: &str = "nqn.2026-01.io.ublkstor:storaged:ram";
-const BLOCK_BYTES: usize = 4096;
-
-/// One namespace; commands are carried out at once and answered before the turn ends.
-struct Ram {
-    memory: Vec<u8>,
-    replies: Vec<Reply>,
-}
-
-impl Ram {
-    /// The range in bytes; `None` if it passes the end.
-    fn range(&self, slba: u64, blocks: u32) -> Option<std::ops::Range<usize>> {
-        let start = usize::try_from(slba).ok()?.checked_mul(BLOCK_BYTES)?;
-        let len = usize::try_from(blocks).ok()?.checked_mul(BLOCK_BYTES)?;
-        let end = start.checked_add(len)?;
-        (end <= self.memory.len()).then_some(start..end)
-    }
-
-    fn execute(&mut self, kind: CommandKind) -> Result<ReplyData, Status> {
-        let outside = Status::LBA_OUT_OF_RANGE;
-        match kind {
-            CommandKind::Read {
-                slba,
-                blocks,
-                mut into,
-            } => {
-                let range = self.range(slba, blocks).ok_or(outside)?;
-                into.bytes_mut().copy_from_slice(&self.memory[range]);
-                return Ok(ReplyData::Buf(into.freeze()));
-            }
-            CommandKind::Write {
-                slba, blocks, data, ..
-            } => {
-                let range = self.range(slba, blocks).ok_or(outside)?;
-                self.memory[range].copy_from_slice(data.bytes());
-            }
-            CommandKind::Flush => {}
-            CommandKind::WriteZeroes { slba, blocks, .. } => {
-                let range = self.range(slba, blocks).ok_or(outside)?;
-                self.memory[range].fill(0);
-            }
-            CommandKind::Deallocate { ranges } => {
-                for (slba, blocks) in ranges {
-                    let range = self.range(slba, blocks).ok_or(outside)?;
-                    self.memory[range].fill(0);
-                }
-            }
-            CommandKind::Vendor { .. } => return Err(Status::INVALID_OPCODE),
-        }
-        Ok(ReplyData::None)
-    }
-}
-
-impl Namespaces for Ram {
-    fn list(&self, _host_nqn: &str) -> Vec<u32> {
-        vec![NSID]
-    }
-
-    fn identify(&self, nsid: u32) -> Option<NamespaceFacts> {
-        let size_blocks = (self.memory.len() / BLOCK_BYTES) as u64;
-        (nsid == NSID).then_some(NamespaceFacts {
-            size_blocks,
-            used_blocks: size_blocks,
-            nguid: *b"ublkstor ram dsk",
-            uuid: *b"ublkstor-ram-uid",
-            thin: false,
-            deallocate_blocks: 1,
-        })
-    }
-
-    fn admit(&mut self, _io: &mut dyn Driver, command: Command) {
-        let known = command.nsid == NSID || matches!(command.kind, CommandKind::Flush);
-        let done = if known {
-            self.execute(command.kind)
-        } else {
-            Err(Status::INVALID_NAMESPACE)
-        };
-        let (status, data) = match done {
-            Ok(data) => (Status::SUCCESS, data),
-            Err(status) => (status, ReplyData::None),
-        };
-        self.replies.push(Reply {
-            id: command.id,
-            status,
-            result: 0,
-            data,
-        });
-    }
-
-    fn on_association_gone(&mut self, _io: &mut dyn Driver, _association: AssociationId) {}
-}
 
 struct Program {
     target: Target,
@@ -151,10 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut driver = UringDriver::new(UringConfig::default())?;
     let mut program = Program {
         target: Target::new(TargetConfig::new(0, identity)),
-        ram: Ram {
-            memory: vec![0; mib << 20],
-            replies: Vec::new(),
-        },
+        ram: Ram::new(mib << 20),
     };
     let bound = program.target.listen(&mut driver, at)?;
     println!("listening on {bound} nqn {NQN}");
