@@ -1,1 +1,533 @@
+//! The shell against our own target, over the simulated network.
 
+use crate::api::{
+    AttachGrant, HostBuffer, HostOp, HostRequest, MetadAnswer, MetadVerdict, SlicePath,
+    VolumeEvent, VolumeOptions,
+};
+use crate::core::StoreState;
+use crate::shell::{Volumes, VolumesConfig};
+use nvmf::initiator;
+use nvmf::proto::vendor::{OpenSlice, SliceState, opcode};
+use nvmf::target::{
+    AssociationId, Command, CommandKind, Identity, NamespaceFacts, Namespaces, Reply, ReplyData,
+    Status, Target, TargetConfig,
+};
+use reactor::sim::{NodeId, SimConfig, SimWorld};
+use reactor::{App, Completion, Driver};
+use shardmap::dirty::RegionSet;
+use shardmap::map::{Layout, Shape, VolumeMap};
+use shardmap::units::{
+    BLOCK_BYTES, BlockRange, Blocks, Epoch, Generation, Lba, MembershipSeq, Nsid, RegionIndex,
+    StoreId, VolumeId,
+};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+const VOLUME: VolumeId = VolumeId([3; 16]);
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// What survives a crash of a store: this one has no volatile cache.
+#[derive(Debug, Default)]
+struct Medium {
+    blocks: BTreeMap<u64, Vec<u8>>,
+    marks: RegionSet,
+    stamp: (u64, u64),
+    writes: u64,
+}
+
+/// One slice, by the letter of the vendor commands.
+struct Slice {
+    medium: Rc<RefCell<Medium>>,
+    session: Option<AssociationId>,
+    replies: Vec<Reply>,
+}
+
+impl Slice {
+    fn vendor(&mut self, from: AssociationId, command: &CommandKind) -> (Status, u64, Vec<u8>) {
+        let CommandKind::Vendor {
+            opcode: op, data, ..
+        } = command
+        else {
+            unreachable!()
+        };
+        let mut medium = self.medium.borrow_mut();
+        if *op == opcode::OPEN_SLICE {
+            let open = OpenSlice::ref_from_bytes(data.as_deref().unwrap()).unwrap();
+            assert_eq!((open.volume, open.epoch.get()), (VOLUME.0, 1));
+            self.session = Some(from);
+            return (Status::SUCCESS, 77, Vec::new());
+        }
+        let bytes = match *op {
+            opcode::SLICE_STATE => {
+                let mut state = SliceState::new_zeroed();
+                state.incarnation = 77.into();
+                (state.stamp_seq, state.stamp_isr) = (medium.stamp.0.into(), medium.stamp.1.into());
+                state.as_bytes().to_vec()
+            }
+            opcode::READ_MARKS => medium.marks.to_bytes(),
+            opcode::ADD_MARKS => {
+                let more = RegionSet::from_bytes(data.as_deref().unwrap()).unwrap();
+                medium.marks.merge(&more);
+                Vec::new()
+            }
+            opcode::STAMP_SLICE | opcode::COMPLETE_SLICE | opcode::TICK | opcode::STABLE => {
+                Vec::new()
+            }
+            opcode::CLOSE_SLICE => {
+                self.session = None;
+                Vec::new()
+            }
+            other => panic!("vendor command {other:#x}"),
+        };
+        (Status::SUCCESS, 1, bytes)
+    }
+
+    fn data(&mut self, kind: CommandKind) -> ReplyData {
+        let mut medium = self.medium.borrow_mut();
+        match kind {
+            CommandKind::Read {
+                slba,
+                blocks,
+                mut into,
+            } => {
+                let parts = into.bytes_mut().chunks_exact_mut(BLOCK_BYTES as usize);
+                for (block, part) in (slba..slba + u64::from(blocks)).zip(parts) {
+                    match medium.blocks.get(&block) {
+                        Some(held) => part.copy_from_slice(held),
+                        None => part.fill(0),
+                    }
+                }
+                ReplyData::Buf(into.freeze())
+            }
+            CommandKind::Write { slba, data, .. } => {
+                for (block, part) in (slba..).zip(data.bytes().chunks_exact(BLOCK_BYTES as usize)) {
+                    medium.blocks.insert(block, part.to_vec());
+                }
+                let last = slba + u64::from(data.len_bytes() / BLOCK_BYTES) - 1;
+                for region in slba / 1024..=last / 1024 {
+                    medium
+                        .marks
+                        .insert(RegionIndex(u32::try_from(region).unwrap()));
+                }
+                medium.writes += 1;
+                ReplyData::None
+            }
+            CommandKind::WriteZeroes { slba, blocks, .. } => {
+                for block in slba..slba + u64::from(blocks) {
+                    medium.blocks.insert(block, vec![0; BLOCK_BYTES as usize]);
+                }
+                ReplyData::None
+            }
+            CommandKind::Flush => ReplyData::None,
+            CommandKind::Deallocate { .. } | CommandKind::Vendor { .. } => unreachable!("not data"),
+        }
+    }
+}
+
+impl Namespaces for Slice {
+    fn list(&self, _: &str) -> Vec<u32> {
+        vec![1]
+    }
+
+    fn identify(&self, nsid: u32) -> Option<NamespaceFacts> {
+        (nsid == 1).then_some(NamespaceFacts {
+            size_blocks: 4096,
+            used_blocks: 0,
+            nguid: [1; 16],
+            uuid: [1; 16],
+            thin: true,
+            deallocate_blocks: 1,
+        })
+    }
+
+    fn admit(&mut self, _: &mut dyn Driver, command: Command) {
+        let id = command.id;
+        let vendor = matches!(command.kind, CommandKind::Vendor { .. });
+        let (status, result, data) = if vendor {
+            let (status, result, bytes) = self.vendor(command.association, &command.kind);
+            (status, result, ReplyData::Bytes(bytes))
+        } else if self.session != Some(command.association) {
+            (Status::NOT_OPEN, 0, ReplyData::None)
+        } else {
+            (Status::SUCCESS, 0, self.data(command.kind))
+        };
+        let data = match data {
+            ReplyData::Bytes(bytes) if bytes.is_empty() => ReplyData::None,
+            other @ (ReplyData::None | ReplyData::Buf(_) | ReplyData::Bytes(_)) => other,
+        };
+        self.replies.push(Reply {
+            id,
+            status,
+            result,
+            data,
+        });
+    }
+
+    fn on_association_gone(&mut self, _: &mut dyn Driver, association: AssociationId) {
+        self.session = self.session.filter(|s| *s != association);
+    }
+}
+
+struct StoreApp {
+    target: Target,
+    slice: Slice,
+}
+
+impl App for StoreApp {
+    fn on_completion(&mut self, io: &mut dyn Driver, completion: Completion) {
+        self.target.on_completion(io, &mut self.slice, completion);
+    }
+
+    fn on_turn_end(&mut self, io: &mut dyn Driver) {
+        for reply in std::mem::take(&mut self.slice.replies) {
+            self.target.reply(io, reply);
+        }
+        self.target.on_turn_end(io, &mut self.slice);
+        for reply in std::mem::take(&mut self.slice.replies) {
+            self.target.reply(io, reply);
+            self.target.on_turn_end(io, &mut self.slice);
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        false
+    }
+}
+
+struct ClientApp {
+    volumes: Volumes,
+    events: Vec<VolumeEvent>,
+}
+
+impl App for ClientApp {
+    fn on_completion(&mut self, io: &mut dyn Driver, completion: Completion) {
+        self.volumes.on_completion(io, completion, &mut self.events);
+    }
+
+    fn on_turn_end(&mut self, io: &mut dyn Driver) {
+        self.volumes.on_turn_end(io, &mut self.events);
+    }
+
+    fn is_finished(&self) -> bool {
+        false
+    }
+}
+
+/// Three stores, one client, and a metad that grants everything.
+struct Cluster {
+    world: SimWorld,
+    stores: Vec<(NodeId, Rc<RefCell<Medium>>)>,
+    client: NodeId,
+    app: Rc<RefCell<ClientApp>>,
+    seq: u64,
+}
+
+impl Cluster {
+    fn attached(seed: u64) -> Self {
+        let mut world = SimWorld::new(SimConfig::seeded(seed));
+        let stores: Vec<_> = (0..3).map(|_| (world.add_node(), Rc::default())).collect();
+        let client = world.add_node();
+        let app = world.boot(client, |_| {
+            let initiator = initiator::Config::new(1, "nqn.test:client".into(), [1; 16]);
+            let config = VolumesConfig {
+                room: 2,
+                initiator,
+                seed,
+            };
+            ClientApp {
+                volumes: Volumes::new(config),
+                events: Vec::new(),
+            }
+        });
+        let mut cluster = Self {
+            world,
+            stores,
+            client,
+            app,
+            seq: 1,
+        };
+        (0..3).for_each(|store| cluster.boot_store(store));
+        let grant = cluster.grant();
+        let app = cluster.app.clone();
+        let client = cluster.client;
+        cluster.world.on(client, |io| {
+            app.borrow_mut().volumes.attach(io, &grant).unwrap()
+        });
+        cluster.wait(|e| matches!(e, VolumeEvent::Attached { .. }));
+        cluster
+    }
+
+    fn address(&self, store: usize) -> SocketAddr {
+        SocketAddr::new(self.world.ip(self.stores[store].0), 4420)
+    }
+
+    fn boot_store(&mut self, store: usize) {
+        let (node, medium) = self.stores[store].clone();
+        let at = self.address(store);
+        self.world.boot(node, |io| {
+            let identity = Identity {
+                subnqn: "nqn.test:store".into(),
+                serial: "1".into(),
+                firmware: "1".into(),
+            };
+            let mut target = Target::new(TargetConfig::new(1, identity));
+            target.listen(io, at).unwrap();
+            StoreApp {
+                target,
+                slice: Slice {
+                    medium,
+                    session: None,
+                    replies: Vec::new(),
+                },
+            }
+        });
+    }
+
+    fn grant(&self) -> AttachGrant {
+        let ids: Vec<_> = [10, 11, 12].map(StoreId).to_vec();
+        let shape = Shape {
+            shard_blocks: 1024,
+            stride: 3,
+            replicas: 3,
+            layout: Layout::Ring,
+        };
+        let path = |store: usize| SlicePath {
+            nsid: Nsid(1),
+            address: self.address(store),
+            subsystem_nqn: "nqn.test:store".into(),
+        };
+        AttachGrant {
+            volume: VOLUME,
+            map: VolumeMap {
+                size_blocks: 4096,
+                shape,
+                stores: ids.clone(),
+            },
+            epoch: Epoch(1),
+            seq: MembershipSeq(1),
+            isr: ids.iter().copied().collect(),
+            head: Generation(0),
+            ticket: [0; 32],
+            slices: ids
+                .iter()
+                .enumerate()
+                .map(|(i, id)| (*id, path(i)))
+                .collect(),
+            options: VolumeOptions {
+                stable_period_ms: 0,
+                ..VolumeOptions::default()
+            },
+        }
+    }
+
+    /// Lets things happen until the event, answering for metad meanwhile.
+    fn wait(&mut self, wanted: impl Fn(&VolumeEvent) -> bool) -> VolumeEvent {
+        let app = self.app.clone();
+        loop {
+            let some = self
+                .world
+                .run_to(60 * SECOND_NS, |_| !app.borrow().events.is_empty());
+            assert!(
+                some,
+                "nothing happens: {:?}",
+                app.borrow().volumes.status(VOLUME)
+            );
+            let event = app.borrow_mut().events.remove(0);
+            if let VolumeEvent::AskMetad {
+                volume,
+                request,
+                new_isr,
+                seq,
+                ..
+            } = &event
+            {
+                assert_eq!(seq.0, self.seq);
+                self.seq += 1;
+                let verdict = MetadVerdict::Committed {
+                    seq: MembershipSeq(self.seq),
+                    isr: new_isr.clone(),
+                };
+                let answer = MetadAnswer {
+                    volume: *volume,
+                    request: *request,
+                    verdict,
+                };
+                let client = self.client;
+                self.world
+                    .on(client, |io| app.borrow_mut().volumes.on_metad(io, answer));
+            }
+            if wanted(&event) {
+                return event;
+            }
+        }
+    }
+
+    fn submit(&mut self, id: u64, op: HostOp) -> HostBuffer {
+        let app = self.app.clone();
+        let request = HostRequest {
+            volume: VOLUME,
+            id,
+            op,
+        };
+        let client = self.client;
+        self.world.on(client, |io| {
+            app.borrow_mut().volumes.submit(io, request).unwrap()
+        });
+        let mine = |e: &VolumeEvent| matches!(e, VolumeEvent::HostDone { id: i, .. } if *i == id);
+        let VolumeEvent::HostDone { result, buffer, .. } = self.wait(mine) else {
+            unreachable!()
+        };
+        assert_eq!(result, Ok(()));
+        buffer
+    }
+
+    fn write(&mut self, start: u64, blocks: u32, fill: u8) {
+        let client = self.client;
+        let data = self.world.on(client, |io| {
+            let mut data = io.arena().take(blocks * BLOCK_BYTES).unwrap();
+            data.bytes_mut().fill(fill);
+            data.freeze()
+        });
+        let op = HostOp::Write {
+            range: range(start, blocks),
+            data,
+            fua: false,
+        };
+        self.submit(start << 8 | u64::from(fill), op);
+    }
+
+    fn read(&mut self, start: u64, blocks: u32) -> Vec<u8> {
+        let client = self.client;
+        let into = self
+            .world
+            .on(client, |io| io.arena().take(blocks * BLOCK_BYTES).unwrap());
+        let op = HostOp::Read {
+            range: range(start, blocks),
+            into,
+        };
+        let HostBuffer::Read(data) = self.submit(1 << 60 | start, op) else {
+            panic!("a read")
+        };
+        data.bytes().to_vec()
+    }
+}
+
+fn range(start: u64, blocks: u32) -> BlockRange {
+    BlockRange::new(Lba(start), Blocks(blocks)).unwrap()
+}
+
+#[test]
+fn a_write_across_shards_reaches_every_store_and_reads_back() {
+    let mut cluster = Cluster::attached(1);
+    cluster.write(1008, 32, 0xab);
+    let before = cluster
+        .app
+        .borrow()
+        .volumes
+        .status(VOLUME)
+        .unwrap()
+        .counters;
+    assert!(cluster.read(1008, 32).iter().all(|b| *b == 0xab));
+    cluster.write(1016, 8, 0xcd);
+    cluster.submit(7, HostOp::Flush);
+    cluster.submit(
+        8,
+        HostOp::Discard {
+            range: range(1010, 2),
+        },
+    );
+    let after = cluster
+        .app
+        .borrow()
+        .volumes
+        .status(VOLUME)
+        .unwrap()
+        .counters;
+    assert_eq!(
+        after.admin_commands, before.admin_commands,
+        "steady IO needs no admin command"
+    );
+    assert_eq!(after.metad_requests, 0);
+    let got = cluster.read(1008, 16);
+    let expected = [
+        0xab, 0xab, 0, 0, 0xab, 0xab, 0xab, 0xab, 0xcd, 0xcd, 0xcd, 0xcd,
+    ];
+    for (block, fill) in expected.into_iter().enumerate() {
+        assert!(
+            got[block * 4096..][..4096].iter().all(|b| *b == fill),
+            "block {block}"
+        );
+    }
+    let first = cluster.stores[0].1.borrow().blocks.clone();
+    assert_eq!(first.len(), 32);
+    assert!(
+        cluster
+            .stores
+            .iter()
+            .all(|(_, m)| m.borrow().blocks == first)
+    );
+}
+
+#[test]
+fn a_killed_store_is_left_out_and_gets_only_what_it_missed() {
+    let mut cluster = Cluster::attached(2);
+    (0..20).for_each(|i| cluster.write(i * 64, 16, 1));
+    let node = cluster.stores[1].0;
+    cluster.submit(5, HostOp::Flush);
+    cluster.world.crash(node);
+    (0..5).for_each(|i| cluster.write(i * 64, 16, 2));
+    let status = cluster.app.borrow().volumes.status(VOLUME).unwrap();
+    assert_eq!(status.isr, BTreeSet::from([StoreId(10), StoreId(12)]));
+    assert_eq!(status.stores[&StoreId(11)].state, StoreState::Out);
+    cluster.boot_store(1);
+    let event = cluster.wait(|e| matches!(e, VolumeEvent::Resilvered { .. }));
+    let VolumeEvent::Resilvered { record, .. } = event else {
+        unreachable!()
+    };
+    assert_eq!(
+        (record.store, record.bytes_missed),
+        (StoreId(11), 5 * 16 * 4096)
+    );
+    assert_eq!(record.bytes_moved, record.bytes_missed);
+    let first = cluster.stores[0].1.borrow().blocks.clone();
+    assert!(
+        cluster
+            .stores
+            .iter()
+            .all(|(_, m)| m.borrow().blocks == first)
+    );
+}
+
+#[test]
+fn reads_go_on_at_once_when_their_store_is_killed() {
+    let mut cluster = Cluster::attached(3);
+    cluster.write(0, 32, 9);
+    for (node, _) in cluster.stores.clone().into_iter().take(2) {
+        cluster.world.crash(node);
+        for _ in 0..4 {
+            assert!(cluster.read(0, 32).iter().all(|b| *b == 9));
+        }
+        cluster.write(40, 1, 1);
+    }
+}
+
+#[test]
+fn a_detached_volume_leaves_nothing_behind() {
+    let mut cluster = Cluster::attached(4);
+    cluster.write(0, 1, 1);
+    let app = cluster.app.clone();
+    let client = cluster.client;
+    cluster.world.on(client, |io| {
+        assert!(app.borrow_mut().volumes.detach(io, VOLUME))
+    });
+    cluster.wait(|e| matches!(e, VolumeEvent::Detached { .. }));
+    let idle = cluster
+        .world
+        .run_to(SECOND_NS, |_| app.borrow().volumes.is_idle());
+    assert!(idle, "associations are gone too");
+    let in_use = cluster.world.on(client, |io| io.arena().in_use_bytes());
+    assert_eq!(in_use, 0);
+}
