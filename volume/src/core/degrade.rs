@@ -21,11 +21,11 @@ impl Replicator {
                 }
             }
         }
-        let mut isr = self.isr;
-        for at in self.isr.iter().filter(|p| self.leg(*p).condemned.is_some()) {
-            if self.may_shrink_to(isr.without(at), at) {
-                isr.remove(at);
-            }
+        // First trust nobody who failed a write that others took. If that leaves no way, keep one:
+        // all it lacks was never acknowledged, and those writes will fail.
+        let mut isr = self.shrunk(false);
+        if isr == self.isr {
+            isr = self.shrunk(true);
         }
         if isr != self.isr {
             self.trace(TraceEvent::Propose { isr }, out);
@@ -33,13 +33,23 @@ impl Replicator {
         }
     }
 
+    /// The in-sync set without as many condemned members as may go, suspects first.
+    fn shrunk(&self, keep_diverged: bool) -> Members {
+        let mut isr = self.isr;
+        let condemned = || self.isr.iter().filter(|p| self.leg(*p).condemned.is_some());
+        let suspects_first = condemned().filter(|p| self.leg(*p).suspect);
+        for at in suspects_first.chain(condemned().filter(|p| !self.leg(*p).suspect)) {
+            if self.may_shrink_to(isr.without(at), at, keep_diverged) {
+                isr.remove(at);
+            }
+        }
+        isr
+    }
+
     /// Whether every shard that `gone` holds keeps a usable member in `isr`.
-    fn may_shrink_to(&self, isr: Members, gone: Position) -> bool {
-        let usable: Members = self
-            .usable(isr)
-            .iter()
-            .filter(|p| !self.is_diverged(*p))
-            .collect();
+    fn may_shrink_to(&self, isr: Members, gone: Position, keep_diverged: bool) -> bool {
+        let trusted = |p: &Position| keep_diverged || !self.is_diverged(*p);
+        let usable: Members = self.usable(isr).iter().filter(trusted).collect();
         let concerned = self.copysets.iter().filter(|homes| homes.has(gone));
         !isr.is_empty() && concerned.into_iter().all(|h| !h.and(usable).is_empty())
     }

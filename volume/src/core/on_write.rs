@@ -81,6 +81,12 @@ impl Replicator {
         for at in piece.homes.minus(self.ack_set()).iter() {
             self.legs[at.index()].dirty.insert(piece.range);
         }
+        for at in piece.homes.and(self.ack_set()).iter() {
+            let leg = self.leg_mut(at);
+            if !leg.suspect {
+                leg.condemned = None; // it has not fallen behind anybody
+            }
+        }
         self.reconcile_again(piece.range);
         if piece.full.covers(piece.failed) {
             HostFault::NoSpace
