@@ -1,1 +1,380 @@
-//! Scripts with exact effects.
+//! Scripts with exact effects: one claim each.
+
+use crate::core::{
+    Answer, Command, CommandId, Config, Effect, Event, FailReason, Fault, Grant, HostFault,
+    HostWhat, Members, OpId, Outbox, Position, Replicator, RequestId, SliceFacts, Timer, Verdict,
+};
+use shardmap::map::{Layout, Shape, VolumeMap};
+use shardmap::units::{
+    BlockRange, Blocks, Epoch, Generation, Incarnation, Lba, MembershipSeq, Moment, StoreId,
+};
+
+const MS: u64 = 1_000_000;
+
+/// A machine over one shard, and the effects of its last step without traces and alarms.
+struct Script {
+    machine: Replicator,
+    now: u64,
+    incarnations: Vec<u64>,
+}
+
+fn at(index: usize) -> Position {
+    Position::new(index)
+}
+
+fn members(of: &[usize]) -> Members {
+    of.iter().copied().map(at).collect()
+}
+
+fn range(start: u64, blocks: u32) -> BlockRange {
+    BlockRange::new(Lba(start), Blocks(blocks)).unwrap()
+}
+
+fn write(start: u64, fua: bool) -> HostWhat {
+    HostWhat::Write {
+        range: range(start, 1),
+        fua,
+    }
+}
+
+fn done(op: u64) -> Effect {
+    Effect::Complete {
+        op: OpId(op),
+        result: Ok(()),
+    }
+}
+
+impl Script {
+    fn new(stores: u16) -> Self {
+        let replicas = u8::try_from(stores).unwrap();
+        let layout = Layout::Ring;
+        let map = VolumeMap {
+            size_blocks: 1024,
+            shape: Shape {
+                shard_blocks: 1024,
+                stride: stores,
+                replicas,
+                layout,
+            },
+            stores: (0..u32::from(stores)).map(StoreId).collect(),
+        };
+        let isr = (0..usize::from(stores)).map(at).collect();
+        let (epoch, seq, head) = (Epoch(4), MembershipSeq(0), Generation(0));
+        let config = Config {
+            stable_period_ms: 0,
+            ..Config::default()
+        };
+        let machine = Replicator::new(
+            config,
+            Grant {
+                map,
+                epoch,
+                seq,
+                isr,
+                head,
+            },
+        );
+        Self {
+            machine,
+            now: 0,
+            incarnations: vec![1; usize::from(stores)],
+        }
+    }
+
+    /// Attached, with a session on every store.
+    fn attached(stores: u16) -> Self {
+        let mut script = Self::new(stores);
+        script.step(Event::Start);
+        let mut last = Vec::new();
+        for store in 0..usize::from(stores) {
+            last = script.open(store);
+        }
+        assert_eq!(last, [Effect::Attached]);
+        script
+    }
+
+    fn step(&mut self, event: Event) -> Vec<Effect> {
+        let mut out = Outbox::default();
+        self.machine.step(Moment(self.now), event, &mut out);
+        let quiet = |e: &Effect| !matches!(e, Effect::Trace(_) | Effect::Arm { .. });
+        out.drain().filter(quiet).collect()
+    }
+
+    fn host(&mut self, op: u64, what: HostWhat) -> Vec<Effect> {
+        self.step(Event::Host { op: OpId(op), what })
+    }
+
+    fn answer(&mut self, command: CommandId, answer: Answer) -> Vec<Effect> {
+        self.step(Event::Done {
+            command,
+            result: Ok(answer),
+        })
+    }
+
+    fn fault(&mut self, command: CommandId, fault: Fault) -> Vec<Effect> {
+        self.step(Event::Done {
+            command,
+            result: Err(fault),
+        })
+    }
+
+    /// Brings a path up and answers the opening; what followed the last answer.
+    fn open(&mut self, store: usize) -> Vec<Effect> {
+        let sent = self.step(Event::PathUp(at(store)));
+        self.answer_opening(store, &sent)
+    }
+
+    fn answer_opening(&mut self, store: usize, sent: &[Effect]) -> Vec<Effect> {
+        let incarnation = Incarnation(self.incarnations[store]);
+        let open = command_to(sent, store, |c| matches!(c, Command::OpenSlice { .. }));
+        let sent = self.answer(open, Answer::Opened(incarnation));
+        let state = command_to(&sent, store, |c| matches!(c, Command::SliceState));
+        self.answer(
+            state,
+            Answer::Facts(SliceFacts {
+                incarnation,
+                ..SliceFacts::default()
+            }),
+        )
+    }
+}
+
+/// The id of the one command to a store that fits.
+fn command_to(effects: &[Effect], store: usize, fits: impl Fn(&Command) -> bool) -> CommandId {
+    let mut found = effects.iter().filter_map(|e| match e {
+        Effect::Send { command, to, what } if *to == at(store) && fits(what) => Some(*command),
+        Effect::Send { .. }
+        | Effect::Connect(_)
+        | Effect::Complete { .. }
+        | Effect::DropCopy(_)
+        | Effect::AskMetad { .. }
+        | Effect::Arm { .. }
+        | Effect::Attached
+        | Effect::AttachFailed(_)
+        | Effect::Detached
+        | Effect::Failed(_)
+        | Effect::Progress(_)
+        | Effect::Trace(_) => None,
+    });
+    let id = found
+        .next()
+        .unwrap_or_else(|| panic!("no such command to {store} in {effects:?}"));
+    assert!(
+        found.next().is_none(),
+        "two such commands to {store} in {effects:?}"
+    );
+    id
+}
+
+fn any(_: &Command) -> bool {
+    true
+}
+
+#[test]
+fn write_is_not_acked_before_every_in_sync_replica_has_it() {
+    let mut script = Script::attached(3);
+    let sent = script.host(1, write(5, false));
+    assert_eq!(sent.len(), 3);
+    let ids: Vec<_> = (0..3).map(|s| command_to(&sent, s, any)).collect();
+    assert_eq!(script.answer(ids[2], Answer::Done), []);
+    assert_eq!(script.answer(ids[0], Answer::Done), []);
+    assert_eq!(script.answer(ids[1], Answer::Done), [done(1)]);
+}
+
+#[test]
+fn a_flush_with_nothing_written_is_answered_at_once() {
+    let mut script = Script::attached(2);
+    assert_eq!(script.host(1, HostWhat::Flush), [done(1)]);
+    let sent = script.host(2, write(5, true));
+    script.answer(command_to(&sent, 0, any), Answer::Done);
+    assert_eq!(
+        script.answer(command_to(&sent, 1, any), Answer::Done),
+        [done(2)]
+    );
+    assert_eq!(
+        script.host(3, HostWhat::Flush),
+        [done(3)],
+        "a durable write needs no flush"
+    );
+}
+
+#[test]
+fn a_flush_covers_a_completed_write_although_the_block_is_being_overwritten() {
+    let mut script = Script::attached(1);
+    let first = script.host(1, write(5, false));
+    script.answer(command_to(&first, 0, any), Answer::Done);
+    script.host(2, write(5, false));
+    let sent = script.host(3, HostWhat::Flush);
+    let flush = command_to(&sent, 0, |c| *c == Command::Flush);
+    assert_eq!(script.answer(flush, Answer::Done), [done(3)]);
+}
+
+#[test]
+fn overlapping_operations_wait_and_neighbours_do_not() {
+    let mut script = Script::attached(1);
+    let first = script.host(1, write(5, false));
+    assert_eq!(script.host(2, HostWhat::Read(range(4, 2))), []);
+    assert_eq!(script.host(3, HostWhat::Read(range(6, 2))).len(), 1);
+    let after = script.answer(command_to(&first, 0, any), Answer::Done);
+    assert_eq!(after[0], done(1));
+    assert_eq!(after.len(), 2, "the read follows: {after:?}");
+}
+
+/// A write that store 1 does not answer because its path is gone.
+fn held_write() -> Script {
+    let mut script = Script::attached(2);
+    let sent = script.host(1, write(5, false));
+    assert_eq!(script.answer(command_to(&sent, 0, any), Answer::Done), []);
+    assert_eq!(script.step(Event::PathLost(at(1))), []);
+    script
+}
+
+#[test]
+fn a_degraded_write_is_acked_only_after_metad_and_the_stamp() {
+    let mut script = held_write();
+    script.now += 300 * MS;
+    let asked = script.step(Event::Timer(Timer::Grace(at(1))));
+    let (request, seq, isr) = (RequestId(0), MembershipSeq(0), members(&[0]));
+    assert_eq!(asked, [Effect::AskMetad { request, seq, isr }]);
+    let verdict = Verdict::Committed {
+        seq: MembershipSeq(1),
+        isr,
+    };
+    let stamp = script.step(Event::Metad { request, verdict });
+    assert_eq!(stamp.len(), 1);
+    let stamp = command_to(&stamp, 0, |c| matches!(c, Command::Stamp(_)));
+    assert_eq!(script.answer(stamp, Answer::Done), [done(1)]);
+}
+
+#[test]
+fn a_store_that_is_back_in_time_gets_the_write_again() {
+    let mut script = held_write();
+    let sent = script.open(1);
+    let again = command_to(&sent, 1, |c| matches!(c, Command::Write { .. }));
+    assert_eq!(script.answer(again, Answer::Done), [done(1)]);
+    assert_eq!(
+        script.step(Event::Timer(Timer::Grace(at(1)))),
+        [],
+        "a late alarm means nothing"
+    );
+}
+
+#[test]
+fn a_store_that_lost_acknowledged_writes_is_removed_at_once() {
+    let mut script = Script::attached(2);
+    let sent = script.host(1, write(5, false));
+    script.answer(command_to(&sent, 0, any), Answer::Done);
+    assert_eq!(
+        script.answer(command_to(&sent, 1, any), Answer::Done),
+        [done(1)]
+    );
+    script.step(Event::PathLost(at(1)));
+    script.incarnations[1] = 2;
+    let open = script.step(Event::PathUp(at(1)));
+    let open = command_to(&open, 1, any);
+    let after = script.answer(open, Answer::Opened(Incarnation(2)));
+    script.answer(
+        command_to(&after, 1, any),
+        Answer::Facts(SliceFacts {
+            incarnation: Incarnation(2),
+            ..SliceFacts::default()
+        }),
+    );
+    let (_, isr) = script.machine.membership();
+    assert_eq!(isr, members(&[0, 1]), "not before metad says so");
+    assert_eq!(script.machine.ack_set(), members(&[0, 1]));
+    assert_eq!(script.machine.read_set(), members(&[0]));
+}
+
+#[test]
+fn the_device_fails_when_the_only_copy_lost_acknowledged_writes() {
+    let mut script = Script::attached(1);
+    let sent = script.host(1, write(5, false));
+    script.answer(command_to(&sent, 0, any), Answer::Done);
+    script.step(Event::PathLost(at(0)));
+    script.host(2, HostWhat::Read(range(5, 1)));
+    script.incarnations[0] = 2;
+    let after = script.open(0);
+    let failed = Effect::Complete {
+        op: OpId(2),
+        result: Err(HostFault::Failed),
+    };
+    assert_eq!(after, [Effect::Failed(FailReason::DataLost), failed]);
+}
+
+#[test]
+fn the_last_member_is_never_removed() {
+    let mut script = Script::attached(1);
+    script.step(Event::PathLost(at(0)));
+    assert_eq!(script.step(Event::Timer(Timer::Grace(at(0)))), []);
+    assert_eq!(
+        script.host(1, HostWhat::Read(range(0, 1))),
+        [],
+        "held, not failed"
+    );
+    let read = script.open(0);
+    let read = command_to(&read, 0, |c| matches!(c, Command::Read { .. }));
+    assert_eq!(script.answer(read, Answer::Done), [done(1)]);
+}
+
+#[test]
+fn a_session_is_not_reopened_before_the_old_ones_commands_are_answered() {
+    let mut script = Script::attached(1);
+    let first = script.host(1, write(5, false));
+    let second = script.host(2, write(9, false));
+    assert_eq!(script.fault(command_to(&first, 0, any), Fault::NotOpen), []);
+    script.now += 1_000 * MS;
+    assert_eq!(
+        script.step(Event::Timer(Timer::Reopen(at(0)))),
+        [],
+        "one is outstanding"
+    );
+    let open = script.answer(command_to(&second, 0, any), Answer::Done);
+    let sent = script.answer_opening(0, &open);
+    assert_eq!(sent.len(), 2, "both are sent again: {sent:?}");
+}
+
+#[test]
+fn a_superseded_client_fails_its_device() {
+    let mut script = Script::attached(2);
+    let sent = script.host(1, write(5, false));
+    script.fault(command_to(&sent, 0, any), Fault::Fenced);
+    script.now += 1_000 * MS;
+    let open = script.step(Event::Timer(Timer::Reopen(at(0))));
+    let open = command_to(&open, 0, |c| matches!(c, Command::OpenSlice { .. }));
+    let after = script.fault(open, Fault::Fenced);
+    let failed = Effect::Complete {
+        op: OpId(1),
+        result: Err(HostFault::Failed),
+    };
+    assert_eq!(after, [Effect::Failed(FailReason::Fenced), failed]);
+}
+
+#[test]
+fn a_read_goes_on_elsewhere_at_once_when_its_path_is_lost() {
+    let mut script = Script::attached(2);
+    let sent = script.host(1, HostWhat::Read(range(0, 1)));
+    let Effect::Send { to, .. } = sent[0] else {
+        panic!("{sent:?}")
+    };
+    let other = 1 - to.index();
+    let again = script.step(Event::PathLost(to));
+    let again = command_to(&again, other, |c| matches!(c, Command::Read { .. }));
+    assert_eq!(script.answer(again, Answer::Done), [done(1)]);
+}
+
+#[test]
+fn a_read_fails_only_when_every_member_has_a_medium_error() {
+    let mut script = Script::attached(2);
+    let sent = script.host(1, HostWhat::Read(range(0, 1)));
+    let Effect::Send { to, command, .. } = sent[0] else {
+        panic!("{sent:?}")
+    };
+    let again = script.fault(command, Fault::Medium);
+    let again = command_to(&again, 1 - to.index(), any);
+    let failed = Effect::Complete {
+        op: OpId(1),
+        result: Err(HostFault::Medium),
+    };
+    assert_eq!(script.fault(again, Fault::Medium), [failed]);
+}
