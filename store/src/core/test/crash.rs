@@ -1,7 +1,7 @@
 //! Random work, random order of device completions, crashes anywhere.
 
 use super::world::{World, range, read, write, zero};
-use crate::core::facts::StoreFault;
+use crate::core::facts::{Stamp, StoreFault};
 use crate::core::io::{Answer, Command, Event};
 use proptest::prelude::*;
 use shardmap::units::WriteTick;
@@ -228,50 +228,70 @@ fn the_ring_is_used_many_times_over() {
     }
 }
 
-/// Stops at every device completion of a run that includes a checkpoint, loses power there, and looks.
-#[test]
-fn a_crash_at_any_point_of_a_checkpoint_loses_nothing() {
-    let script = |world: &mut World| {
-        for i in 0..128u64 {
-            world.submit(1, write(i * 16, 2, true));
-            if i % 3 == 0 {
-                world.submit(2, write(i * 16, 1, false));
-            }
-            while world.order.len() > 5 {
-                world.complete(0);
-            }
+/// Work that runs into a checkpoint if the journal is at the brink; ends after `cut` device completions
+/// or when all is done. Returns how many there were.
+fn script(world: &mut World, cut: usize) -> usize {
+    let mut completions = 0;
+    for i in 0..128u64 {
+        world.submit(1, write(i * 16, 2, true));
+        if i % 3 == 0 {
+            world.submit(2, write(i * 16, 1, false));
         }
-        world.submit(1, zero(0, 512, true));
-        world.submit(2, zero(64, 64, false));
-        world.submit(2, write(80, 16, false));
-    };
-    let mut world = World::new(32 << 20, BLOCKS);
-    fill_journal_to_the_brink(&mut world);
-    script(&mut world);
-    let mut steps = 0;
-    while world.complete(0) {
-        steps += 1;
+        while world.order.len() > 5 {
+            if completions == cut {
+                return completions;
+            }
+            completions += 1;
+            world.complete(completions % 3);
+        }
     }
+    world.submit(1, Command::Stamp(Stamp::default()));
+    while completions < cut && world.complete(completions % 3) {
+        completions += 1;
+    }
+    completions
+}
+
+/// A world that has completed `checkpoints` and is just short of the next.
+fn at_the_brink(checkpoints: u64) -> World {
+    let mut world = World::new(32 << 20, BLOCKS);
+    let short = |world: &World| {
+        let usage = world.core.usage();
+        usage.journal_used_bytes + 6 * 4096 < usage.journal_bytes / 2
+    };
+    while world.core.counts().checkpoints < checkpoints || short(&world) {
+        world.ok(1, write(2040, 1, true));
+        world.ok(2, write(16, 1, false));
+        world.ok(1, zero(2032, 16, true));
+    }
+    assert_eq!(world.core.counts().checkpoints, checkpoints);
+    world
+}
+
+/// Stops the script after `cut` device completions, loses power (or only the process), and looks.
+fn crash_in_checkpoint(checkpoints_before: u64, step: usize) {
+    let mut world = at_the_brink(checkpoints_before);
+    let completions = script(&mut world, usize::MAX);
+    let counts = world.core.counts();
     assert_eq!(
-        world.core.counts().checkpoints,
-        1,
+        counts.checkpoints,
+        checkpoints_before + 1,
         "the script runs into a checkpoint"
     );
-    for cut in 0..steps + 1 {
-        let mut world = World::new(32 << 20, BLOCKS);
-        fill_journal_to_the_brink(&mut world);
-        script(&mut world);
-        for _ in 0..cut {
-            world.complete(usize::from(cut % 3 == 0));
-        }
-        world.crash(cut % 5 == 0, 0x9e37_79b9 * (cut + 1));
+    for cut in (0..=completions).step_by(step) {
+        let mut world = at_the_brink(checkpoints_before);
+        assert_eq!(script(&mut world, cut), cut);
+        world.crash(cut % 5 == 0, 0x9e37_79b9 * (cut as u64 + 1));
     }
 }
 
-fn fill_journal_to_the_brink(world: &mut World) {
-    while world.core.usage().journal_used_bytes + 6 * 4096 < world.core.usage().journal_bytes / 2 {
-        world.ok(1, write(2040, 1, true));
-        world.ok(1, zero(2032, 16, true));
-    }
-    assert_eq!(world.core.counts().checkpoints, 0);
+#[test]
+fn a_crash_at_any_point_of_a_checkpoint_loses_nothing() {
+    crash_in_checkpoint(0, 1);
+}
+
+/// The second checkpoint finds content in both places of a page.
+#[test]
+fn a_crash_at_any_point_of_a_later_checkpoint_loses_nothing() {
+    crash_in_checkpoint(1, 1);
 }
