@@ -346,6 +346,27 @@ mod test {
     }
 
     #[test]
+    fn the_fallback_is_the_kernel_that_was_cached_last() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let cache = Cache {
+            dir: dir.path().to_owned(),
+            suite: Suite("any".into()),
+            _lock: tempfile::tempfile().expect("a file"),
+        };
+        assert!(cache.newest_cached().is_none());
+        for (release, age_s) in [("9.1-cloud", 300), ("9.10-cloud", 100), ("9.2-cloud", 200)] {
+            let root = dir.path().join(release);
+            fs::create_dir(&root).expect("a folder");
+            let image = File::create(root.join("vmlinuz")).expect("a file");
+            let then = SystemTime::now() - Duration::from_secs(age_s);
+            image.set_modified(then).expect("a changed time");
+        }
+        fs::create_dir(dir.path().join("half-unpacked")).expect("a folder");
+        let newest = cache.newest_cached().map(|kernel| kernel.release);
+        assert_eq!(newest.as_deref(), Some("9.10-cloud"));
+    }
+
+    #[test]
     fn a_failed_command_says_what_it_printed() {
         let failed = output(Command::new("sh").args(["-c", "echo no such disk >&2; exit 3"]));
         let text = format!("{:#}", failed.expect_err("exit 3 must be an error"));
