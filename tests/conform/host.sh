@@ -69,13 +69,13 @@ identifies() {
 
 keeps_data() {
     say 'read and write: small, large, misaligned to the largest transfer'
-    fio_verify "$DEV" 16M
-    fio_verify "$DEV" 32M --bs=128k --iodepth=8
-    fio_verify "$DEV" 32M --bsrange=4k-512k --iodepth=4 --numjobs=1
+    fio_verify "$DEV" 4M
+    fio_verify "$DEV" 16M --bs=128k --iodepth=8
+    fio_verify "$DEV" 16M --bsrange=4k-512k --iodepth=4
     say 'a file system'
     mkfs.ext4 -q -F "$DEV"
     mount "$DEV" /mnt
-    fio_verify /mnt/file 8M --bs=16k --fsync=32
+    fio_verify /mnt/file 4M --bs=16k --fsync=32
     cp /usr/bin/busybox /mnt/copy
     sync
     umount /mnt
@@ -114,14 +114,14 @@ refuses_nonsense() {
     refuses 'a subsystem that is not there' \
         nvme connect -t tcp -a "$ADDRESS" -s "$PORT" -n "${NQN}x" --ctrl-loss-tmo=0
     is_live || fail 'the connection did not survive nonsense'
-    fio_verify "$DEV" 4M
+    fio_verify "$DEV" 2M
 }
 
 resets() {
     say 'controller reset'
     nvme reset "/dev/$CTRL"
     wait_for 20 'the controller after its reset' is_live
-    fio_verify "$DEV" 4M
+    fio_verify "$DEV" 2M
 }
 
 # survives_restart STOP START: commands that kill the target and start it again.
@@ -131,7 +131,7 @@ survives_restart() {
     wait_for 30 'the host to notice' is_not_live
     "$2"
     wait_for 60 'the host to reconnect' is_live
-    fio_verify "$DEV" 4M
+    fio_verify "$DEV" 2M
 }
 
 # Everything a target that cannot be restarted is asked.
