@@ -2,6 +2,7 @@
 //!
 //! Prints `listening on ADDRESS:PORT nqn NQN` and serves namespace 1 until it is killed. Data is
 //! kept in ordinary memory and lost at the end.
+#![forbid(unsafe_code)]
 
 mod ram;
 

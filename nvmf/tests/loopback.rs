@@ -1,4 +1,5 @@
 //! Our target over real sockets: with our initiator, and with a peer that misbehaves.
+#![forbid(unsafe_code)]
 
 #[cfg(test)]
 #[path = "../examples/ram/mod.rs"]

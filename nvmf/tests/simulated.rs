@@ -1,4 +1,5 @@
 //! Our target and our initiator under virtual time: what takes hours, and what takes luck.
+#![forbid(unsafe_code)]
 
 #[cfg(test)]
 mod inside;
