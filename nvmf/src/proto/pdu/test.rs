@@ -84,6 +84,14 @@ fn decode(framing: Framing, bytes: &[u8]) -> Result<(Header, Extent), Fatal> {
 }
 
 #[test]
+fn type_bytes_and_kinds_agree() {
+    for byte in 0..=u8::MAX {
+        let expected = PduKind::ALL.into_iter().find(|kind| *kind as u8 == byte);
+        assert_eq!(PduKind::from_wire(byte), expected, "{byte:#x}");
+    }
+}
+
+#[test]
 fn digest_is_crc32c() {
     assert_eq!(digest(b"123456789"), 0xe306_9283);
 }

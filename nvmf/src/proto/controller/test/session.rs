@@ -6,7 +6,9 @@ use crate::proto::fabrics::*;
 use crate::proto::identify::{EVENT_NAMESPACE_CHANGED, cns, read_list};
 use crate::proto::log::{LogRequest, lid};
 use crate::proto::pdu::*;
+use crate::proto::sqe::Sqe;
 use crate::proto::sqe::{self, CDW11_DEALLOCATE, DsmRange, NSID_ALL, Sgl};
+use crate::proto::status::Status;
 use crate::proto::vendor;
 use zerocopy::{FromZeros, IntoBytes};
 

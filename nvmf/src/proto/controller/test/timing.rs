@@ -4,6 +4,8 @@ use super::bench::*;
 use crate::proto::controller::*;
 use crate::proto::fabrics::*;
 use crate::proto::sqe;
+use crate::proto::sqe::Sqe;
+use crate::proto::status::Status;
 
 #[test]
 fn a_silent_association_ends_after_kato_and_grace() {
