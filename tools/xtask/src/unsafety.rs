@@ -7,8 +7,10 @@ use crate::lexer::Token;
 const MAY: &[&str] = &["reactor", "ubs-capnp"];
 /// Crates that deny it but for one module: ublk maps device memory and fills control commands,
 /// control opens LMDB's map.
-const BUT_FOR_ONE_MODULE: &[(&str, &str)] =
-    &[("ublk", "ublk/src/sys"), ("control", "control/src/raft/env")];
+const BUT_FOR_ONE_MODULE: &[(&str, &str)] = &[
+    ("ublk", "ublk/src/sys"),
+    ("control", "control/src/raft/env"),
+];
 
 /// A crate root must forbid unsafe code, or deny it where one module may have it.
 pub(crate) fn check_root(package: &str, file: &str, tokens: &[Token]) -> Option<Finding> {
