@@ -21,7 +21,7 @@ same 'what the target says' "listening on $ADDRESS:$PORT nqn $NQN" "$(head -n 1 
 conforms
 survives_restart stop start
 disconnected
-for CONNECT in -g "-g -G"; do
+for CONNECT in -g -G '-g -G'; do
     connected
     say "digests: $CONNECT"
     keeps_data
