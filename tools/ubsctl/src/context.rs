@@ -1,0 +1,162 @@
+//! What every verb has: a client, an output format, patience.
+
+use crate::failure::Failure;
+use crate::output::Format;
+use control::api::{Filter, HostView, ServerView, VolumeView};
+use control::client::{ClientConfig, MetadClient};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const CONFIG: &str = "/etc/ublkstor/ubsctl.toml";
+const METAD_DEFAULT: &str = "127.0.0.1:7700";
+
+/// Options of every verb.
+#[derive(clap::Args)]
+pub(crate) struct Globals {
+    /// Members of metad, host:port, separated by commas [default: `metad` in the configuration,
+    /// else 127.0.0.1:7700]
+    #[arg(
+        long,
+        global = true,
+        env = "UBS_METAD",
+        value_delimiter = ',',
+        value_name = "ADDRESSES"
+    )]
+    metad: Vec<String>,
+    /// Configuration file [default: /etc/ublkstor/ubsctl.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Output format
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// Longest wait for an answer and for --wait, in seconds
+    #[arg(long, global = true, default_value_t = 60, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
+}
+
+/// `ubsctl.toml`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    #[serde(default)]
+    metad: Vec<String>,
+}
+
+fn read_config(path: Option<&Path>) -> Result<Config, Failure> {
+    let (path, required) = match path {
+        Some(path) => (path, true),
+        None => (Path::new(CONFIG), false),
+    };
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if !required && e.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Config::default());
+        }
+        Err(e) => {
+            return Err(Failure::usage(format!(
+                "cannot read {}: {e}",
+                path.display()
+            )));
+        }
+    };
+    toml::from_str(&text).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
+}
+
+/// See the module.
+pub(crate) struct Context {
+    pub(crate) client: MetadClient,
+    pub(crate) format: Format,
+    pub(crate) timeout: Duration,
+}
+
+impl Context {
+    pub(crate) fn new(globals: &Globals) -> Result<Self, Failure> {
+        let mut members = globals.metad.clone();
+        if members.is_empty() {
+            members = read_config(globals.config.as_deref())?.metad;
+        }
+        if members.is_empty() {
+            members = vec![METAD_DEFAULT.into()];
+        }
+        for member in &members {
+            let port = member.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+            if !matches!(port, Some(Ok(_))) {
+                return Err(Failure::usage(format!(
+                    "{member:?} is not the address of a metad; use host:port"
+                )));
+            }
+        }
+        let config = ClientConfig {
+            deadline_ms: globals.timeout * 1_000,
+            ..ClientConfig::new(members, concat!("ubsctl ", env!("CARGO_PKG_VERSION")))
+        };
+        Ok(Self {
+            client: MetadClient::new(config),
+            format: globals.output,
+            timeout: Duration::from_secs(globals.timeout),
+        })
+    }
+
+    /// The volume of a name or id.
+    pub(crate) async fn volume(&self, name: &str) -> Result<VolumeView, Failure> {
+        let found = self.client.volumes(named(name)).await?.list;
+        found
+            .into_iter()
+            .next()
+            .ok_or_else(|| Failure::not_found("volume", name))
+    }
+
+    /// The server of a name or id.
+    pub(crate) async fn server(&self, name: &str) -> Result<ServerView, Failure> {
+        let found = self.client.servers(named(name)).await?.list;
+        found
+            .into_iter()
+            .next()
+            .ok_or_else(|| Failure::not_found("server", name))
+    }
+
+    /// The client host of a name or id.
+    pub(crate) async fn host(&self, name: &str) -> Result<HostView, Failure> {
+        let found = self.client.hosts(named(name)).await?.list;
+        found
+            .into_iter()
+            .next()
+            .ok_or_else(|| Failure::not_found("host", name))
+    }
+
+    /// Follows a volume (`None`: it is gone) until `done` gives something or the time is up.
+    pub(crate) async fn follow_volume<T>(
+        &self,
+        name: &str,
+        mut done: impl FnMut(Option<&VolumeView>) -> Result<Option<T>, Failure>,
+    ) -> Result<Option<T>, Failure> {
+        let follow = async {
+            let mut version = 0;
+            loop {
+                let filter = Filter {
+                    name: name.to_owned(),
+                    version,
+                };
+                let seen = self.client.volumes(filter).await?;
+                if let Some(end) = done(seen.list.first())? {
+                    return Ok(end);
+                }
+                version = seen.version;
+            }
+        };
+        match tokio::time::timeout(self.timeout, follow).await {
+            Ok(ended) => ended.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// Everything of this name, at once.
+pub(crate) fn named(name: &str) -> Filter {
+    Filter {
+        name: name.to_owned(),
+        version: 0,
+    }
+}

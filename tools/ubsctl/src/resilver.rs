@@ -1,0 +1,191 @@
+//! `ubsctl resilver …`: replicas being brought up to date.
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{Format, Listing, Row, say, size, time};
+use clap::Subcommand;
+use control::api::{Filter, ResilverOutcome, ResilverView, Resilvers};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+use shardmap::units::{StoreId, VolumeId};
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+
+#[derive(Subcommand)]
+pub(crate) enum Verb {
+    /// Running resilvers, and the ended ones the leader remembers.
+    Ls {
+        /// Follow them: bars on a terminal, lines elsewhere. Ends when none runs any more.
+        #[arg(long)]
+        watch: bool,
+    },
+}
+
+pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
+    match verb {
+        Verb::Ls { watch: true } => watch(context).await,
+        Verb::Ls { watch: false } => ls(context).await,
+    }
+}
+
+async fn ls(context: &Context) -> Result<(), Failure> {
+    let all = context.client.resilvers(Filter::default()).await?;
+    let rows = all.running.iter().chain(all.history.iter().rev()).map(row);
+    let columns = &["VOLUME", "TO", "STATE", "DONE", "TOTAL", "RATE", "STARTED"];
+    Listing {
+        kind: "ResilverList",
+        columns,
+        rows: rows.collect(),
+    }
+    .print(context.format);
+    Ok(())
+}
+
+fn row(r: &ResilverView) -> Row {
+    let report = r.report;
+    let state = format!("{:?}", report.outcome).to_lowercase();
+    Row {
+        name: format!("{}/{}", r.volume_name, report.store),
+        cells: vec![
+            r.volume_name.clone(),
+            r.store_name.clone(),
+            state.clone(),
+            size(report.done_bytes),
+            size(report.total_bytes),
+            format!("{}/s", size(report.bytes_per_s)),
+            time(report.started_unix_ms),
+        ],
+        json: json!({
+            "volume": r.volume_name,
+            "volumeId": report.volume.to_string(),
+            "store": report.store.0,
+            "storeName": r.store_name,
+            "state": state,
+            "doneBytes": report.done_bytes,
+            "totalBytes": report.total_bytes,
+            "bytesPerSecond": report.bytes_per_s,
+            "startedUnixMs": report.started_unix_ms,
+            "endedUnixMs": report.ended_unix_ms,
+        }),
+    }
+}
+
+/// What tells one resilver from another.
+type Key = (VolumeId, StoreId, u64);
+
+fn key(r: &ResilverView) -> Key {
+    (r.report.volume, r.report.store, r.report.started_unix_ms)
+}
+
+/// Shows resilvers until none runs. With none running, waits for the first one.
+async fn watch(context: &Context) -> Result<(), Failure> {
+    let mut shown: BTreeMap<Key, Shown> = BTreeMap::new();
+    let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
+    let bars = context.format == Format::Table && std::io::stdout().is_terminal();
+    let mut version = 0;
+    loop {
+        let filter = Filter {
+            name: String::new(),
+            version,
+        };
+        let all = context.client.resilvers(filter).await?;
+        version = all.version;
+        for r in &all.running {
+            let shown = shown
+                .entry(key(r))
+                .or_insert_with(|| Shown::new(r, bars, &screen));
+            shown.update(r);
+        }
+        end_finished(&mut shown, &all);
+        if !shown.is_empty() && all.running.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+fn end_finished(shown: &mut BTreeMap<Key, Shown>, all: &Resilvers) {
+    for (key_shown, shown) in shown {
+        if shown.ended || all.running.iter().any(|r| key(r) == *key_shown) {
+            continue;
+        }
+        match all.history.iter().find(|r| key(r) == *key_shown) {
+            Some(r) => {
+                shown.update(r);
+                shown.end(&verdict(r));
+            }
+            None => shown.end("ended; its host does not report"),
+        }
+    }
+}
+
+fn verdict(r: &ResilverView) -> String {
+    let took_ms = r
+        .report
+        .ended_unix_ms
+        .saturating_sub(r.report.started_unix_ms);
+    match r.report.outcome {
+        ResilverOutcome::Complete => {
+            format!("complete: {} in {} ms", size(r.report.done_bytes), took_ms)
+        }
+        ResilverOutcome::Failed | ResilverOutcome::Running => "given up for now".into(),
+    }
+}
+
+/// One resilver on the screen: a bar, or lines that are not repeated.
+struct Shown {
+    bar: Option<ProgressBar>,
+    title: String,
+    last_percent: Option<u64>,
+    ended: bool,
+}
+
+const BAR: &str = "{prefix}  [{bar:30}] {percent:>3} %  {bytes}/{total_bytes}  {msg}";
+
+impl Shown {
+    fn new(r: &ResilverView, bars: bool, screen: &MultiProgress) -> Self {
+        let title = format!("{} to {}", r.volume_name, r.store_name);
+        let bar = bars.then(|| {
+            let style =
+                ProgressStyle::with_template(BAR).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = screen.add(ProgressBar::new(r.report.total_bytes));
+            bar.set_style(style.progress_chars("=> "));
+            bar.set_prefix(title.clone());
+            bar
+        });
+        Self {
+            bar,
+            title,
+            last_percent: None,
+            ended: false,
+        }
+    }
+
+    fn update(&mut self, r: &ResilverView) {
+        let report = r.report;
+        let rate = format!("{}/s", size(report.bytes_per_s));
+        if let Some(bar) = &self.bar {
+            bar.set_length(report.total_bytes);
+            bar.set_position(report.done_bytes);
+            bar.set_message(rate);
+            return;
+        }
+        let percent = report.done_bytes * 100 / report.total_bytes.max(1);
+        if self.last_percent == Some(percent) {
+            return;
+        }
+        self.last_percent = Some(percent);
+        let (done, total) = (size(report.done_bytes), size(report.total_bytes));
+        say(&format!(
+            "{}: {percent} % ({done} of {total}, {rate})",
+            self.title
+        ));
+    }
+
+    fn end(&mut self, how: &str) {
+        self.ended = true;
+        match &self.bar {
+            Some(bar) => bar.abandon_with_message(how.to_owned()),
+            None => say(&format!("{}: {how}", self.title)),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! `ubsctl store …`: the disks and files of the servers.
+
+use crate::context::{Context, named};
+use crate::failure::Failure;
+use crate::output::Format;
+use crate::output::{Listing, Row, document, one, or_dash, parse_size, say, size};
+use ::store::{PrepareError, PrepareOptions, Store, StoreInfo};
+use clap::Subcommand;
+use control::api::StoreView;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+#[derive(Subcommand)]
+pub(crate) enum Verb {
+    /// All stores.
+    Ls,
+    /// One store: by id or uuid as metad knows it, or by path as its superblock says.
+    Show {
+        /// Id, uuid, or a path on this machine.
+        store: String,
+    },
+    /// Make a device or file of this machine a store. What is on it is lost.
+    Prepare {
+        /// Block device or file.
+        path: PathBuf,
+        /// Size of a file that does not exist yet, as 10GiB.
+        #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+        size: Option<u64>,
+        /// Overwrite a file system, partition table or store that is there.
+        #[arg(long)]
+        wipe: bool,
+        /// The cluster it shall belong to [default: the one that metad answers for]
+        #[arg(long, value_name = "UUID")]
+        cluster: Option<Uuid>,
+    },
+}
+
+pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
+    match verb {
+        Verb::Ls => ls(context).await,
+        Verb::Show { store } if store.contains('/') => inspect(context, Path::new(&store)),
+        Verb::Show { store } => show(context, &store).await,
+        Verb::Prepare {
+            path,
+            size,
+            wipe,
+            cluster,
+        } => prepare(context, &path, size, wipe, cluster).await,
+    }
+}
+
+async fn ls(context: &Context) -> Result<(), Failure> {
+    let stores = context.client.stores(named("")).await?.list;
+    let rows = stores.iter().map(|s| Row {
+        name: s.id.to_string(),
+        cells: vec![
+            s.id.to_string(),
+            s.server_name.clone(),
+            state(s),
+            size(s.size_bytes),
+            s.report
+                .as_ref()
+                .map_or_else(|| "-".into(), |r| size(r.used_bytes)),
+            size(s.promised_bytes),
+            s.slices.to_string(),
+        ],
+        json: to_json(s),
+    });
+    let columns = &[
+        "STORE", "SERVER", "STATE", "SIZE", "USED", "PROMISED", "SLICES",
+    ];
+    Listing {
+        kind: "StoreList",
+        columns,
+        rows: rows.collect(),
+    }
+    .print(context.format);
+    Ok(())
+}
+
+async fn show(context: &Context, name: &str) -> Result<(), Failure> {
+    let found = context.client.stores(named(name)).await?.list;
+    let s = found
+        .first()
+        .ok_or_else(|| Failure::not_found("store", name))?;
+    let used = s
+        .report
+        .as_ref()
+        .map_or_else(|| "-".into(), |r| size(r.used_bytes));
+    let pairs = [
+        ("store", s.id.to_string()),
+        ("uuid", s.uuid.to_string()),
+        ("server", s.server_name.clone()),
+        ("state", state(s)),
+        ("size", size(s.size_bytes)),
+        ("used", used),
+        ("promised", size(s.promised_bytes)),
+        ("slices", s.slices.to_string()),
+        ("note", or_dash(s.report.as_ref().map_or("", |r| &r.note))),
+    ];
+    one(
+        context.format,
+        "Store",
+        &s.id.to_string(),
+        &pairs,
+        to_json(s),
+    );
+    Ok(())
+}
+
+/// `online`, `faulted`, or how its server is if that does not report.
+fn state(s: &StoreView) -> String {
+    use control::api::Liveness;
+    match (&s.report, s.liveness) {
+        (Some(report), Liveness::Online) => format!("{:?}", report.health).to_lowercase(),
+        (_, liveness) => format!("{liveness:?}").to_lowercase(),
+    }
+}
+
+fn to_json(s: &StoreView) -> Value {
+    json!({
+        "id": s.id.0,
+        "uuid": s.uuid,
+        "server": s.server_name,
+        "state": state(s),
+        "sizeBytes": s.size_bytes,
+        "usedBytes": s.report.as_ref().map(|r| r.used_bytes),
+        "promisedBytes": s.promised_bytes,
+        "slices": s.slices,
+        "note": s.report.as_ref().map(|r| r.note.clone()),
+    })
+}
+
+fn inspect(context: &Context, path: &Path) -> Result<(), Failure> {
+    let info = Store::inspect(path).map_err(|e| refusal(&e))?;
+    let pairs = [
+        ("path", path.display().to_string()),
+        ("uuid", info.store.to_string()),
+        ("cluster", info.cluster.to_string()),
+        ("format", info.version.to_string()),
+        ("device", size(info.device_bytes)),
+        ("capacity", size(info.capacity_bytes)),
+    ];
+    let name = info.store.to_string();
+    one(
+        context.format,
+        "PreparedStore",
+        &name,
+        &pairs,
+        info_json(path, &info),
+    );
+    Ok(())
+}
+
+fn info_json(path: &Path, info: &StoreInfo) -> Value {
+    json!({
+        "path": path.display().to_string(),
+        "uuid": info.store,
+        "cluster": info.cluster,
+        "formatVersion": info.version,
+        "deviceBytes": info.device_bytes,
+        "capacityBytes": info.capacity_bytes,
+    })
+}
+
+async fn prepare(
+    context: &Context,
+    path: &Path,
+    size_bytes: Option<u64>,
+    wipe: bool,
+    cluster: Option<Uuid>,
+) -> Result<(), Failure> {
+    let cluster = match cluster {
+        Some(cluster) => cluster,
+        None => context.client.cluster().await?.uuid,
+    };
+    let options = PrepareOptions {
+        cluster,
+        store: Uuid::new_v4(),
+        size_bytes,
+        wipe,
+        journal_bytes: None,
+    };
+    let info = Store::prepare(path, &options).map_err(|e| refusal(&e))?;
+    match context.format {
+        Format::Table => say(&format!(
+            "{}: store {} of cluster {}, {} for data",
+            path.display(),
+            info.store,
+            info.cluster,
+            size(info.capacity_bytes)
+        )),
+        Format::Json => document("PreparedStore", info_json(path, &info)),
+        Format::Name => say(&info.store.to_string()),
+    }
+    Ok(())
+}
+
+/// What would lose somebody's data is refused for safety; the rest is an error.
+fn refusal(error: &PrepareError) -> Failure {
+    let text = error.to_string();
+    if matches!(
+        error,
+        PrepareError::InUse { .. } | PrepareError::Occupied { .. }
+    ) {
+        Failure::Unsafe(text)
+    } else if matches!(error, PrepareError::Missing { .. }) {
+        Failure::NotFound(text)
+    } else {
+        Failure::Error(text)
+    }
+}

@@ -1,0 +1,443 @@
+//! `ubsctl volume …`.
+
+use crate::context::{Context, named};
+use crate::explain;
+use crate::failure::Failure;
+use crate::output::{Format, Listing, Row, document, one, or_dash, parse_size, say, size, table};
+use clap::{Subcommand, ValueEnum};
+use control::api::{PlanView, VolumeHealth, VolumeView};
+use control::core::{Domain, NewVolume, Phase};
+use serde_json::{Value, json};
+use shardmap::map::Layout;
+use shardmap::units::{SHARD_BYTES_DEFAULT, VolumeId};
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+#[derive(Subcommand)]
+pub(crate) enum Verb {
+    /// Make a volume.
+    Create(Create),
+    /// All volumes.
+    Ls,
+    /// One volume.
+    Show {
+        /// Name or uuid.
+        volume: String,
+    },
+    /// Why a volume is as it is, what would mend it, what is safe to stop.
+    Explain {
+        /// Name or uuid.
+        volume: String,
+    },
+    /// Delete a volume and everything on it.
+    Delete {
+        /// Name or uuid.
+        volume: String,
+        /// Really delete it.
+        #[arg(long)]
+        yes: bool,
+        /// Wait until every server has let it go.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Attach a volume to a host as a block device.
+    Attach {
+        /// Name or uuid.
+        volume: String,
+        /// The host.
+        #[arg(long, value_name = "HOST")]
+        on: String,
+        /// Wait for the device and print its path.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Detach a volume from its host.
+    Detach {
+        /// Name or uuid.
+        volume: String,
+        /// Wait until the device is gone.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Take a volume from a host that is gone for good. What it had not flushed is lost.
+    ForceDetach {
+        /// Name or uuid.
+        volume: String,
+        /// Really take it.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// `volume create`.
+#[derive(clap::Args)]
+pub(crate) struct Create {
+    /// Its name.
+    name: String,
+    /// Its size, as 10GiB.
+    #[arg(long, value_parser = parse_size)]
+    size: u64,
+    /// Replicas of each shard.
+    #[arg(long, default_value_t = 3)]
+    replicas: u8,
+    /// In-sync replicas below which IO is held.
+    #[arg(long, default_value_t = 1)]
+    min_in_sync: u8,
+    /// Shard size.
+    #[arg(long, value_parser = parse_size, default_value_t = SHARD_BYTES_DEFAULT)]
+    shard: u64,
+    /// How shards are dealt over the stores.
+    #[arg(long, value_enum, default_value_t = LayoutArg::Ring)]
+    layout: LayoutArg,
+    /// Stores in its set [default: up to twice the replicas]
+    #[arg(long)]
+    stride: Option<u16>,
+    /// What must differ between its stores: store, server, or the key of a server label.
+    #[arg(long, default_value = "server")]
+    domain: String,
+    /// Open its single slice to standard NVMe/TCP hosts instead of attaching it.
+    #[arg(long)]
+    open_access: bool,
+    /// Only say where it would go.
+    #[arg(long)]
+    dry_run: bool,
+    /// Wait until it is ready.
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LayoutArg {
+    /// Every neighbour helps a resilver.
+    Ring,
+    /// Fixed groups: fewest combinations of servers whose loss loses data.
+    Block,
+}
+
+pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
+    match verb {
+        Verb::Create(create) => self::create(context, create).await,
+        Verb::Ls => ls(context).await,
+        Verb::Show { volume } => show(context, &volume).await,
+        Verb::Explain { volume } => explain::volume(context, &volume).await,
+        Verb::Delete { volume, yes, wait } => delete(context, &volume, yes, wait).await,
+        Verb::Attach { volume, on, wait } => attach(context, &volume, &on, wait).await,
+        Verb::Detach { volume, wait } => detach(context, &volume, wait).await,
+        Verb::ForceDetach { volume, yes } => force_detach(context, &volume, yes).await,
+    }
+}
+
+async fn create(context: &Context, create: Create) -> Result<(), Failure> {
+    let id = VolumeId(Uuid::new_v4().into_bytes());
+    let (name, dry_run, wait) = (create.name.clone(), create.dry_run, create.wait);
+    let new = NewVolume {
+        id,
+        name: create.name,
+        size_bytes: create.size,
+        replicas: create.replicas,
+        shard_bytes: create.shard,
+        layout: match create.layout {
+            LayoutArg::Ring => Layout::Ring,
+            LayoutArg::Block => Layout::Block,
+        },
+        stride: create.stride,
+        min_in_sync: create.min_in_sync,
+        domain: match create.domain.as_str() {
+            "store" => Domain::Store,
+            "server" => Domain::Server,
+            label => Domain::Label(label.to_owned()),
+        },
+        open_access: create.open_access,
+        avoid: BTreeSet::new(),
+    };
+    if dry_run {
+        let plan = context.client.plan_volume(new).await?;
+        print_plan(context, &name, &plan);
+        return Ok(());
+    }
+    context.client.create_volume(new).await?;
+    if wait {
+        let ready = |v: Option<&VolumeView>| Ok(v.filter(|v| v.phase == Phase::Ready).map(drop));
+        still_going(context.follow_volume(&name, ready).await?, || {
+            format!(
+                "volume {name} is not ready yet; its servers are still making it, see `ubsctl \
+                 volume explain {name}`"
+            )
+        })?;
+    }
+    show_made(context, &name, id);
+    Ok(())
+}
+
+fn show_made(context: &Context, name: &str, id: VolumeId) {
+    match context.format {
+        Format::Table => say(&format!("volume {name} made ({id})")),
+        Format::Json => document("Volume", json!({ "name": name, "id": id.to_string() })),
+        Format::Name => say(name),
+    }
+}
+
+fn still_going<T>(end: Option<T>, sentence: impl FnOnce() -> String) -> Result<T, Failure> {
+    end.ok_or_else(|| Failure::StillGoing(sentence()))
+}
+
+fn print_plan(context: &Context, name: &str, plan: &PlanView) {
+    let places = || {
+        plan.stores
+            .iter()
+            .zip(&plan.server_names)
+            .zip(&plan.slice_bytes)
+    };
+    if context.format == Format::Json {
+        let places: Vec<Value> = places()
+            .map(|((store, server), bytes)| {
+                json!({ "store": store.0, "server": server, "sliceBytes": bytes })
+            })
+            .collect();
+        let body = json!({
+            "name": name,
+            "reusedSet": plan.reused_set,
+            "stride": plan.shape.stride,
+            "replicas": plan.shape.replicas,
+            "places": places,
+            "copysets": plan.copysets,
+            "lossProbability": plan.loss_probability,
+            "resilverSeconds": plan.resilver_seconds,
+        });
+        return document("VolumePlan", body);
+    }
+    let rows: Vec<Vec<String>> = places()
+        .map(|((store, server), bytes)| vec![store.to_string(), server.clone(), size(*bytes)])
+        .collect();
+    say(&table(&["STORE", "SERVER", "SLICE"], rows.iter()));
+    let set = match plan.reused_set {
+        0 => "a new stride set".to_owned(),
+        set => format!("set-{set} of the catalogue"),
+    };
+    say(&format!(
+        "volume {name} would take {set}, {} copysets",
+        plan.copysets
+    ));
+    for (lost, p) in (1..).zip(&plan.loss_probability) {
+        say(&format!(
+            "{lost} lost servers at once: data lost with probability {p:.4}"
+        ));
+    }
+    say(&format!(
+        "a full replacement store is resilvered in about {} s",
+        plan.resilver_seconds
+    ));
+}
+
+async fn ls(context: &Context) -> Result<(), Failure> {
+    let volumes = context.client.volumes(named("")).await?.list;
+    let rows = volumes.iter().map(|v| Row {
+        name: v.name.clone(),
+        cells: vec![
+            v.name.clone(),
+            size(v.map.size_bytes()),
+            explain::state(v),
+            explain::replicas(v),
+            or_dash(if v.held_by.is_empty() {
+                &v.desired_on
+            } else {
+                &v.held_by
+            }),
+            or_dash(v.report.as_ref().map_or("", |r| &r.device)),
+        ],
+        json: to_json(v),
+    });
+    let columns = &["NAME", "SIZE", "STATE", "IN SYNC", "HOST", "DEVICE"];
+    Listing {
+        kind: "VolumeList",
+        columns,
+        rows: rows.collect(),
+    }
+    .print(context.format);
+    Ok(())
+}
+
+async fn show(context: &Context, name: &str) -> Result<(), Failure> {
+    let v = context.volume(name).await?;
+    let shape = v.map.shape;
+    let pairs = [
+        ("name", v.name.clone()),
+        ("id", v.id.to_string()),
+        ("size", size(v.map.size_bytes())),
+        ("state", explain::state(&v)),
+        ("in sync", explain::replicas(&v)),
+        (
+            "replicas",
+            format!("{} (IO held below {})", shape.replicas, v.min_in_sync),
+        ),
+        (
+            "layout",
+            format!(
+                "{:?} over {} stores (set-{})",
+                shape.layout, shape.stride, v.set
+            ),
+        ),
+        ("wanted on", or_dash(&v.desired_on)),
+        ("attached on", or_dash(&v.held_by)),
+        (
+            "device",
+            or_dash(v.report.as_ref().map_or("", |r| &r.device)),
+        ),
+        ("membership", format!("{}, {}", v.epoch, v.seq)),
+    ];
+    one(context.format, "Volume", &v.name, &pairs, to_json(&v));
+    if context.format == Format::Table {
+        let rows: Vec<Vec<String>> = v
+            .slices
+            .iter()
+            .map(|s| {
+                let live = format!("{:?}", s.liveness).to_lowercase();
+                let sync = if s.in_sync { "in sync" } else { "out of sync" };
+                let made = if s.confirmed { sync } else { "not made yet" };
+                let (server, nsid) = (s.server_name.clone(), s.nsid.0.to_string());
+                vec![s.store.to_string(), server, live, nsid, made.into()]
+            })
+            .collect();
+        say(&format!(
+            "\n{}",
+            table(
+                &["STORE", "SERVER", "SERVER IS", "NSID", "SLICE"],
+                rows.iter()
+            )
+        ));
+    }
+    Ok(())
+}
+
+async fn delete(context: &Context, name: &str, yes: bool, wait: bool) -> Result<(), Failure> {
+    let volume = context.volume(name).await?;
+    if !yes {
+        return Err(Failure::Unsafe(format!(
+            "deleting volume {} loses its {}; say --yes",
+            volume.name,
+            size(volume.map.size_bytes())
+        )));
+    }
+    context.client.delete_volume(volume.id).await?;
+    if !wait {
+        return Ok(());
+    }
+    let id = volume.id.to_string();
+    let gone = |v: Option<&VolumeView>| Ok(v.is_none().then_some(()));
+    still_going(context.follow_volume(&id, gone).await?, || {
+        format!("volume {name} is being deleted; a server that is away lets it go when it is back")
+    })
+}
+
+async fn attach(context: &Context, name: &str, on: &str, wait: bool) -> Result<(), Failure> {
+    let volume = context.volume(name).await?;
+    let host = context.host(on).await?;
+    context.client.want_attached(volume.id, host.id).await?;
+    if !wait {
+        return Ok(());
+    }
+    let id = volume.id.to_string();
+    let device = context.follow_volume(&id, |v| device(name, on, v)).await?;
+    let device = still_going(device, || {
+        format!("volume {name} is not attached on {on} yet; see `ubsctl volume explain {name}`")
+    })?;
+    match context.format {
+        Format::Json => {
+            document(
+                "Attachment",
+                json!({ "volume": name, "host": on, "device": device }),
+            );
+        }
+        Format::Table | Format::Name => say(&device),
+    }
+    Ok(())
+}
+
+/// The path of the device once it serves.
+fn device(name: &str, on: &str, v: Option<&VolumeView>) -> Result<Option<String>, Failure> {
+    let Some(v) = v else {
+        return Err(Failure::not_found("volume", name));
+    };
+    let Some(report) = v.report.as_ref().filter(|_| v.held_by == on) else {
+        return Ok(None);
+    };
+    match report.health {
+        VolumeHealth::Failed => Err(Failure::error(format!(
+            "volume {name} failed on {on}: {}",
+            or_dash(&report.note)
+        ))),
+        VolumeHealth::Online | VolumeHealth::Degraded | VolumeHealth::Stalled => {
+            Ok(Some(report.device.clone()).filter(|d| !d.is_empty()))
+        }
+        VolumeHealth::Attaching | VolumeHealth::Detaching => Ok(None),
+    }
+}
+
+async fn detach(context: &Context, name: &str, wait: bool) -> Result<(), Failure> {
+    let volume = context.volume(name).await?;
+    context.client.want_detached(volume.id).await?;
+    if !wait {
+        return Ok(());
+    }
+    let id = volume.id.to_string();
+    let free = |v: Option<&VolumeView>| Ok(v.is_none_or(|v| v.held_by.is_empty()).then_some(()));
+    still_going(context.follow_volume(&id, free).await?, || {
+        format!(
+            "volume {name} is still attached; something may have its device open (`fuser -vm`), \
+             or its host is away"
+        )
+    })
+}
+
+async fn force_detach(context: &Context, name: &str, yes: bool) -> Result<(), Failure> {
+    let volume = context.volume(name).await?;
+    if !yes && !volume.held_by.is_empty() {
+        return Err(Failure::Unsafe(format!(
+            "taking volume {name} from {} loses what it has not flushed; say --yes if that host \
+             is gone for good",
+            volume.held_by
+        )));
+    }
+    context.client.force_detach(volume.id).await?;
+    Ok(())
+}
+
+pub(crate) fn to_json(v: &VolumeView) -> Value {
+    let slices: Vec<Value> = v
+        .slices
+        .iter()
+        .map(|s| {
+            json!({
+                "nsid": s.nsid.0,
+                "store": s.store.0,
+                "server": s.server_name,
+                "address": s.address.to_string(),
+                "position": s.position,
+                "confirmed": s.confirmed,
+                "inSync": s.in_sync,
+                "serverLiveness": format!("{:?}", s.liveness).to_lowercase(),
+            })
+        })
+        .collect();
+    json!({
+        "id": v.id.to_string(),
+        "name": v.name,
+        "sizeBytes": v.map.size_bytes(),
+        "shardBytes": u64::from(v.map.shape.shard_blocks) * 4096,
+        "replicas": v.map.shape.replicas,
+        "minInSync": v.min_in_sync,
+        "stride": v.map.shape.stride,
+        "layout": format!("{:?}", v.map.shape.layout).to_lowercase(),
+        "openAccess": v.open_access,
+        "phase": format!("{:?}", v.phase).to_lowercase(),
+        "state": explain::state(v),
+        "desiredOn": v.desired_on,
+        "attachedOn": v.held_by,
+        "device": v.report.as_ref().map(|r| r.device.clone()),
+        "health": v.report.as_ref().map(|r| format!("{:?}", r.health).to_lowercase()),
+        "note": v.report.as_ref().map(|r| r.note.clone()),
+        "epoch": v.epoch.0,
+        "seq": v.seq.0,
+        "slices": slices,
+    })
+}
