@@ -603,6 +603,20 @@ mod test {
     }
 
     #[test]
+    fn a_daemon_that_comes_before_the_cluster_begins_is_served_when_it_has() {
+        run(async {
+            let (mut cluster, listeners) = Cluster::prepare(1).await;
+            let client = cluster.client();
+            let early = tokio::task::spawn_local(async move { host(&client).await });
+            for listener in listeners {
+                cluster.start(0, listener).await;
+            }
+            assert_eq!(early.await.unwrap(), HostId(1));
+            cluster.stop_all().await;
+        });
+    }
+
+    #[test]
     fn a_ready_volume_says_so() {
         run(async {
             let cluster = Cluster::begin(1).await;

@@ -248,6 +248,10 @@ impl Node {
                 "raise log_map_mib in metad.toml on every member, one after the other",
             ));
         }
+        if self.machine.state().cluster.is_none() {
+            // The leader is about to see to it: the client tries again instead of giving up.
+            return Answer::Unavailable("the cluster has no identity yet".into());
+        }
         let Ok(_permit) = self.proposals.try_acquire() else {
             return Answer::Unavailable("too many commands at once".into());
         };

@@ -106,8 +106,8 @@ fn check_peer(peer: &MemberAddress, facts: &MemberFacts) -> Result<(), String> {
     if facts.stage == Stage::Running {
         return Err(format!(
             "the data directory here is empty while member {} takes part in cluster {}: a member \
-             that lost its data must not vote; restore its directory from a copy, or wait until \
-             it is taken in again",
+             that lost its data must not vote; put its own directory back if it still exists, or wait \
+             until it is taken in again",
             peer.id, facts.cluster
         ));
     }

@@ -151,8 +151,8 @@ impl Peer {
         if facts.cluster == Uuid::nil() {
             let note = format!(
                 "cluster {cluster} counts on this member, whose data directory is empty: a member \
-                 that lost its data must not vote; restore its directory from a copy, or wait \
-                 until it is taken in again"
+                 that lost its data must not vote; put its own directory back if it still exists, \
+                 or wait until it is taken in again"
             );
             if *node.note.borrow() != note {
                 tracing::warn!("{note}");
