@@ -78,6 +78,11 @@ impl BlockSet {
         !self.0.is_empty() && self.0.range_cardinality(range.start().0..range.end().0) > 0
     }
 
+    /// Whether every block of the range is in the set.
+    pub fn contains_all(&self, range: BlockRange) -> bool {
+        self.0.contains_range(range.start().0..range.end().0)
+    }
+
     /// The first run of neighbouring members at or after `from`, cut to `blocks_max`.
     pub fn first_run(&self, from: Lba, blocks_max: u32) -> Option<BlockRange> {
         assert!(blocks_max > 0);
@@ -258,6 +263,8 @@ mod test {
             let probe = range(from, blocks_max);
             let hit = model.range(probe.start().0..probe.end().0).next().is_some();
             prop_assert_eq!(set.intersects(probe), hit);
+            let all = (probe.start().0..probe.end().0).all(|b| model.contains(&b));
+            prop_assert_eq!(set.contains_all(probe), all);
         }
     }
 

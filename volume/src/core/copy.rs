@@ -19,6 +19,7 @@ pub(super) enum CopyFor {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CopyStage {
+    /// Waits until no write is under way there.
     Locking,
     /// Waits for somebody to read from.
     Sourcing,
@@ -70,13 +71,20 @@ impl Replicator {
         id
     }
 
-    pub(super) fn on_copy_locked(&mut self, id: CopyId, out: &mut Outbox) {
-        let copy = self.copies.get(&id).expect("a waiting copy keeps its lock");
+    /// Begins if no write is under way there; otherwise tried again later.
+    pub(super) fn try_copy(&mut self, id: CopyId, out: &mut Outbox) {
+        let range = self.copies[&id].range;
+        if self.lock.try_ahead(Holder::Copy(id), range) {
+            self.on_copy_locked(id, out);
+        }
+    }
+
+    fn on_copy_locked(&mut self, id: CopyId, out: &mut Outbox) {
+        let copy = self.copies.get_mut(&id).expect("just locked");
         assert_eq!(copy.stage, CopyStage::Locking);
+        copy.stage = CopyStage::Sourcing;
         let range = copy.range;
-        let Some(at) = self.resilver.as_ref().map(|r| r.target) else {
-            return self.end_copy(id, out);
-        };
+        let at = self.resilver.as_ref().expect("it started the copy").target;
         // Writes that came first may have brought part of it already.
         let run = self
             .leg(at)
@@ -88,7 +96,6 @@ impl Replicator {
         };
         let copy = self.copies.get_mut(&id).expect("just seen");
         copy.range = run;
-        copy.stage = CopyStage::Sourcing;
         self.advance_copy(id, out);
     }
 
@@ -98,7 +105,8 @@ impl Replicator {
             return;
         };
         match copy.stage {
-            CopyStage::Locking | CopyStage::Reading(_) => {}
+            CopyStage::Locking => self.try_copy(id, out),
+            CopyStage::Reading(_) => {}
             CopyStage::Sourcing => self.read_source(id, out),
             CopyStage::Writing => self.write_targets(id, out),
         }
@@ -214,7 +222,7 @@ impl Replicator {
     /// Gives back lock and buffer.
     pub(super) fn end_copy(&mut self, id: CopyId, out: &mut Outbox) {
         let copy = self.copies.remove(&id).expect("ends once");
-        if copy.purpose == CopyFor::Resilver {
+        if copy.purpose == CopyFor::Resilver && copy.stage != CopyStage::Locking {
             self.lock.release(Holder::Copy(id), &mut self.granted);
         }
         out.push(Effect::DropCopy(id));

@@ -177,6 +177,10 @@ impl Replicator {
             .filter(|p| p.homes.has(at) && !p.done.has(at))
             .map(|p| p.range)
             .collect();
+        for piece in self.ops.values_mut().flat_map(|op| &mut op.pieces) {
+            piece.failed.remove(at); // as a resilver target it may try again
+            piece.full.remove(at);
+        }
         let leg = self.leg_mut(at);
         missed.into_iter().for_each(|range| leg.dirty.insert(range));
         self.flush_leg_left(at, out);

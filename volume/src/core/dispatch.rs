@@ -59,7 +59,7 @@ impl Replicator {
     pub(super) fn on_granted(&mut self, holder: Holder, out: &mut Outbox) {
         match holder {
             Holder::Host(op) => self.start_op(op, out),
-            Holder::Copy(copy) => self.on_copy_locked(copy, out),
+            Holder::Copy(copy) => unreachable!("{copy:?} never waits in the queue"),
             Holder::Region(region) => self.on_region_locked(region, out),
         }
     }
@@ -122,8 +122,8 @@ impl Replicator {
             | Purpose::ResilverPresence(_)
             | Purpose::ResilverAddMarks
             | Purpose::ResilverComplete
-            | Purpose::Tick
-            | Purpose::Stable => {}
+            | Purpose::Tick(_)
+            | Purpose::Stable(_) => {}
         }
     }
 
@@ -163,8 +163,8 @@ impl Replicator {
             (Purpose::ResilverAddMarks | Purpose::ResilverComplete, Answer::Done) => {
                 self.on_resilver_step(purpose, out);
             }
-            (Purpose::Tick, Answer::Tick(tick)) => self.on_tick(at, tick),
-            (Purpose::Stable, Answer::Done) => self.on_stable_done(at, out),
+            (Purpose::Tick(pass), Answer::Tick(tick)) => self.on_tick(at, pass, tick),
+            (Purpose::Stable(pass), Answer::Done) => self.on_stable_done(at, pass, out),
             (Purpose::Close, Answer::Done) => self.on_closed(at, out),
             (purpose, answer) => panic!("position {at}: {purpose:?} answered by {answer:?}"),
         }
@@ -187,7 +187,7 @@ impl Replicator {
             | Purpose::ResilverComplete
             | Purpose::State
             | Purpose::AttachMarks => self.condemn_or_drop(at, out),
-            Purpose::Tick | Purpose::Stable => self.abort_stable(out),
+            Purpose::Tick(_) | Purpose::Stable(_) => self.abort_stable(out),
             Purpose::Close => self.on_closed(at, out),
             Purpose::Open => unreachable!("handled by on_open_refused"),
         }

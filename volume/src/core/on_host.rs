@@ -139,6 +139,8 @@ impl Replicator {
         self.lock.release(Holder::Host(id), &mut self.granted);
         let result = op.fault.map_or(Ok(()), Err);
         out.push(Effect::Complete { op: id, result });
+        let waits = |c: &super::copy::Copy| c.stage == super::copy::CopyStage::Locking;
+        self.changed |= self.copies.values().any(waits);
         if self.ops.is_empty() && (self.resilver.is_some() || self.phase == Phase::Detaching) {
             self.changed = true; // detach goes on, the resilver may go faster
         }

@@ -3,7 +3,7 @@
 use super::event::{Command, Effect, FailReason, Fault, SliceFacts, Timer, TraceEvent};
 use super::leg::{Condemned, Session};
 use super::members::{Members, Position};
-use super::state::{Outbox, Phase, Purpose, Replicator};
+use super::state::{HostOp, Outbox, Phase, Purpose, Replicator, Stage};
 use shardmap::units::Incarnation;
 
 impl Replicator {
@@ -199,16 +199,15 @@ impl Replicator {
 
     /// Acknowledgements count only on current sessions (protocol §4).
     fn forget_answers(&mut self, at: Position) {
+        let running = |op: &&mut HostOp| !op.is_read() && op.stage == Stage::Running;
         for piece in self
             .ops
             .values_mut()
-            .filter(|o| !o.is_read())
-            .flat_map(|o| &mut o.pieces)
+            .filter(running)
+            .flat_map(|op| &mut op.pieces)
         {
-            if !piece.finished {
-                piece.sent.remove(at);
-                piece.done.remove(at);
-            }
+            piece.sent.remove(at);
+            piece.done.remove(at);
         }
     }
 

@@ -15,9 +15,12 @@ impl Replicator {
         out: &mut Outbox,
     ) -> Option<HostFault> {
         let piece = &mut op.pieces[index];
-        if piece.finished || !self.enough_in_sync(piece.homes) {
+        let failed = piece.finished && !piece.failed.is_empty();
+        if failed {
             return None;
         }
+        // Until the whole operation ends, a new resilver target gets its finished parts too.
+        piece.finished = false;
         let asked = piece.sent.or(piece.done).or(piece.failed);
         let missing = self.usable(piece.homes.and(self.write_set())).minus(asked);
         for at in missing.iter() {
@@ -63,6 +66,9 @@ impl Replicator {
     /// to be removed; if every member failed, the host is told and the region is doubtful.
     fn judge_write(&mut self, piece: &mut Piece) -> Option<HostFault> {
         let need = piece.homes.and(self.ack_set());
+        if !self.enough_in_sync(piece.homes) {
+            return None; // sent, so that nobody falls behind, and not acknowledged
+        }
         if piece.done.covers(need) && piece.done.covers(piece.homes.and(self.target())) {
             piece.finished = true;
         } else if !need.is_empty() && piece.failed.covers(need) && piece.sent.is_empty() {
@@ -113,6 +119,7 @@ impl Replicator {
         leg.unflushed.on_written(range, durable);
         if is_target {
             leg.dirty.remove(range);
+            self.changed |= self.copies.values().any(|c| c.range.overlaps(range));
         } else {
             leg.failures = 0;
         }

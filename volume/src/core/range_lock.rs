@@ -60,6 +60,26 @@ impl RangeLock {
         behind == 0
     }
 
+    /// For copies to a resilver target, which nobody reads: granted beside reads and ahead of
+    /// everybody who waits, refused while a write there is under way. A copy must not queue: what
+    /// it would wait for may itself wait for the target to become whole.
+    pub(super) fn try_ahead(&mut self, holder: Holder, range: BlockRange) -> bool {
+        let busy = |e: &Entry| e.behind == 0 && e.conflicts(range, false);
+        if self.entries.iter().any(busy) {
+            return false;
+        }
+        for entry in &mut self.entries {
+            entry.behind += u32::from(entry.conflicts(range, false));
+        }
+        self.entries.push_front(Entry {
+            holder,
+            range,
+            exclusive: false,
+            behind: 0,
+        });
+        true
+    }
+
     /// Lets go, granted or not; pushes whom that admits to `granted`, in order of arrival.
     pub(super) fn release(&mut self, holder: Holder, granted: &mut VecDeque<Holder>) {
         let at = self.entries.iter().position(|e| e.holder == holder);
@@ -77,6 +97,7 @@ impl RangeLock {
     }
 
     /// Holders and waiters.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -130,6 +151,23 @@ mod test {
         let mut lock = RangeLock::default();
         assert!(lock.acquire(host(1), range(0, 1), true));
         assert!(lock.acquire(host(2), range(1, 1), true));
+    }
+
+    #[test]
+    fn a_copy_passes_who_waits_and_not_a_write_under_way() {
+        let copy = |id| Holder::Copy(CopyId(id));
+        let mut lock = RangeLock::default();
+        assert!(lock.acquire(host(1), range(0, 4), true));
+        assert!(!lock.acquire(host(2), range(2, 4), true));
+        assert!(!lock.try_ahead(copy(1), range(3, 2)));
+        assert!(lock.try_ahead(copy(2), range(4, 1)));
+        assert_eq!(release(&mut lock, host(1)), [], "the copy is in the way");
+        assert_eq!(release(&mut lock, copy(2)), [host(2)]);
+        assert!(lock.acquire(host(3), range(8, 1), false));
+        assert!(
+            lock.try_ahead(copy(3), range(8, 1)),
+            "reads and copies share"
+        );
     }
 
     proptest! {

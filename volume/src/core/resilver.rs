@@ -5,12 +5,11 @@
 //!   any failure of the target: dropped, its session closed, begun again from what is known
 //! ```
 
-use super::copy::{CopyFor, CopyStage};
+use super::copy::{Copy, CopyFor, CopyStage};
 use super::event::{Command, Effect, Progress, Resilvered, Timer, TraceEvent};
 use super::flush::FlushFor;
-use super::leg::Session;
+use super::leg::{Condemned, Session};
 use super::members::{Members, Position};
-use super::range_lock::Holder;
 use super::state::{Outbox, Phase, Purpose, Replicator};
 use crate::limits::{COPIES_BUSY_MAX, COPIES_MAX, COPY_BLOCKS_MAX, PRESENCE_REGIONS, PROGRESS_MS};
 use shardmap::dirty::{BlockSet, RegionSet};
@@ -69,12 +68,18 @@ impl Replicator {
         }
     }
 
+    /// A member that only failed a write which is still held is a good source: what it lacks was
+    /// never acknowledged and is locked. It may even be that it cannot go before the target comes.
+    fn is_source(&self, at: Position) -> bool {
+        matches!(self.leg(at).condemned, None | Some(Condemned::Diverged))
+    }
+
     /// Takes in the first store that is out and open. Suspects go first, changes are settled, and
     /// every member has a session. Model: `StartRs`.
     fn start_resilver(&mut self, out: &mut Outbox) {
         let healthy = self.pending.is_none()
             && self.usable(self.isr) == self.isr
-            && self.isr.iter().all(|p| self.leg(p).condemned.is_none())
+            && self.isr.iter().all(|p| self.is_source(p))
             && self.is_stamped()
             && self.reconcile.regions.is_empty();
         let outside = self.all.minus(self.isr);
@@ -236,7 +241,14 @@ impl Replicator {
 
     fn planned(&mut self, out: &mut Outbox) {
         let target = self.resilver_mut().target;
+        // Writes under way that the target has taken need no copy, and hold their locks.
+        let writes = self.ops.values().filter(|op| !op.is_read());
+        let taken = writes
+            .flat_map(|op| &op.pieces)
+            .filter(|p| p.done.has(target));
+        let taken: Vec<_> = taken.map(|p| p.range).collect();
         let leg = self.leg_mut(target);
+        taken.into_iter().for_each(|range| leg.dirty.remove(range));
         leg.witnessed = true;
         let (store, missed) = (leg.store, leg.dirty.len_blocks());
         let rs = self.resilver_mut();
@@ -263,6 +275,7 @@ impl Replicator {
     /// Keeps copies in flight; once nothing is left, flushes the target. Model: `RsCopy`,
     /// `RsFlush`.
     fn copy_more(&mut self, out: &mut Outbox) {
+        self.drop_outrun_copies(out);
         let waiting: Vec<_> = self.copies.keys().copied().collect();
         waiting
             .into_iter()
@@ -295,6 +308,20 @@ impl Replicator {
         }
     }
 
+    /// A write that the target took has outrun a copy that waits for its lock. The copy must not
+    /// wait for that write: the write may wait for a member's removal, that for the target.
+    fn drop_outrun_copies(&mut self, out: &mut Outbox) {
+        let dirty = &self.legs[self.resilver.as_ref().expect("copying").target.index()].dirty;
+        let outrun = |c: &Copy| c.stage == CopyStage::Locking && !dirty.contains_all(c.range);
+        let outrun: Vec<_> = self
+            .copies
+            .iter()
+            .filter(|(_, c)| outrun(c))
+            .map(|(id, _)| *id)
+            .collect();
+        outrun.into_iter().for_each(|id| self.end_copy(id, out));
+    }
+
     /// The next dirty run that no copy is at work on, within one shard.
     fn next_run(&mut self) -> Option<BlockRange> {
         let shard_blocks = self.map.shape.shard_blocks;
@@ -321,9 +348,7 @@ impl Replicator {
         }
         let target = Members::one(rs.target);
         let id = self.new_copy(CopyFor::Resilver, range, target);
-        if self.lock.acquire(Holder::Copy(id), range, true) {
-            self.on_copy_locked(id, out);
-        }
+        self.try_copy(id, out);
     }
 
     pub(super) fn resilver_copied(&mut self, range: BlockRange, out: &mut Outbox) {
@@ -463,12 +488,8 @@ impl Replicator {
             .copies
             .iter()
             .filter(|(_, c)| c.purpose == CopyFor::Resilver);
-        let copies: Vec<_> = copies.map(|(id, c)| (*id, c.stage)).collect();
-        for (id, stage) in copies {
-            debug_assert!(stage != CopyStage::Locking || self.lock.len() > 0);
-            self.granted.retain(|holder| *holder != Holder::Copy(id));
-            self.end_copy(id, out);
-        }
+        let copies: Vec<_> = copies.map(|(id, _)| *id).collect();
+        copies.into_iter().for_each(|id| self.end_copy(id, out));
         self.cancel_flush(FlushFor::Resilver);
         if self.leg(at).session == Session::Open {
             self.send(at, Purpose::Close, Command::CloseSlice, out);

@@ -19,6 +19,8 @@ enum RunStage {
 
 #[derive(Debug)]
 struct Run {
+    /// Answers of an earlier pass do not count.
+    pass: u64,
     stage: RunStage,
     awaiting: Members,
     ticks: Vec<(Position, WriteTick)>,
@@ -30,6 +32,7 @@ struct Run {
 pub(super) struct Stable {
     armed: bool,
     rounds_left: u8,
+    passes: u64,
     run: Option<Run>,
 }
 
@@ -98,26 +101,25 @@ impl Replicator {
     /// Model: `Stable`, with the tick taken first.
     pub(super) fn begin_stable(&mut self, out: &mut Outbox) {
         assert!(self.may_clean() && !self.stable.is_running());
-        let awaiting = self.all;
+        self.stable.passes += 1;
+        let (awaiting, pass) = (self.all, self.stable.passes);
+        let stage = RunStage::Ticking;
         self.stable.run = Some(Run {
-            stage: RunStage::Ticking,
+            pass,
+            stage,
             awaiting,
             ticks: Vec::new(),
             barrier: 0,
         });
         for at in awaiting.iter() {
-            self.send(at, Purpose::Tick, Command::Tick, out);
+            self.send(at, Purpose::Tick(pass), Command::Tick, out);
         }
     }
 
-    pub(super) fn on_tick(&mut self, at: Position, tick: WriteTick) {
+    pub(super) fn on_tick(&mut self, at: Position, pass: u64, tick: WriteTick) {
         let barrier = self.next_start;
-        let Some(run) = self
-            .stable
-            .run
-            .as_mut()
-            .filter(|r| r.stage == RunStage::Ticking)
-        else {
+        let asked = |r: &&mut Run| r.pass == pass && r.stage == RunStage::Ticking;
+        let Some(run) = self.stable.run.as_mut().filter(asked) else {
             return;
         };
         if run.awaiting.has(at) {
@@ -154,19 +156,15 @@ impl Replicator {
         assert_eq!(run.stage, RunStage::Flushing);
         run.stage = RunStage::Cleaning;
         run.awaiting = run.ticks.iter().map(|(at, _)| *at).collect();
-        let ticks = run.ticks.clone();
+        let (ticks, pass) = (run.ticks.clone(), run.pass);
         for (at, tick) in ticks {
-            self.send(at, Purpose::Stable, Command::Stable(tick), out);
+            self.send(at, Purpose::Stable(pass), Command::Stable(tick), out);
         }
     }
 
-    pub(super) fn on_stable_done(&mut self, at: Position, out: &mut Outbox) {
-        let Some(run) = self
-            .stable
-            .run
-            .as_mut()
-            .filter(|r| r.stage == RunStage::Cleaning)
-        else {
+    pub(super) fn on_stable_done(&mut self, at: Position, pass: u64, out: &mut Outbox) {
+        let asked = |r: &&mut Run| r.pass == pass && r.stage == RunStage::Cleaning;
+        let Some(run) = self.stable.run.as_mut().filter(asked) else {
             return;
         };
         run.awaiting.remove(at);

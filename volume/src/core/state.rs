@@ -164,8 +164,14 @@ pub(super) enum Purpose {
     AttachMarks,
     Close,
     Stamp(MembershipSeq),
-    HostRead { op: OpId, piece: usize },
-    HostWrite { op: OpId, piece: usize },
+    HostRead {
+        op: OpId,
+        piece: usize,
+    },
+    HostWrite {
+        op: OpId,
+        piece: usize,
+    },
     Flush,
     CopyRead(CopyId),
     CopyWrite(CopyId),
@@ -174,8 +180,9 @@ pub(super) enum Purpose {
     ResilverPresence(RegionIndex),
     ResilverAddMarks,
     ResilverComplete,
-    Tick,
-    Stable,
+    /// With the number of the pass, as below.
+    Tick(u64),
+    Stable(u64),
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -34,6 +34,7 @@ pub(super) struct Plan {
     pub(super) client_crashes: bool,
     pub(super) medium_errors: bool,
     pub(super) disk_swaps: bool,
+    pub(super) min_in_sync: u32,
 }
 
 #[derive(Debug)]
@@ -341,6 +342,7 @@ impl World {
         );
         let config = Config {
             seed: self.plan.seed,
+            min_in_sync: self.plan.min_in_sync,
             stable_period_ms: 400,
             resilver_bytes_per_s_max: if self.plan.seed.is_multiple_of(3) {
                 4 << 20
@@ -801,6 +803,8 @@ impl World {
     }
 
     fn fault(&mut self) -> Result<(), String> {
+        // A storm in which nothing can ever finish ends too.
+        self.calm |= self.now > 60_000 * MS;
         if self.calm {
             return Ok(());
         }
