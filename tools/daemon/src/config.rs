@@ -1,7 +1,7 @@
 //! One TOML file per daemon, one typed struct, unknown keys refused.
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -21,7 +21,12 @@ pub struct Cli {
     #[arg(long)]
     pub print_config: bool,
     /// Log filter, e.g. `info` or `volume=debug,info`.
-    #[arg(long, env = "UBS_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(
+        long,
+        env = "UBS_LOG",
+        default_value = "info,openraft=warn",
+        value_name = "FILTER"
+    )]
     pub log: String,
 }
 
@@ -140,10 +145,65 @@ pub fn load_or_exit<C: Config>(cli: &Cli) -> Result<C, ExitCode> {
     Ok(config)
 }
 
+/// Buffers of a reactor, as configured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ArenaConfig {
+    /// Slots of 4 KiB.
+    pub slots_4k: u32,
+    /// Slots of 16 KiB.
+    pub slots_16k: u32,
+    /// Slots of 128 KiB.
+    pub slots_128k: u32,
+    /// Try huge pages first.
+    pub huge_pages: bool,
+}
+
+impl Default for ArenaConfig {
+    fn default() -> Self {
+        let usual = reactor::ArenaConfig::default();
+        let [slots_4k, slots_16k, slots_128k] = usual.slot_counts;
+        Self {
+            slots_4k,
+            slots_16k,
+            slots_128k,
+            huge_pages: usual.huge_pages,
+        }
+    }
+}
+
+impl ArenaConfig {
+    /// As the reactor wants it.
+    pub fn to_reactor(&self) -> reactor::ArenaConfig {
+        reactor::ArenaConfig {
+            slot_counts: [self.slots_4k, self.slots_16k, self.slots_128k],
+            huge_pages: self.huge_pages,
+        }
+    }
+
+    /// Enough for one connection and one store to make progress.
+    ///
+    /// # Errors
+    /// The counts, if they are too small.
+    pub fn check(&self) -> Result<(), Senseless> {
+        if self.slots_4k >= 64 && self.slots_16k >= 16 && self.slots_128k >= 16 {
+            return Ok(());
+        }
+        let found = format!(
+            "{} x 4k, {} x 16k, {} x 128k",
+            self.slots_4k, self.slots_16k, self.slots_128k
+        );
+        Err(Senseless::new(
+            "arena",
+            found,
+            "use at least 64 x 4k, 16 x 16k and 16 x 128k",
+        ))
+    }
+}
+
 #[cfg(test)]
 mod test {
     use super::*;
-    use serde::Deserialize;
 
     #[derive(Debug, Serialize, Deserialize)]
     #[serde(deny_unknown_fields)]
