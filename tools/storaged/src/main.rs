@@ -1,2 +1,143 @@
+//! storaged: serves stores over NVMe/TCP. One reactor thread for data, one thread for control.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod app;
+mod bridge;
+mod config;
+mod control;
+mod faults;
+mod hosts;
+mod metrics;
+mod namespaces;
+mod vendor;
+
+use crate::app::{CONTROL_TOKEN, ROOM_TARGET, Storaged};
+use crate::bridge::{Fill, NEWS_MAX, ORDERS_MAX, Order};
+use crate::config::StoragedConfig;
+use crate::control::Control;
+use anyhow::{Context, Result};
+use clap::Parser;
+use daemon::identity::Identity;
+use daemon::{Cli, service};
+use nvmf::target::{Target, TargetConfig};
+use reactor::{Driver, Mailbox, UringConfig, UringDriver};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+/// NQN of a server's subsystem.
+pub(crate) fn subsystem_nqn(server: Uuid) -> String {
+    format!("nqn.2026-01.io.ublkstor:storaged:{server}")
+}
+
+/// What the target says of itself.
+fn subsystem(server: Uuid) -> nvmf::proto::controller::Identity {
+    let serial: String = server.simple().to_string().chars().take(20).collect();
+    let firmware = env!("CARGO_PKG_VERSION").chars().take(8).collect();
+    nvmf::proto::controller::Identity {
+        subnqn: subsystem_nqn(server),
+        serial,
+        firmware,
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let config: StoragedConfig = match daemon::config::load_or_exit(&cli) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    match service::init_logging(&cli.log)
+        .map_err(anyhow::Error::msg)
+        .and_then(|()| serve(config))
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("storaged: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts both threads and waits for both.
+fn serve(config: StoragedConfig) -> Result<()> {
+    let identity = Identity::load_or_create(&config.data_dir)?;
+    let ring = UringConfig {
+        arena: config.arena.to_reactor(),
+        ..UringConfig::default()
+    };
+    let mut driver = UringDriver::new(ring)?;
+    tracing::info!("{}", driver.features());
+    let bell = driver.doorbell(CONTROL_TOKEN)?;
+    let orders = Arc::new(Mailbox::new(ORDERS_MAX, bell));
+    let (news, news_receiver) = mpsc::channel(NEWS_MAX);
+    let fills: Arc<[Fill]> = config.stores.iter().map(|_| Fill::default()).collect();
+
+    let control = thread::Builder::new().name("control".to_owned()).spawn({
+        let (config, orders, fills) = (config.clone(), Arc::clone(&orders), Arc::clone(&fills));
+        let identity = identity.clone();
+        move || run_control(config, identity, orders, news_receiver, fills)
+    })?;
+    let target = Target::new(TargetConfig::new(ROOM_TARGET, subsystem(identity.uuid)));
+    let mut app = Storaged::new(config, target, orders, news, fills);
+    driver.run(&mut app);
+    drop(app);
+    control
+        .join()
+        .map_err(|_| anyhow::anyhow!("the control thread panicked"))?
+}
+
+/// The control thread: metad, metrics, signals.
+fn run_control(
+    config: StoragedConfig,
+    identity: Identity,
+    orders: Arc<Mailbox<Order>>,
+    news: bridge::NewsReceiver,
+    fills: Arc<[Fill]>,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let local = tokio::task::LocalSet::new();
+    let ended = local.block_on(&runtime, async {
+        let metrics_listen = config.metrics_listen;
+        let control = Control::new(config, identity, Arc::clone(&orders), news, fills);
+        let scraped = async {
+            match metrics_listen {
+                Some(listen) => daemon::metrics::serve(listen, || scrape(&orders))
+                    .await
+                    .with_context(|| format!("cannot serve /metrics on {listen}")),
+                None => std::future::pending().await,
+            }
+        };
+        let run = control.run();
+        tokio::pin!(run);
+        tokio::select! {
+            ended = &mut run => return ended,
+            ended = scraped => return ended,
+            signal = service::stop_requested() => tracing::info!(signal = signal?, "asked to stop"),
+        }
+        service::notify_stopping();
+        anyhow::ensure!(
+            orders.send(Order::Stop).is_ok(),
+            "the reactor does not take orders"
+        );
+        // The reactor ends when its stores are closed; its end of the news closes with it.
+        run.await
+    });
+    if ended.is_err() {
+        // The reactor must not go on alone; a full mailbox means that it is beyond orders anyway.
+        drop(orders.send(Order::Stop));
+    }
+    ended
+}
+
+async fn scrape(orders: &Mailbox<Order>) -> prometheus_client::registry::Registry {
+    let (answer, answered) = oneshot::channel();
+    if orders.send(Order::Metrics(answer)).is_err() {
+        return prometheus_client::registry::Registry::default();
+    }
+    answered.await.unwrap_or_default()
+}

@@ -1,0 +1,141 @@
+//! `storaged.toml`.
+
+use daemon::config::{ArenaConfig, Config, Senseless};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The whole file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StoragedConfig {
+    /// Name of this server, unique in the cluster.
+    pub(crate) name: String,
+    /// Where the server's identity is kept.
+    pub(crate) data_dir: PathBuf,
+    /// Where the NVMe/TCP target listens.
+    pub(crate) listen: SocketAddr,
+    /// The address others reach it at, if it differs from `listen`.
+    #[serde(default)]
+    pub(crate) advertise: Option<SocketAddr>,
+    /// Addresses of the metad members.
+    pub(crate) metad: Vec<SocketAddr>,
+    /// Failure-domain and other labels.
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Where `/metrics` answers; absent: nowhere.
+    #[serde(default)]
+    pub(crate) metrics_listen: Option<SocketAddr>,
+    /// How often usage is reported and liveness shown, in milliseconds.
+    #[serde(default = "report_interval_ms_default")]
+    pub(crate) report_interval_ms: u64,
+    /// Buffers of the reactor.
+    #[serde(default)]
+    pub(crate) arena: ArenaConfig,
+    /// The stores.
+    #[serde(default, rename = "store")]
+    pub(crate) stores: Vec<StoreConfig>,
+}
+
+const fn report_interval_ms_default() -> u64 {
+    5_000
+}
+
+/// One store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StoreConfig {
+    /// A block device prepared with `ubsctl store prepare`, or a regular file.
+    pub(crate) path: PathBuf,
+    /// For a regular file that does not exist yet: create and prepare it with this size, in bytes.
+    #[serde(default)]
+    pub(crate) create_bytes: Option<u64>,
+}
+
+impl Config for StoragedConfig {
+    fn check(&self) -> Result<(), Senseless> {
+        if self.name.is_empty() {
+            return Err(Senseless::new("name", "\"\"", "give the server a name"));
+        }
+        if self.metad.is_empty() {
+            return Err(Senseless::new(
+                "metad",
+                "[]",
+                "name at least one metad address",
+            ));
+        }
+        if self.stores.is_empty() {
+            return Err(Senseless::new(
+                "store",
+                "[]",
+                "add at least one [[store]] with a path",
+            ));
+        }
+        let advertised = self.advertise.unwrap_or(self.listen);
+        if advertised.ip().is_unspecified() {
+            return Err(Senseless::new(
+                "advertise",
+                advertised,
+                "clients cannot connect to an unspecified address; set advertise to this host's",
+            ));
+        }
+        for (i, store) in self.stores.iter().enumerate() {
+            if self.stores[..i]
+                .iter()
+                .any(|other| other.path == store.path)
+            {
+                let path = store.path.display();
+                return Err(Senseless::new(
+                    "store.path",
+                    path,
+                    "is listed twice; remove one",
+                ));
+            }
+        }
+        if !(100..=60_000).contains(&self.report_interval_ms) {
+            let found = self.report_interval_ms;
+            return Err(Senseless::new(
+                "report_interval_ms",
+                found,
+                "use 100 to 60000",
+            ));
+        }
+        self.arena.check()
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    const GOOD: &str = r#"
+        name = "s1"
+        data_dir = "state"
+        listen = "127.0.0.1:4420"
+        metad = ["127.0.0.1:7001"]
+        [[store]]
+        path = "s1.img"
+    "#;
+
+    fn parse(text: &str) -> StoragedConfig {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn the_smallest_file_is_good() {
+        parse(GOOD).check().unwrap();
+    }
+
+    #[test]
+    fn an_unspecified_address_is_not_advertised() {
+        let config = parse(&GOOD.replace("127.0.0.1:4420", "0.0.0.0:4420"));
+        assert_eq!(config.check().unwrap_err().key, "advertise");
+    }
+
+    #[test]
+    fn a_store_listed_twice_is_refused() {
+        let config = parse(&format!("{GOOD}\n[[store]]\npath = \"s1.img\"\n"));
+        assert_eq!(config.check().unwrap_err().key, "store.path");
+    }
+}

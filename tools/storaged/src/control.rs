@@ -1,0 +1,317 @@
+//! The control thread: joins the cluster, learns which slices to hold, reports.
+
+use crate::bridge::{Fill, News, NewsReceiver, Order};
+use crate::config::StoragedConfig;
+use crate::hosts;
+use anyhow::{Context, Result};
+use control::api::{ReportContents, Reporter, StoreHealth, StoreReport};
+use control::client::{ClientConfig, MetadClient, MetadError, ReportHandle};
+use control::core::{DesiredSlice, NewServer, NewStore};
+use daemon::identity::Identity;
+use daemon::service;
+use reactor::Mailbox;
+use shardmap::units::{Nsid, ServerId, StoreId};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use store::{OpenFacts, SliceSpec};
+use uuid::Uuid;
+
+/// A store as control knows it.
+#[derive(Debug, Default)]
+struct Known {
+    facts: Option<OpenFacts>,
+    failure: Option<String>,
+    id: Option<StoreId>,
+}
+
+/// What the control thread is made of.
+pub(crate) struct Control {
+    config: StoragedConfig,
+    identity: Identity,
+    client: MetadClient,
+    orders: Arc<Mailbox<Order>>,
+    news: NewsReceiver,
+    stores: Vec<Known>,
+    fills: Arc<[Fill]>,
+    /// Size last ordered for a slice that is there, so that it is ordered again only to grow.
+    made: BTreeMap<Nsid, u64>,
+    /// Slices ordered and not yet answered.
+    ordered: BTreeMap<Nsid, DesiredSlice>,
+}
+
+impl Control {
+    /// Puts the parts together.
+    pub(crate) fn new(
+        config: StoragedConfig,
+        identity: Identity,
+        orders: Arc<Mailbox<Order>>,
+        news: NewsReceiver,
+        fills: Arc<[Fill]>,
+    ) -> Self {
+        let members = config.metad.iter().map(ToString::to_string).collect();
+        let mut client_config =
+            ClientConfig::new(members, concat!("storaged/", env!("CARGO_PKG_VERSION")));
+        client_config.heartbeat_ms = config.report_interval_ms;
+        let stores = config.stores.iter().map(|_| Known::default()).collect();
+        Self {
+            client: MetadClient::new(client_config),
+            config,
+            identity,
+            orders,
+            news,
+            stores,
+            fills,
+            made: BTreeMap::new(),
+            ordered: BTreeMap::new(),
+        }
+    }
+
+    /// Runs until the reactor thread is gone.
+    ///
+    /// # Errors
+    /// What cannot be helped by waiting: a refusal of metad, a data directory that cannot be
+    /// written.
+    pub(crate) async fn run(mut self) -> Result<()> {
+        self.learn_cluster().await?;
+        let cluster = self.identity.cluster.expect("just learnt");
+        // Clients that were known before the last stop may come back before metad does.
+        self.order(Order::Hosts(hosts::load(&self.config.data_dir)?))
+            .await;
+        self.order(Order::Open { cluster }).await;
+        let Some(address) = self.wait_until_listening().await else {
+            return Ok(());
+        };
+        let opened = self.stores.iter().filter(|s| s.facts.is_some()).count();
+        service::notify_ready(&format!(
+            "serving {opened} of {} stores on {address}",
+            self.stores.len()
+        ));
+        let server = self.register(cluster, address).await?;
+        self.follow(server).await
+    }
+
+    /// A data directory that has joined a cluster serves it without asking metad.
+    async fn learn_cluster(&mut self) -> Result<()> {
+        if self.identity.cluster.is_some() {
+            return Ok(());
+        }
+        service::notify_status("waiting for metad to say which cluster this is");
+        loop {
+            match self.client.cluster().await {
+                Ok(view) => {
+                    tracing::info!(cluster = %view.uuid, name = view.name, "joined the cluster");
+                    self.identity.cluster = Some(view.uuid);
+                    return Ok(self.identity.save(&self.config.data_dir)?);
+                }
+                Err(error) => tracing::warn!(%error, "cannot learn the cluster yet"),
+            }
+        }
+    }
+
+    async fn wait_until_listening(&mut self) -> Option<SocketAddr> {
+        loop {
+            if let News::Listening { address } = self.next_news().await? {
+                return Some(address);
+            }
+        }
+    }
+
+    async fn next_news(&mut self) -> Option<News> {
+        let news = self.news.recv().await?;
+        match &news {
+            News::StoreOpened { store_index, facts } => {
+                self.stores[*store_index].facts = Some((**facts).clone());
+            }
+            News::StoreFailed { store_index, why } => {
+                self.stores[*store_index].failure = Some(why.clone());
+            }
+            News::Listening { .. } | News::SliceDone { .. } => {}
+        }
+        Some(news)
+    }
+
+    async fn register(&mut self, cluster: Uuid, listening: SocketAddr) -> Result<ServerId> {
+        let address = match self.config.advertise {
+            Some(advertise) if advertise.port() == 0 => {
+                SocketAddr::new(advertise.ip(), listening.port())
+            }
+            Some(advertise) => advertise,
+            None => listening,
+        };
+        let server = NewServer {
+            cluster: Some(cluster),
+            uuid: self.identity.uuid,
+            name: self.config.name.clone(),
+            address,
+            subsystem_nqn: crate::subsystem_nqn(self.identity.uuid),
+            labels: self.config.labels.clone(),
+        };
+        let server = self.persist(|c| {
+            let server = server.clone();
+            async move { c.register_server(server).await }
+        });
+        let server = server.await.context("metad refused this server")?;
+        tracing::info!(%server, %address, "registered");
+        for index in 0..self.stores.len() {
+            let Some(facts) = &self.stores[index].facts else {
+                continue;
+            };
+            let new = NewStore {
+                cluster,
+                server,
+                uuid: Uuid::from_bytes(facts.store),
+                size_bytes: facts.capacity_bytes,
+            };
+            let id = self
+                .persist(|c| async move { c.register_store(new).await })
+                .await;
+            let path = self.config.stores[index].path.display();
+            let id = id.with_context(|| format!("metad refused the store {path}"))?;
+            tracing::info!(store = %id, %path, "registered");
+            self.stores[index].id = Some(id);
+        }
+        Ok(server)
+    }
+
+    /// Asks again while metad cannot be reached; only a refusal ends it.
+    async fn persist<T, F, G>(&self, ask: F) -> Result<T, MetadError>
+    where
+        F: Fn(MetadClient) -> G,
+        G: Future<Output = Result<T, MetadError>>,
+    {
+        loop {
+            match ask(self.client.clone()).await {
+                Err(error) if matches!(error, MetadError::Unreachable { .. }) => {
+                    tracing::warn!(%error, "metad does not answer; serving goes on");
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Follows the desired state and reports, until the reactor is gone.
+    async fn follow(&mut self, server: ServerId) -> Result<()> {
+        let reporter = self.client.reporter(Reporter::Server(server));
+        let every = Duration::from_millis(self.config.report_interval_ms);
+        let mut report_due = tokio::time::interval(every);
+        let mut after = 0;
+        let client = self.client.clone();
+        let watch = client.watch_slices(server, after);
+        tokio::pin!(watch);
+        loop {
+            tokio::select! {
+                desire = &mut watch => {
+                    let desire = desire.context("metad ended the watch")?;
+                    after = desire.index;
+                    watch.set(client.watch_slices(server, after));
+                    hosts::save(&self.config.data_dir, &desire.host_nqns)?;
+                    self.order(Order::Hosts(desire.host_nqns)).await;
+                    self.order_slices(desire.slices).await;
+                }
+                news = self.next_news() => match news {
+                    None => return Ok(()),
+                    Some(News::SliceDone { nsid, removal, refused, .. }) => {
+                        self.slice_done(nsid, removal, refused).await;
+                    }
+                    Some(News::StoreOpened { .. } | News::StoreFailed { .. } | News::Listening { .. }) => {}
+                },
+                _ = report_due.tick() => self.report(&reporter),
+            }
+        }
+    }
+
+    async fn order_slices(&mut self, slices: Vec<DesiredSlice>) {
+        for slice in slices {
+            let position = self.stores.iter().position(|s| s.id == Some(slice.store));
+            let Some(store_index) = position else {
+                tracing::warn!(store = %slice.store, nsid = %slice.nsid, "metad wants a slice on a store that is not open here");
+                continue;
+            };
+            if self.ordered.contains_key(&slice.nsid) {
+                continue;
+            }
+            if slice.remove {
+                self.order(Order::Remove {
+                    store_index,
+                    nsid: slice.nsid,
+                })
+                .await;
+            } else if self.made.get(&slice.nsid) != Some(&slice.size_blocks) {
+                let spec = SliceSpec {
+                    nsid: slice.nsid,
+                    volume: slice.volume,
+                    size_blocks: slice.size_blocks,
+                    shape: slice.shape,
+                    position: slice.position,
+                    open_access: slice.open_access,
+                };
+                self.order(Order::Create { store_index, spec }).await;
+            } else {
+                continue;
+            }
+            self.ordered.insert(slice.nsid, slice);
+        }
+    }
+
+    async fn slice_done(&mut self, nsid: Nsid, removal: bool, refused: Option<String>) {
+        let Some(slice) = self.ordered.remove(&nsid) else {
+            return;
+        };
+        if let Some(why) = refused {
+            tracing::error!(%nsid, volume = %slice.volume, why, "the slice could not be made or removed");
+            return;
+        }
+        let told = if removal {
+            self.made.remove(&nsid);
+            self.persist(|c| async move { c.confirm_slice_gone(slice.store, nsid).await })
+                .await
+        } else {
+            self.made.insert(nsid, slice.size_blocks);
+            if slice.confirmed {
+                return;
+            }
+            self.persist(|c| async move { c.confirm_slice(slice.store, nsid).await })
+                .await
+        };
+        if let Err(error) = told {
+            tracing::warn!(%nsid, %error, "metad did not take the confirmation");
+        }
+    }
+
+    fn report(&self, reporter: &ReportHandle) {
+        let stores = self
+            .stores
+            .iter()
+            .zip(self.fills.iter())
+            .filter_map(|(known, fill)| {
+                let (used_bytes, size_bytes) = fill.read();
+                let health = match known.failure {
+                    Some(_) => StoreHealth::Faulted,
+                    None => StoreHealth::Online,
+                };
+                let note = known.failure.clone().unwrap_or_default();
+                Some(StoreReport {
+                    store: known.id?,
+                    health,
+                    used_bytes,
+                    size_bytes,
+                    note,
+                })
+            });
+        reporter.update(ReportContents {
+            stores: stores.collect(),
+            ..ReportContents::default()
+        });
+    }
+
+    /// Hands an order to the reactor; waits while its mailbox is full.
+    async fn order(&self, order: Order) {
+        let mut order = order;
+        while let Err(back) = self.orders.send(order) {
+            order = back;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}

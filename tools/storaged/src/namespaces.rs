@@ -1,0 +1,530 @@
+//! Slices as NVMe namespaces: commands of the target become requests to stores, answers find back.
+
+use crate::bridge::Fill;
+use crate::faults::status_of;
+use crate::vendor;
+use nvmf::proto::status::Status;
+use nvmf::target::{
+    AssociationId, Command, CommandId, CommandKind, NamespaceFacts, Namespaces, Reply, ReplyData,
+};
+use reactor::{Completion, Driver};
+use shardmap::units::{BlockRange, Blocks, EXTENT_BLOCKS, Generation, Lba, Nsid};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use store::{SliceSpec, SliceState, Store, StoreEvent, StoreOp, StoreReply, StoreRequest};
+use uuid::Uuid;
+
+/// Requests that control makes carry this bit, so that their answers are told from the target's.
+const CONTROL_BIT: u64 = 1 << 63;
+/// Farewells carry this one; nobody waits for their answers.
+const FAREWELL_BIT: u64 = 1 << 62;
+
+/// What a request to a store was made for.
+#[derive(Debug)]
+struct Pending {
+    id: CommandId,
+    /// The opcode and longest answer of a vendor command.
+    vendor: Option<(u8, u32)>,
+    /// Of a Deallocate: ranges still unanswered, beside this one.
+    group: Option<u64>,
+}
+
+/// A Deallocate of several ranges is answered once, when the last range is.
+#[derive(Debug)]
+struct Group {
+    left: usize,
+    worst: Status,
+}
+
+/// The stores of this server, seen as namespaces.
+pub(crate) struct Slices {
+    stores: Vec<Option<Store>>,
+    fills: Arc<[Fill]>,
+    /// Which store holds a slice.
+    homes: BTreeMap<u32, usize>,
+    hosts: BTreeSet<String>,
+    pending: BTreeMap<u64, Pending>,
+    groups: BTreeMap<u64, Group>,
+    next_id: u64,
+    /// Events of stores by their place, not yet handled.
+    events: Vec<(usize, StoreEvent)>,
+    scratch: Vec<StoreEvent>,
+    replies: Vec<Reply>,
+}
+
+/// What the app must know of a store's events, beyond answers to the target.
+#[derive(Debug)]
+pub(crate) enum Notable {
+    /// The store serves.
+    Opened(usize, Box<store::OpenFacts>),
+    /// It does not.
+    Failed(usize, String),
+    /// It must not be trusted any more.
+    Poisoned(usize, String),
+    /// It is closed, clean.
+    Stopped(usize),
+    /// Control's request is answered.
+    SliceDone {
+        /// The slice.
+        nsid: Nsid,
+        /// It was to be removed.
+        removal: bool,
+        /// Why not.
+        refused: Option<String>,
+    },
+}
+
+impl Slices {
+    /// No store is open yet.
+    pub(crate) fn new(fills: Arc<[Fill]>) -> Self {
+        Self {
+            stores: Vec::new(),
+            fills,
+            homes: BTreeMap::new(),
+            hosts: BTreeSet::new(),
+            pending: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            next_id: 0,
+            events: Vec::new(),
+            scratch: Vec::new(),
+            replies: Vec::new(),
+        }
+    }
+
+    /// Begins to open a store; [`Notable::Opened`] or [`Notable::Failed`] follows. Stores are
+    /// opened in the order of their places.
+    pub(crate) fn open(&mut self, io: &mut dyn Driver, room: u8, path: &Path, cluster: Uuid) {
+        let index = self.stores.len();
+        let place = u32::try_from(index).expect("a handful of stores");
+        let mut events = std::mem::take(&mut self.scratch);
+        match Store::open(io, (room, place), path, cluster, &mut events) {
+            Ok(store) => self.stores.push(Some(store)),
+            Err(fault) => {
+                self.stores.push(None);
+                events.push(StoreEvent::OpenFailed(fault));
+            }
+        }
+        self.keep(index, events);
+    }
+
+    /// Stores that are open or opening, with their places.
+    pub(crate) fn stores(&self) -> impl Iterator<Item = (usize, &Store)> {
+        self.stores
+            .iter()
+            .enumerate()
+            .filter_map(|(i, s)| Some((i, s.as_ref()?)))
+    }
+
+    /// Hosts that may connect.
+    pub(crate) fn admit_hosts(&mut self, nqns: Vec<String>) {
+        self.hosts = nqns.into_iter().collect();
+    }
+
+    /// A completion of a store's own IO.
+    pub(crate) fn on_completion(&mut self, io: &mut dyn Driver, completion: Completion) {
+        let index = completion.token.index as usize;
+        let mut events = std::mem::take(&mut self.scratch);
+        if let Some(store) = &mut self.stores[index] {
+            store.on_completion(io, completion, &mut events);
+        }
+        self.keep(index, events);
+    }
+
+    fn keep(&mut self, index: usize, mut events: Vec<StoreEvent>) {
+        self.events.extend(events.drain(..).map(|e| (index, e)));
+        self.scratch = events;
+    }
+
+    fn submit(&mut self, io: &mut dyn Driver, index: usize, request: StoreRequest) {
+        let mut events = std::mem::take(&mut self.scratch);
+        match &mut self.stores[index] {
+            Some(store) => store.submit(io, request, &mut events),
+            None => {
+                let result = Err(store::StoreFault::Stopping);
+                events.push(StoreEvent::Reply {
+                    id: request.id,
+                    result,
+                });
+            }
+        }
+        self.keep(index, events);
+    }
+
+    /// Makes or grows a slice for control.
+    pub(crate) fn create(&mut self, io: &mut dyn Driver, index: usize, spec: SliceSpec) {
+        let id = CONTROL_BIT | u64::from(spec.nsid.0) << 1;
+        let op = StoreOp::CreateSlice(spec);
+        self.submit(
+            io,
+            index,
+            StoreRequest {
+                id,
+                slice: spec.nsid,
+                association: 0,
+                op,
+            },
+        );
+    }
+
+    /// Removes a slice for control.
+    pub(crate) fn remove(&mut self, io: &mut dyn Driver, index: usize, nsid: Nsid) {
+        let id = CONTROL_BIT | u64::from(nsid.0) << 1 | 1;
+        let op = StoreOp::RemoveSlice;
+        self.submit(
+            io,
+            index,
+            StoreRequest {
+                id,
+                slice: nsid,
+                association: 0,
+                op,
+            },
+        );
+    }
+
+    /// Stops every store in order; each answers with [`Notable::Stopped`].
+    pub(crate) fn stop(&mut self, io: &mut dyn Driver) {
+        for index in 0..self.stores.len() {
+            let mut events = std::mem::take(&mut self.scratch);
+            if let Some(store) = &mut self.stores[index] {
+                store.stop(io, &mut events);
+            }
+            self.keep(index, events);
+        }
+    }
+
+    /// Hands out what is to be answered to the target.
+    pub(crate) fn take_replies(&mut self) -> Vec<Reply> {
+        std::mem::take(&mut self.replies)
+    }
+
+    /// Works off the stores' events; `None` when there are no more.
+    pub(crate) fn next_notable(&mut self) -> Option<Notable> {
+        loop {
+            if self.events.is_empty() {
+                return None;
+            }
+            let (index, event) = self.events.remove(0);
+            if let Some(notable) = self.on_event(index, event) {
+                return Some(notable);
+            }
+        }
+    }
+
+    fn on_event(&mut self, index: usize, event: StoreEvent) -> Option<Notable> {
+        match event {
+            StoreEvent::Opened(facts) => {
+                for slice in &facts.slices {
+                    self.homes.insert(slice.spec.nsid.0, index);
+                }
+                self.publish(index);
+                Some(Notable::Opened(index, facts))
+            }
+            StoreEvent::OpenFailed(fault) => {
+                self.stores[index] = None;
+                Some(Notable::Failed(index, fault.to_string()))
+            }
+            StoreEvent::Poisoned(fault) => Some(Notable::Poisoned(index, fault.to_string())),
+            StoreEvent::Stopped => {
+                self.stores[index] = None;
+                Some(Notable::Stopped(index))
+            }
+            StoreEvent::Reply { id, .. } if id & FAREWELL_BIT != 0 => None,
+            StoreEvent::Reply { id, result } if id & CONTROL_BIT != 0 => {
+                Some(self.on_slice_done(index, id, result.err().map(|f| f.to_string())))
+            }
+            StoreEvent::Reply { id, result } => {
+                let pending = self
+                    .pending
+                    .remove(&id)
+                    .expect("a store answers each request once");
+                self.on_answer(pending, result);
+                None
+            }
+        }
+    }
+
+    fn on_slice_done(&mut self, index: usize, id: u64, refused: Option<String>) -> Notable {
+        let number = (id & !CONTROL_BIT) >> 1;
+        let nsid = u32::try_from(number).expect("ids of control hold an NSID");
+        let removal = id & 1 == 1;
+        if refused.is_none() {
+            if removal {
+                self.homes.remove(&nsid);
+            } else {
+                self.homes.insert(nsid, index);
+            }
+        }
+        self.publish(index);
+        Notable::SliceDone {
+            nsid: Nsid(nsid),
+            removal,
+            refused,
+        }
+    }
+
+    fn on_answer(&mut self, pending: Pending, result: Result<StoreReply, store::StoreFault>) {
+        let status = match &result {
+            Ok(_) => Status::SUCCESS,
+            Err(fault) => status_of(fault),
+        };
+        if let Some(group) = pending.group {
+            return self.on_group_part(pending.id, group, status);
+        }
+        let reply = match (result, pending.vendor) {
+            (Ok(StoreReply::Read(buf)), None) => Reply {
+                id: pending.id,
+                status,
+                result: 0,
+                data: ReplyData::Buf(buf.freeze()),
+            },
+            (Ok(reply), Some((op, max))) => match vendor::answer(op, &reply, max) {
+                Ok((result, data)) if data.is_empty() => Reply {
+                    id: pending.id,
+                    status,
+                    result,
+                    data: ReplyData::None,
+                },
+                Ok((result, data)) => Reply {
+                    id: pending.id,
+                    status,
+                    result,
+                    data: ReplyData::Bytes(data),
+                },
+                Err(status) => refusal(pending.id, status),
+            },
+            (Ok(_) | Err(_), _) => refusal(pending.id, status),
+        };
+        self.replies.push(reply);
+    }
+
+    fn on_group_part(&mut self, id: CommandId, group: u64, status: Status) {
+        let parts = self
+            .groups
+            .get_mut(&group)
+            .expect("a group lives until its last part");
+        parts.left -= 1;
+        if !status.is_success() {
+            parts.worst = status;
+        }
+        if parts.left == 0 {
+            let worst = parts.worst;
+            self.groups.remove(&group);
+            self.replies.push(refusal(id, worst));
+        }
+    }
+
+    /// Publishes the fill of a store.
+    fn publish(&self, index: usize) {
+        if let Some(store) = &self.stores[index] {
+            self.fills[index].publish(store.usage());
+        }
+    }
+
+    /// Publishes the fill of every store.
+    pub(crate) fn publish_all(&self) {
+        for (index, _) in self.stores() {
+            self.publish(index);
+        }
+    }
+
+    fn slice(&self, nsid: u32) -> Option<SliceState> {
+        let home = *self.homes.get(&nsid)?;
+        self.stores[home].as_ref()?.slice(Nsid(nsid))
+    }
+
+    fn begin(&mut self, io: &mut dyn Driver, command: &Head, op: StoreOp, pending: Pending) {
+        let id = self.next_id;
+        self.next_id = (self.next_id + 1) & !(CONTROL_BIT | FAREWELL_BIT);
+        self.pending.insert(id, pending);
+        let association = command.association.0;
+        let slice = Nsid(command.nsid);
+        self.submit(
+            io,
+            command.home,
+            StoreRequest {
+                id,
+                slice,
+                association,
+                op,
+            },
+        );
+    }
+
+    fn begin_deallocate(&mut self, io: &mut dyn Driver, head: &Head, ranges: &[(u64, u32)]) {
+        let ranges: Vec<BlockRange> = ranges
+            .iter()
+            .filter_map(|(at, n)| BlockRange::new(Lba(*at), Blocks(*n)))
+            .collect();
+        if ranges.is_empty() {
+            self.replies.push(refusal(head.id, Status::SUCCESS));
+            return;
+        }
+        let group = self.next_id;
+        self.groups.insert(
+            group,
+            Group {
+                left: ranges.len(),
+                worst: Status::SUCCESS,
+            },
+        );
+        for range in ranges {
+            let pending = Pending {
+                id: head.id,
+                vendor: None,
+                group: Some(group),
+            };
+            let op = StoreOp::Zero {
+                range,
+                deallocate: true,
+                fua: false,
+            };
+            self.begin(io, head, op, pending);
+        }
+    }
+}
+
+/// An answer without data: a refusal, or plain success.
+fn refusal(id: CommandId, status: Status) -> Reply {
+    Reply {
+        id,
+        status,
+        result: 0,
+        data: ReplyData::None,
+    }
+}
+
+/// What all parts of a command share.
+struct Head {
+    id: CommandId,
+    association: AssociationId,
+    nsid: u32,
+    home: usize,
+}
+
+impl Namespaces for Slices {
+    fn admits_host(&self, host_nqn: &str) -> bool {
+        self.hosts.contains(host_nqn)
+    }
+
+    /// Only what a host can use without a session is offered: a block device that refuses every
+    /// command helps nobody. clientd knows its slices from metad.
+    fn list(&self, _host_nqn: &str) -> Vec<u32> {
+        let open = |nsid: &u32| self.slice(*nsid).is_some_and(|s| s.spec.open_access);
+        self.homes.keys().copied().filter(open).collect()
+    }
+
+    fn identify(&self, nsid: u32) -> Option<NamespaceFacts> {
+        let slice = self.slice(nsid)?;
+        let mut nguid = slice.spec.volume.0;
+        // One volume has a namespace on each of its stores; they hold different shards and are no
+        // paths to one another, so their identities must differ.
+        for (byte, salt) in nguid.iter_mut().rev().zip(nsid.to_le_bytes()) {
+            *byte ^= salt;
+        }
+        Some(NamespaceFacts {
+            size_blocks: slice.spec.size_blocks,
+            used_blocks: slice.used_blocks,
+            nguid,
+            uuid: nguid,
+            thin: true,
+            deallocate_blocks: u16::try_from(EXTENT_BLOCKS).expect("an extent is small"),
+        })
+    }
+
+    fn admit(&mut self, io: &mut dyn Driver, command: Command) {
+        let Command {
+            id,
+            association,
+            nsid,
+            kind,
+        } = command;
+        let Some(&home) = self.homes.get(&nsid) else {
+            self.replies.push(refusal(id, Status::INVALID_NAMESPACE));
+            return;
+        };
+        let head = Head {
+            id,
+            association,
+            nsid,
+            home,
+        };
+        let plain = |id| Pending {
+            id,
+            vendor: None,
+            group: None,
+        };
+        let range = |slba, blocks| BlockRange::new(Lba(slba), Blocks(blocks));
+        let op = match kind {
+            CommandKind::Read { slba, blocks, into } => {
+                range(slba, blocks).map(|range| StoreOp::Read { range, into })
+            }
+            CommandKind::Write {
+                slba,
+                blocks,
+                fua,
+                data,
+                tag,
+            } => range(slba, blocks).map(|range| StoreOp::Write {
+                range,
+                data,
+                fua,
+                generation: Generation(tag),
+            }),
+            CommandKind::Flush => Some(StoreOp::Flush),
+            CommandKind::WriteZeroes {
+                slba,
+                blocks,
+                deallocate,
+                fua,
+            } => range(slba, blocks).map(|range| StoreOp::Zero {
+                range,
+                deallocate,
+                fua,
+            }),
+            CommandKind::Deallocate { ranges } => {
+                return self.begin_deallocate(io, &head, &ranges);
+            }
+            CommandKind::Vendor {
+                opcode,
+                cdw10_15,
+                data,
+                reply_len_bytes,
+            } => match vendor::operation(opcode, cdw10_15, data.as_deref()) {
+                Ok(op) => {
+                    let vendor = Some((opcode, reply_len_bytes));
+                    return self.begin(
+                        io,
+                        &head,
+                        op,
+                        Pending {
+                            id,
+                            vendor,
+                            group: None,
+                        },
+                    );
+                }
+                Err(status) => return self.replies.push(refusal(id, status)),
+            },
+        };
+        match op {
+            Some(op) => self.begin(io, &head, op, plain(id)),
+            None => self.replies.push(refusal(id, Status::LBA_OUT_OF_RANGE)),
+        }
+    }
+
+    fn on_association_gone(&mut self, io: &mut dyn Driver, association: AssociationId) {
+        for index in 0..self.stores.len() {
+            let id = FAREWELL_BIT;
+            let op = StoreOp::AssociationGone;
+            let request = StoreRequest {
+                id,
+                slice: Nsid(0),
+                association: association.0,
+                op,
+            };
+            self.submit(io, index, request);
+        }
+    }
+}

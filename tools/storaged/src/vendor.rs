@@ -1,0 +1,190 @@
+//! Vendor admin commands in terms of the store, and its answers in terms of the wire.
+//! `docs/protocol.md` describes them byte by byte.
+
+use nvmf::proto::status::Status;
+use nvmf::proto::vendor::{self, opcode};
+use roaring::RoaringBitmap;
+use shardmap::units::{
+    BlockRange, Blocks, Epoch, Lba, MembershipSeq, RegionIndex, VolumeId, WriteTick,
+};
+use store::{SliceState, Stamp, StoreOp, StoreReply};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Reads a command. CDW10 (version) to CDW15 as given, `data` as transferred.
+pub(crate) fn operation(op: u8, cdws: [u32; 6], data: Option<&[u8]>) -> Result<StoreOp, Status> {
+    let [version, cdw11, cdw12, cdw13, ..] = cdws;
+    if version & 0xffff != u32::from(vendor::PROTOCOL_VERSION) {
+        return Err(Status::PROTOCOL_VERSION);
+    }
+    let data = data.unwrap_or_default();
+    let long = u64::from(cdw11) | u64::from(cdw12) << 32;
+    match op {
+        opcode::OPEN_SLICE => {
+            let open: vendor::OpenSlice = fixed(data)?;
+            let (epoch, volume) = (Epoch(open.epoch.get()), VolumeId(open.volume));
+            Ok(StoreOp::OpenSession { epoch, volume })
+        }
+        opcode::SLICE_STATE => Ok(StoreOp::ReadState),
+        opcode::CLOSE_SLICE => Ok(StoreOp::CloseSession),
+        opcode::STAMP_SLICE => Ok(StoreOp::Stamp(stamp(data)?)),
+        opcode::COMPLETE_SLICE => Ok(StoreOp::Complete(stamp(data)?)),
+        opcode::TICK => Ok(StoreOp::Tick),
+        opcode::STABLE => Ok(StoreOp::Stable {
+            tick: WriteTick(long),
+            idle_ticks: cdw13,
+        }),
+        opcode::READ_MARKS => Ok(StoreOp::ReadMarks {
+            from: RegionIndex(cdw11),
+        }),
+        opcode::ADD_MARKS => {
+            let regions =
+                RoaringBitmap::deserialize_from(data).map_err(|_| Status::INVALID_FIELD)?;
+            Ok(StoreOp::AddMarks { regions })
+        }
+        opcode::READ_PRESENCE => Ok(StoreOp::ReadPresence {
+            from: RegionIndex(cdw11),
+            regions: cdw12,
+        }),
+        opcode::HASH_RANGE => {
+            let range = BlockRange::new(Lba(long), Blocks(cdw13)).ok_or(Status::INVALID_FIELD)?;
+            Ok(StoreOp::Hash { range })
+        }
+        opcode::SET_INCOMPLETE => Ok(StoreOp::SetIncomplete),
+        _ => Err(Status::INVALID_OPCODE),
+    }
+}
+
+fn fixed<T: FromBytes>(data: &[u8]) -> Result<T, Status> {
+    let (value, _) = T::read_from_prefix(data).map_err(|_| Status::SGL_LENGTH_INVALID)?;
+    Ok(value)
+}
+
+fn stamp(data: &[u8]) -> Result<Stamp, Status> {
+    let wire: vendor::SliceStamp = fixed(data)?;
+    Ok(Stamp {
+        seq: MembershipSeq(wire.seq.get()),
+        in_sync: wire.isr.get(),
+        members: wire.members.get(),
+    })
+}
+
+/// Writes an answer: the completion's result dwords and the data, at most `reply_bytes_max`.
+///
+/// Bitmaps that have a continuation put the next region, plus one, into the result; zero means
+/// that nothing follows.
+pub(crate) fn answer(
+    op: u8,
+    reply: &StoreReply,
+    reply_bytes_max: u32,
+) -> Result<(u64, Vec<u8>), Status> {
+    let (result, data) = match reply {
+        StoreReply::Done | StoreReply::Read(_) => (0, Vec::new()),
+        StoreReply::State(state) if op == opcode::OPEN_SLICE => (state.incarnation.0, Vec::new()),
+        StoreReply::State(state) => (0, state_of(state).as_bytes().to_vec()),
+        StoreReply::Tick(tick) => (tick.0, Vec::new()),
+        StoreReply::Stable { marks_left } => (*marks_left, Vec::new()),
+        StoreReply::Marks { regions, next } => (continuation(*next), bitmap(regions)),
+        StoreReply::Presence { blocks, next } => (continuation(*next), bitmap(blocks)),
+        StoreReply::Hashes(hashes) => (0, hashes.iter().flat_map(|h| h.to_le_bytes()).collect()),
+    };
+    if data.len() > reply_bytes_max as usize {
+        return Err(Status::SGL_LENGTH_INVALID);
+    }
+    Ok((result, data))
+}
+
+fn continuation(next: Option<RegionIndex>) -> u64 {
+    next.map_or(0, |region| u64::from(region.0) + 1)
+}
+
+fn bitmap(set: &RoaringBitmap) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(set.serialized_size());
+    set.serialize_into(&mut bytes)
+        .expect("writing to memory cannot fail");
+    bytes
+}
+
+fn state_of(state: &SliceState) -> vendor::SliceState {
+    let mut flags = 0;
+    if state.clean {
+        flags |= vendor::STATE_CLEAN;
+    }
+    if state.incomplete {
+        flags |= vendor::STATE_INCOMPLETE;
+    }
+    vendor::SliceState {
+        version: vendor::PROTOCOL_VERSION.into(),
+        flags: flags.into(),
+        reserved0: 0.into(),
+        incarnation: state.incarnation.0.into(),
+        lost_at: state.lost_at.0.into(),
+        epoch: state.epoch.0.into(),
+        stamp_seq: state.stamp.seq.0.into(),
+        stamp_isr: state.stamp.in_sync.into(),
+        stamp_members: state.stamp.members.into(),
+        head_generation: state.head.0.into(),
+        mark_count: u32::try_from(state.mark_count).unwrap_or(u32::MAX).into(),
+        tick: state.tick.0.into(),
+        reserved: [0; 56],
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    const V1: u32 = 1;
+
+    #[test]
+    fn another_protocol_version_is_refused_before_anything_is_read() {
+        let refused = operation(opcode::TICK, [2, 0, 0, 0, 0, 0], None).unwrap_err();
+        assert_eq!(refused, Status::PROTOCOL_VERSION);
+    }
+
+    #[test]
+    fn short_data_is_refused() {
+        let cdws = [V1, 0, 0, 0, 0, 0];
+        let refused = operation(opcode::OPEN_SLICE, cdws, Some(&[0; 63])).unwrap_err();
+        assert_eq!(refused, Status::SGL_LENGTH_INVALID);
+        assert!(operation(opcode::ADD_MARKS, cdws, Some(&[1, 2, 3])).is_err());
+    }
+
+    #[test]
+    fn open_carries_epoch_and_volume() {
+        let open = vendor::OpenSlice {
+            version: 1.into(),
+            flags: 0.into(),
+            reserved: 0.into(),
+            epoch: 77.into(),
+            volume: [9; 16],
+            ticket: [0; 32],
+        };
+        let op = operation(
+            opcode::OPEN_SLICE,
+            [V1, 0, 0, 0, 0, 0],
+            Some(open.as_bytes()),
+        );
+        let Ok(StoreOp::OpenSession { epoch, volume }) = op else {
+            panic!("{op:?}")
+        };
+        assert_eq!((epoch, volume), (Epoch(77), VolumeId([9; 16])));
+    }
+
+    #[test]
+    fn a_long_answer_says_where_to_go_on() {
+        let regions: RoaringBitmap = (5..9).collect();
+        let reply = StoreReply::Marks {
+            regions: regions.clone(),
+            next: Some(RegionIndex(0)),
+        };
+        let (result, data) = answer(opcode::READ_MARKS, &reply, 4096).unwrap();
+        assert_eq!(result, 1);
+        assert_eq!(RoaringBitmap::deserialize_from(&data[..]).unwrap(), regions);
+        let last = StoreReply::Marks {
+            regions,
+            next: None,
+        };
+        assert_eq!(answer(opcode::READ_MARKS, &last, 4096).unwrap().0, 0);
+        assert!(answer(opcode::READ_MARKS, &last, 4).is_err());
+    }
+}
