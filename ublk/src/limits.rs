@@ -14,8 +14,9 @@ pub const BLOCK_SECTORS: u32 = BLOCK_BYTES / SECTOR_BYTES;
 /// Largest read or write the kernel may hand us, in bytes: the arena's largest slot.
 pub const IO_BYTES_MAX: u32 = 128 * 1024;
 
-/// Largest discard or write-zeroes, in bytes: what one NVMe Write Zeroes can carry (2^16 blocks).
-pub const RANGE_BYTES_MAX: u32 = 65_536 * BLOCK_BYTES;
+/// Largest discard or write-zeroes, in bytes: 64 MiB, what a volume takes as one operation (16 384
+/// blocks; clientd asserts that the two agree). The kernel splits larger ones.
+pub const RANGE_BYTES_MAX: u32 = 16_384 * BLOCK_BYTES;
 
 /// Preferred IO size told to the file system, as a power of two in bytes: one extent (ADR 0004).
 pub const IO_OPTIMAL_SHIFT: u8 = 16;

@@ -1,0 +1,321 @@
+//! The reactor thread: routes completions between the devices, the volumes and control.
+
+use crate::bridge::{News, NewsSender, Order};
+use crate::disks::{DiskNews, Disks, mark_of};
+use crate::metrics;
+use reactor::{App, Completion, Driver, Mailbox, Token};
+use shardmap::units::VolumeId;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use ublk::{Control, ControlError, DeviceState};
+use volume::{AttachGrant, VolumeEvent, Volumes};
+
+/// The volumes' room: their timers.
+pub(crate) const ROOM_VOLUMES: u8 = 1;
+/// The room of their associations.
+pub(crate) const ROOM_INITIATOR: u8 = 2;
+/// The devices' room; the token's index is the device's.
+pub(crate) const ROOM_DISKS: u8 = 3;
+/// The doorbell of control.
+pub(crate) const ROOM_CONTROL: u8 = 4;
+
+/// Token of control's doorbell.
+pub(crate) const CONTROL_TOKEN: Token = Token {
+    room: ROOM_CONTROL,
+    index: 0,
+    value: 0,
+};
+
+/// Where a volume is between metad and its device.
+#[derive(Debug, PartialEq, Eq)]
+enum Stage {
+    /// Opening stores.
+    Attaching,
+    /// The device is being made or serves.
+    Device,
+    /// The device is to go, then the volume.
+    Leaving,
+    /// The device is gone; the volume closes its sessions.
+    Detaching,
+}
+
+/// A volume on its way in or out.
+#[derive(Debug)]
+struct Guest {
+    stage: Stage,
+    size_blocks: u64,
+}
+
+/// The app of clientd's reactor.
+pub(crate) struct Clientd {
+    orders: Arc<Mailbox<Order>>,
+    news: NewsSender,
+    volumes: Volumes,
+    disks: Disks,
+    guests: BTreeMap<VolumeId, Guest>,
+    events: Vec<VolumeEvent>,
+    disk_news: Vec<DiskNews>,
+}
+
+impl Clientd {
+    /// No volumes yet.
+    pub(crate) fn new(
+        orders: Arc<Mailbox<Order>>,
+        news: NewsSender,
+        volumes: Volumes,
+        disks: Disks,
+    ) -> Self {
+        Self {
+            orders,
+            news,
+            volumes,
+            disks,
+            guests: BTreeMap::new(),
+            events: Vec::new(),
+            disk_news: Vec::new(),
+        }
+    }
+
+    fn on_order(&mut self, io: &mut dyn Driver, order: Order) {
+        match order {
+            Order::Attach(grant) => self.attach(io, &grant),
+            Order::Detach { volume } => self.detach(io, volume),
+            Order::Metad(answer) => self.volumes.on_metad(io, answer),
+            Order::Status(volume, answer) => drop(answer.send(self.volumes.status(volume))),
+            Order::Metrics(answer) => drop(answer.send(metrics::registry(&self.volumes))),
+        }
+    }
+
+    fn attach(&mut self, io: &mut dyn Driver, grant: &AttachGrant) {
+        let volume = grant.volume;
+        if let Err(fault) = self.volumes.attach(io, grant) {
+            return self.tell(News::AttachFailed {
+                volume,
+                why: fault.to_string(),
+            });
+        }
+        let guest = Guest {
+            stage: Stage::Attaching,
+            size_blocks: grant.map.size_blocks,
+        };
+        self.guests.insert(volume, guest);
+    }
+
+    fn detach(&mut self, io: &mut dyn Driver, volume: VolumeId) {
+        let Some(guest) = self.guests.get_mut(&volume) else {
+            return self.tell(News::Detached { volume });
+        };
+        guest.stage = Stage::Leaving;
+        let news = &mut self.disk_news;
+        if !self.disks.stop(io, &mut self.volumes, volume, false, news) {
+            guest.stage = Stage::Detaching;
+            self.volumes.detach(io, volume);
+        }
+    }
+
+    fn on_volume_event(&mut self, io: &mut dyn Driver, event: VolumeEvent) {
+        match event {
+            VolumeEvent::HostDone {
+                volume,
+                id,
+                result,
+                buffer,
+            } => {
+                self.disks.complete(io, volume, id, result, buffer);
+            }
+            VolumeEvent::Attached { volume } => self.make_device(io, volume),
+            VolumeEvent::AttachFailed {
+                volume,
+                why,
+                stores_needed,
+            } => {
+                self.guests.remove(&volume);
+                let needed: Vec<String> = stores_needed.iter().map(ToString::to_string).collect();
+                let why = if needed.is_empty() {
+                    why.to_string()
+                } else {
+                    format!("{why}; bring back one of: {}", needed.join(", "))
+                };
+                self.tell(News::AttachFailed { volume, why });
+            }
+            VolumeEvent::AskMetad {
+                volume,
+                request,
+                epoch,
+                seq,
+                new_isr,
+            } => {
+                self.tell(News::AskMetad {
+                    volume,
+                    request,
+                    epoch,
+                    seq,
+                    new_isr,
+                });
+            }
+            VolumeEvent::Detached { volume } => {
+                self.guests.remove(&volume);
+                self.tell(News::Detached { volume });
+            }
+            VolumeEvent::Failed { volume, why } => {
+                tracing::error!(%volume, %why, "the device answers with errors from now on");
+                self.tell(News::Failed {
+                    volume,
+                    why: why.to_string(),
+                });
+            }
+            VolumeEvent::Progress {
+                volume,
+                store,
+                bytes_total,
+                bytes_done,
+                bytes_per_s,
+            } => {
+                let news = News::Progress {
+                    volume,
+                    store,
+                    bytes_total,
+                    bytes_done,
+                    bytes_per_s,
+                };
+                self.tell(news);
+            }
+            VolumeEvent::Resilvered { volume, record } => {
+                tracing::info!(%volume, store = %record.store, missed = record.bytes_missed,
+                    moved = record.bytes_moved, ms = record.duration_ms, "resilvered");
+                self.tell(News::Resilvered { volume, record });
+            }
+            VolumeEvent::Transition { volume, .. } => self.tell(News::Changed(volume)),
+        }
+    }
+
+    fn make_device(&mut self, io: &mut dyn Driver, volume: VolumeId) {
+        let Some(guest) = self.guests.get_mut(&volume) else {
+            return;
+        };
+        if guest.stage != Stage::Attaching {
+            return;
+        }
+        guest.stage = Stage::Device;
+        let opened = left_behind(volume).and_then(|left| {
+            if let Some(device) = left {
+                tracing::info!(%volume, device, "taking over the device of an earlier clientd");
+            }
+            self.disks.open(io, volume, guest.size_blocks, left)
+        });
+        if let Err(why) = opened {
+            self.device_failed(io, volume, why);
+        }
+    }
+
+    fn device_failed(&mut self, io: &mut dyn Driver, volume: VolumeId, why: String) {
+        tracing::error!(%volume, why, "no block device");
+        self.tell(News::DeviceFailed { volume, why });
+        if let Some(guest) = self.guests.get_mut(&volume) {
+            guest.stage = Stage::Detaching;
+            self.volumes.detach(io, volume);
+        }
+    }
+
+    fn on_disk_news(&mut self, io: &mut dyn Driver, news: DiskNews) {
+        match news {
+            DiskNews::Live(volume, device) => {
+                tracing::info!(%volume, device, "live");
+                self.tell(News::Live { volume, device });
+            }
+            DiskNews::StopRefused(volume, why) => {
+                if let Some(guest) = self.guests.get_mut(&volume) {
+                    guest.stage = Stage::Device;
+                }
+                self.tell(News::DetachRefused { volume, why });
+            }
+            DiskNews::Gone(volume) => {
+                if let Some(guest) = self.guests.get_mut(&volume) {
+                    guest.stage = Stage::Detaching;
+                    self.volumes.detach(io, volume);
+                }
+            }
+            DiskNews::Failed(volume, why) => self.device_failed(io, volume, why),
+        }
+    }
+
+    fn tell(&mut self, news: News) {
+        if let Err(error) = self.news.try_send(news) {
+            // Control is gone or drowned: what matters is asked for again.
+            tracing::warn!(%error, "news lost on the way to control");
+        }
+    }
+
+    /// Events may bring events; the order is that of their making.
+    fn settle(&mut self, io: &mut dyn Driver) {
+        while !self.events.is_empty() || !self.disk_news.is_empty() {
+            for event in std::mem::take(&mut self.events) {
+                self.on_volume_event(io, event);
+            }
+            for news in std::mem::take(&mut self.disk_news) {
+                self.on_disk_news(io, news);
+            }
+        }
+    }
+}
+
+/// The device that an earlier clientd left behind for this volume, if any. One that never lived is
+/// removed.
+fn left_behind(volume: VolumeId) -> Result<Option<u32>, String> {
+    let find = || -> Result<Option<u32>, ControlError> {
+        let mut control = Control::open()?;
+        let ours = control
+            .list()?
+            .into_iter()
+            .find(|d| d.mark == mark_of(volume));
+        match ours {
+            Some(device) if device.state == DeviceState::Dead => {
+                control.delete(device.id)?;
+                Ok(None)
+            }
+            other => Ok(other.map(|device| device.id)),
+        }
+    };
+    find().map_err(|error| error.to_string())
+}
+
+impl App for Clientd {
+    fn on_completion(&mut self, io: &mut dyn Driver, completion: Completion) {
+        match completion.token.room {
+            ROOM_VOLUMES | ROOM_INITIATOR => {
+                self.volumes.on_completion(io, completion, &mut self.events)
+            }
+            ROOM_DISKS => {
+                let news = &mut self.disk_news;
+                self.disks
+                    .on_completion(io, &mut self.volumes, completion, news);
+            }
+            ROOM_CONTROL => {
+                while let Some(order) = self.orders.recv() {
+                    self.on_order(io, order);
+                }
+            }
+            room => unreachable!("no room {room} in clientd"),
+        }
+        self.settle(io);
+    }
+
+    fn on_turn_end(&mut self, io: &mut dyn Driver) {
+        // What the volumes bring may give them more to send; nothing may be left unsent.
+        loop {
+            self.disks
+                .on_turn_end(io, &mut self.volumes, &mut self.disk_news);
+            self.settle(io);
+            self.volumes.on_turn_end(io, &mut self.events);
+            if self.events.is_empty() {
+                break;
+            }
+            self.settle(io);
+        }
+    }
+
+    /// Never: the process ends without draining, so that the devices stay for the next clientd.
+    fn is_finished(&self) -> bool {
+        false
+    }
+}

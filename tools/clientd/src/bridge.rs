@@ -1,0 +1,116 @@
+//! What the control thread and the reactor thread say to each other. Both directions are bounded.
+
+use prometheus_client::registry::Registry;
+use shardmap::units::{Epoch, MembershipSeq, StoreId, VolumeId};
+use std::collections::BTreeSet;
+use tokio::sync::{mpsc, oneshot};
+use volume::{AttachGrant, MetadAnswer, VolumeStatus};
+
+/// Messages that may wait for the reactor.
+pub(crate) const ORDERS_MAX: usize = 1024;
+/// Messages that may wait for control. What does not fit is either repeated by the volume (requests
+/// to metad) or news whose newest instance matters (progress).
+pub(crate) const NEWS_MAX: usize = 4096;
+
+/// From control to the reactor.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Attach a volume and make its device.
+    Attach(Box<AttachGrant>),
+    /// Take the device away and detach.
+    Detach {
+        /// Which.
+        volume: VolumeId,
+    },
+    /// metad has answered.
+    Metad(MetadAnswer),
+    /// How a volume looks now.
+    Status(VolumeId, oneshot::Sender<Option<VolumeStatus>>),
+    /// Figures for a scrape.
+    Metrics(oneshot::Sender<Registry>),
+}
+
+/// From the reactor to control.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// The device of a volume can be used.
+    Live {
+        /// Which volume.
+        volume: VolumeId,
+        /// `/dev/ublkbN`.
+        device: String,
+    },
+    /// An attach did not succeed; the volume is forgotten here.
+    AttachFailed {
+        /// Which volume.
+        volume: VolumeId,
+        /// A sentence.
+        why: String,
+    },
+    /// There is no block device; [`News::Detached`] follows.
+    DeviceFailed {
+        /// Which volume.
+        volume: VolumeId,
+        /// A sentence.
+        why: String,
+    },
+    /// The device would not go away (it is in use); the volume serves on.
+    DetachRefused {
+        /// Which volume.
+        volume: VolumeId,
+        /// A sentence.
+        why: String,
+    },
+    /// The volume is no longer here.
+    Detached {
+        /// Which volume.
+        volume: VolumeId,
+    },
+    /// The device answers with errors from now on.
+    Failed {
+        /// Which volume.
+        volume: VolumeId,
+        /// A sentence.
+        why: String,
+    },
+    /// Ask metad for another in-sync set; the answer goes back as [`Order::Metad`].
+    AskMetad {
+        /// Which volume.
+        volume: VolumeId,
+        /// Name of the request.
+        request: u64,
+        /// The epoch.
+        epoch: Epoch,
+        /// The version it is based on.
+        seq: MembershipSeq,
+        /// The set wanted.
+        new_isr: BTreeSet<StoreId>,
+    },
+    /// The volume changed in a way that its status shows.
+    Changed(VolumeId),
+    /// A resilver moved.
+    Progress {
+        /// Which volume.
+        volume: VolumeId,
+        /// Towards which store.
+        store: StoreId,
+        /// To move in all, in bytes.
+        bytes_total: u64,
+        /// Moved, in bytes.
+        bytes_done: u64,
+        /// Per second.
+        bytes_per_s: u64,
+    },
+    /// A resilver ended well.
+    Resilvered {
+        /// Which volume.
+        volume: VolumeId,
+        /// The record.
+        record: volume::Resilvered,
+    },
+}
+
+/// Control's end of the news.
+pub(crate) type NewsReceiver = mpsc::Receiver<News>;
+/// The reactor's end of the news.
+pub(crate) type NewsSender = mpsc::Sender<News>;

@@ -1,0 +1,511 @@
+//! The control thread: learns which volumes to hold, takes them from metad, reports.
+
+use crate::bridge::{News, NewsReceiver, Order};
+use crate::config::ClientdConfig;
+use anyhow::{Context, Result};
+use control::api::{
+    AttachmentDesire, ReportContents, Reporter, ResilverOutcome, ResilverReport, VolumeHealth,
+    VolumeReport,
+};
+use control::client::{ClientConfig, IsrAnswer, MetadClient, MetadError, ReportHandle};
+use control::core::{DesiredAttachment, HostId, NewHost};
+use daemon::identity::Identity;
+use daemon::service;
+use reactor::Mailbox;
+use shardmap::units::{Epoch, Generation, StoreId, VolumeId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot};
+use volume::{
+    AttachGrant, MetadAnswer, MetadVerdict, SlicePath, StoreState, VolumeOptions, VolumeStatus,
+};
+
+/// First pause before an attach that failed is tried again; doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Ended resilvers that are kept for reports.
+const HISTORY_MAX: usize = 64;
+/// Outcomes of tasks that may wait.
+const OUTCOMES_MAX: usize = 256;
+
+/// Where a volume is, as control knows it.
+#[derive(Debug)]
+struct Held {
+    epoch: Option<Epoch>,
+    name: String,
+    health: VolumeHealth,
+    device: String,
+    note: String,
+    stage: Stage,
+    /// Next pause before another attempt.
+    retry: Duration,
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// metad was asked for the volume.
+    Asking,
+    /// The reactor has it.
+    Here,
+    /// metad is being told that it is gone.
+    LettingGo,
+    /// A pause before the next attempt.
+    Pausing,
+}
+
+/// What a task of control ended with.
+enum Outcome {
+    /// metad granted (or not) an attach.
+    Granted(
+        VolumeId,
+        Result<Box<control::core::AttachGrant>, MetadError>,
+    ),
+    /// It is time to try an attach again.
+    Retry(VolumeId),
+    /// metad knows that we have let the volume go.
+    LetGo(VolumeId),
+    /// How a volume looks.
+    Status(VolumeId, Box<VolumeStatus>),
+}
+
+/// What the control thread is made of.
+pub(crate) struct Control {
+    config: ClientdConfig,
+    identity: Identity,
+    client: MetadClient,
+    orders: Arc<Mailbox<Order>>,
+    news: NewsReceiver,
+    wanted: BTreeMap<VolumeId, DesiredAttachment>,
+    held: BTreeMap<VolumeId, Held>,
+    resilvers: Vec<ResilverReport>,
+    outcomes: mpsc::Sender<Outcome>,
+    outcomes_in: mpsc::Receiver<Outcome>,
+}
+
+impl Control {
+    /// Puts the parts together.
+    pub(crate) fn new(
+        config: ClientdConfig,
+        identity: Identity,
+        orders: Arc<Mailbox<Order>>,
+        news: NewsReceiver,
+    ) -> Self {
+        let members = config.metad.iter().map(ToString::to_string).collect();
+        let mut client_config =
+            ClientConfig::new(members, concat!("clientd/", env!("CARGO_PKG_VERSION")));
+        client_config.heartbeat_ms = config.report_interval_ms;
+        let (outcomes, outcomes_in) = mpsc::channel(OUTCOMES_MAX);
+        Self {
+            client: MetadClient::new(client_config),
+            config,
+            identity,
+            orders,
+            news,
+            wanted: BTreeMap::new(),
+            held: BTreeMap::new(),
+            resilvers: Vec::new(),
+            outcomes,
+            outcomes_in,
+        }
+    }
+
+    /// Runs until the reactor thread is gone.
+    ///
+    /// # Errors
+    /// What cannot be helped by waiting: a refusal of metad.
+    pub(crate) async fn run(mut self) -> Result<()> {
+        service::notify_ready("waiting for metad");
+        let host = self.register().await?;
+        service::notify_status("registered");
+        let reporter = self.client.reporter(Reporter::Host(host));
+        let client = self.client.clone();
+        let watch = client.watch_attachments(host, 0);
+        tokio::pin!(watch);
+        loop {
+            tokio::select! {
+                desire = &mut watch => {
+                    let desire = desire.context("metad ended the watch")?;
+                    watch.set(client.watch_attachments(host, desire.index));
+                    self.on_desire(host, desire);
+                }
+                news = self.news.recv() => match news {
+                    Some(news) => self.on_news(news),
+                    None => return Ok(()),
+                },
+                Some(outcome) = self.outcomes_in.recv() => self.on_outcome(host, outcome),
+            }
+            self.report(&reporter);
+        }
+    }
+
+    async fn register(&self) -> Result<HostId> {
+        let new = NewHost {
+            uuid: self.identity.uuid,
+            name: self.config.name.clone(),
+            host_nqn: crate::host_nqn(self.identity.uuid),
+        };
+        loop {
+            match self.client.register_host(new.clone()).await {
+                Ok(host) => {
+                    tracing::info!(%host, "registered");
+                    return Ok(host);
+                }
+                Err(error @ MetadError::Unreachable { .. }) => {
+                    tracing::warn!(%error, "cannot register yet");
+                }
+                Err(error) => return Err(error).context("metad refused this host"),
+            }
+        }
+    }
+
+    fn on_desire(&mut self, host: HostId, desire: AttachmentDesire) {
+        let wanted: BTreeMap<_, _> = desire.volumes.into_iter().map(|d| (d.volume, d)).collect();
+        // A volume that metad gave to somebody else is fenced; its device must not hang for ever.
+        let gone = |id: &&VolumeId| !wanted.contains_key(id);
+        let lost: Vec<VolumeId> = self.held.keys().filter(gone).copied().collect();
+        self.wanted = wanted;
+        for volume in lost {
+            self.order(Order::Detach { volume });
+        }
+        let volumes: Vec<VolumeId> = self.wanted.keys().copied().collect();
+        for volume in volumes {
+            self.pursue(host, volume);
+        }
+    }
+
+    /// Does the next thing towards what is wanted of a volume.
+    fn pursue(&mut self, host: HostId, volume: VolumeId) {
+        let Some(desired) = self.wanted.get(&volume) else {
+            return;
+        };
+        match (desired.wanted, self.held.get_mut(&volume)) {
+            (true, None) if desired.ready => {
+                let held = Held {
+                    epoch: None,
+                    name: desired.name.clone(),
+                    health: VolumeHealth::Attaching,
+                    device: String::new(),
+                    note: String::new(),
+                    stage: Stage::Asking,
+                    retry: RETRY_MIN,
+                };
+                self.held.insert(volume, held);
+                self.take(host, volume);
+            }
+            (false, Some(held)) if held.stage == Stage::Here => {
+                held.health = VolumeHealth::Detaching;
+                self.order(Order::Detach { volume });
+            }
+            // A turn that is not ours ends by itself and comes back here.
+            (_, Some(_)) => {}
+            // metad thinks we hold it, and we do not (a clientd before us did).
+            (false, None) => {
+                if let Some(epoch) = desired.epoch {
+                    self.let_go(volume, epoch);
+                }
+            }
+            (true, None) => {}
+        }
+    }
+
+    /// Asks metad for the volume.
+    fn take(&self, host: HostId, volume: VolumeId) {
+        let (client, outcomes) = (self.client.clone(), self.outcomes.clone());
+        tokio::task::spawn_local(async move {
+            let granted = client.attach(volume, host).await.map(Box::new);
+            // Control is gone only when the program ends.
+            drop(outcomes.send(Outcome::Granted(volume, granted)).await);
+        });
+    }
+
+    /// Tells metad that the volume is no longer here.
+    fn let_go(&mut self, volume: VolumeId, epoch: Epoch) {
+        if let Some(held) = self.held.get_mut(&volume) {
+            held.stage = Stage::LettingGo;
+        }
+        let (client, outcomes) = (self.client.clone(), self.outcomes.clone());
+        tokio::task::spawn_local(async move {
+            loop {
+                match client.detach(volume, epoch).await {
+                    Err(error @ MetadError::Unreachable { .. }) => {
+                        tracing::warn!(%volume, %error, "cannot tell metad of the detach yet");
+                    }
+                    Err(error) => break tracing::warn!(%volume, %error, "detach not recorded"),
+                    Ok(ours) => break tracing::info!(%volume, ours, "detached"),
+                }
+            }
+            drop(outcomes.send(Outcome::LetGo(volume)).await);
+        });
+    }
+
+    fn retry_later(&mut self, volume: VolumeId, why: &str) {
+        let Some(held) = self.held.get_mut(&volume) else {
+            return;
+        };
+        tracing::warn!(volume = held.name, why, "not attached; trying again");
+        why.clone_into(&mut held.note);
+        held.health = VolumeHealth::Attaching;
+        held.device.clear();
+        held.stage = Stage::Pausing;
+        let pause = held.retry;
+        held.retry = (pause * 2).min(RETRY_MAX);
+        let outcomes = self.outcomes.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(pause).await;
+            drop(outcomes.send(Outcome::Retry(volume)).await);
+        });
+    }
+
+    fn on_outcome(&mut self, host: HostId, outcome: Outcome) {
+        match outcome {
+            Outcome::Granted(volume, Ok(grant)) => {
+                let Some(held) = self.held.get_mut(&volume) else {
+                    return;
+                };
+                held.epoch = Some(grant.epoch);
+                held.stage = Stage::Here;
+                let grant = self.grant(*grant);
+                self.order(Order::Attach(Box::new(grant)));
+            }
+            Outcome::Granted(volume, Err(error)) => {
+                self.retry_later(volume, &error.to_string());
+            }
+            Outcome::Retry(volume) => {
+                let Some(held) = self.held.get_mut(&volume) else {
+                    return;
+                };
+                if self.wanted.get(&volume).is_some_and(|d| d.wanted) {
+                    held.stage = Stage::Asking;
+                    self.take(host, volume);
+                } else {
+                    self.held.remove(&volume);
+                    self.pursue(host, volume);
+                }
+            }
+            Outcome::LetGo(volume) => {
+                if self.wanted.get(&volume).is_some_and(|d| d.wanted) {
+                    self.retry_later(volume, "it was detached");
+                } else {
+                    self.held.remove(&volume);
+                }
+            }
+            Outcome::Status(volume, status) => {
+                if let Some(held) = self.held.get_mut(&volume) {
+                    (held.health, held.note) = health_of(&status);
+                }
+            }
+        }
+    }
+
+    fn grant(&self, grant: control::core::AttachGrant) -> AttachGrant {
+        let knobs = &self.config.volume;
+        let path = |slice: control::core::SliceAddress| {
+            let path = SlicePath {
+                nsid: slice.nsid,
+                address: slice.address,
+                subsystem_nqn: slice.subsystem_nqn,
+            };
+            (slice.store, path)
+        };
+        AttachGrant {
+            volume: grant.volume,
+            map: grant.map,
+            epoch: grant.epoch,
+            seq: grant.seq,
+            isr: grant.isr,
+            head: Generation(0),
+            ticket: [0; 32],
+            slices: grant.slices.into_iter().map(path).collect(),
+            options: VolumeOptions {
+                min_in_sync: grant.min_in_sync,
+                degrade_grace_ms: knobs.degrade_grace_ms,
+                attach_wait_ms: knobs.attach_wait_ms,
+                resilver_bytes_per_s_max: knobs.resilver_bytes_per_s_max,
+                stable_period_ms: knobs.stable_period_ms,
+            },
+        }
+    }
+
+    fn on_news(&mut self, news: News) {
+        match news {
+            News::Live { volume, device } => {
+                if let Some(held) = self.held.get_mut(&volume) {
+                    held.device = device;
+                    held.retry = RETRY_MIN;
+                }
+                self.look(volume);
+            }
+            News::AttachFailed { volume, why } => self.retry_later(volume, &why),
+            News::DeviceFailed { volume, why } => {
+                if let Some(held) = self.held.get_mut(&volume) {
+                    held.note = why;
+                }
+            }
+            News::DetachRefused { volume, why } => {
+                if let Some(held) = self.held.get_mut(&volume) {
+                    tracing::warn!(volume = held.name, why, "detach refused");
+                    held.note = why;
+                    held.health = VolumeHealth::Online;
+                }
+            }
+            News::Detached { volume } => {
+                if let Some(epoch) = self.held.get(&volume).and_then(|held| held.epoch) {
+                    self.let_go(volume, epoch);
+                }
+            }
+            News::Failed { volume, why } => {
+                if let Some(held) = self.held.get_mut(&volume) {
+                    held.health = VolumeHealth::Failed;
+                    held.note = why;
+                }
+            }
+            News::AskMetad {
+                volume,
+                request,
+                epoch,
+                seq,
+                new_isr,
+            } => {
+                let (client, orders) = (self.client.clone(), Arc::clone(&self.orders));
+                tokio::task::spawn_local(async move {
+                    let answer = client.set_isr(volume, epoch, seq, new_isr.clone()).await;
+                    let verdict = verdict(answer, new_isr);
+                    let answer = MetadAnswer {
+                        volume,
+                        request,
+                        verdict,
+                    };
+                    if orders.send(Order::Metad(answer)).is_err() {
+                        // The volume asks again.
+                        tracing::warn!(%volume, "the reactor's mailbox is full");
+                    }
+                });
+            }
+            News::Changed(volume) => self.look(volume),
+            News::Progress {
+                volume,
+                store,
+                bytes_total,
+                bytes_done,
+                bytes_per_s,
+            } => {
+                let report = self.resilver(volume, store);
+                report.total_bytes = bytes_total;
+                report.done_bytes = bytes_done;
+                report.bytes_per_s = bytes_per_s;
+            }
+            News::Resilvered { volume, record } => {
+                let report = self.resilver(volume, record.store);
+                report.total_bytes = record.bytes_missed;
+                report.done_bytes = record.bytes_moved;
+                report.outcome = ResilverOutcome::Complete;
+                report.ended_unix_ms = unix_ms();
+                report.started_unix_ms = report.ended_unix_ms.saturating_sub(record.duration_ms);
+                self.look(volume);
+            }
+        }
+    }
+
+    /// The running resilver of a store, a new one if there is none.
+    fn resilver(&mut self, volume: VolumeId, store: StoreId) -> &mut ResilverReport {
+        let running = |r: &ResilverReport| {
+            r.volume == volume && r.store == store && r.outcome == ResilverOutcome::Running
+        };
+        let at = self.resilvers.iter().position(running).unwrap_or_else(|| {
+            if self.resilvers.len() >= HISTORY_MAX {
+                self.resilvers.remove(0);
+            }
+            self.resilvers.push(ResilverReport {
+                volume,
+                store,
+                started_unix_ms: unix_ms(),
+                done_bytes: 0,
+                total_bytes: 0,
+                bytes_per_s: 0,
+                outcome: ResilverOutcome::Running,
+                ended_unix_ms: 0,
+            });
+            self.resilvers.len() - 1
+        });
+        &mut self.resilvers[at]
+    }
+
+    /// Asks the reactor how a volume looks, for the report.
+    fn look(&self, volume: VolumeId) {
+        let (answer, answered) = oneshot::channel();
+        self.order(Order::Status(volume, answer));
+        let outcomes = self.outcomes.clone();
+        tokio::task::spawn_local(async move {
+            if let Ok(Some(status)) = answered.await {
+                drop(
+                    outcomes
+                        .send(Outcome::Status(volume, Box::new(status)))
+                        .await,
+                );
+            }
+        });
+    }
+
+    fn report(&self, reporter: &ReportHandle) {
+        let volumes = self.held.iter().map(|(volume, held)| VolumeReport {
+            volume: *volume,
+            health: held.health,
+            device: held.device.clone(),
+            note: held.note.clone(),
+        });
+        reporter.update(ReportContents {
+            volumes: volumes.collect(),
+            resilvers: self.resilvers.clone(),
+            ..ReportContents::default()
+        });
+    }
+
+    /// Hands an order to the reactor. The mailbox is far larger than what can be on its way.
+    fn order(&self, order: Order) {
+        if let Err(order) = self.orders.send(order) {
+            tracing::error!(?order, "the reactor's mailbox is full");
+        }
+    }
+}
+
+fn verdict(
+    answer: Result<IsrAnswer, MetadError>,
+    new_isr: std::collections::BTreeSet<StoreId>,
+) -> MetadVerdict {
+    match answer {
+        Ok(IsrAnswer::Set(seq)) => MetadVerdict::Committed { seq, isr: new_isr },
+        Ok(IsrAnswer::Stale { seq, isr }) => MetadVerdict::Stale { seq, isr },
+        Ok(IsrAnswer::Fenced { .. }) => MetadVerdict::Fenced,
+        Err(error) => {
+            tracing::warn!(%error, "metad did not change the in-sync set");
+            MetadVerdict::Unknown
+        }
+    }
+}
+
+fn health_of(status: &VolumeStatus) -> (VolumeHealth, String) {
+    if !status.serving {
+        return (VolumeHealth::Attaching, String::new());
+    }
+    let named = |wanted: fn(StoreState) -> bool| -> Vec<String> {
+        let stores = status.stores.iter().filter(|(_, s)| wanted(s.state));
+        stores.map(|(id, _)| id.to_string()).collect()
+    };
+    let out = named(|s| s != StoreState::InSync);
+    if out.is_empty() {
+        return (VolumeHealth::Online, String::new());
+    }
+    (
+        VolumeHealth::Degraded,
+        format!("not in sync: {}", out.join(", ")),
+    )
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
