@@ -29,11 +29,18 @@ pub(crate) struct Globals {
     config: Option<PathBuf>,
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
-    output: Format,
+    pub(crate) output: Format,
     /// Longest wait for an answer and for --wait, in seconds
     #[arg(long, global = true, default_value_t = 60, value_name = "SECONDS",
         value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
+}
+
+impl Globals {
+    /// Longest wait.
+    pub(crate) const fn patience(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
 }
 
 /// `ubsctl.toml`.

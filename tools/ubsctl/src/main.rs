@@ -8,6 +8,7 @@
 mod cluster;
 mod completions;
 mod context;
+mod dev;
 mod events;
 mod explain;
 mod failure;
@@ -62,6 +63,9 @@ enum Noun {
     /// The replicated state itself.
     #[command(subcommand)]
     Meta(meta::Verb),
+    /// A whole cluster in one directory of this machine, for trying out.
+    #[command(subcommand)]
+    Dev(dev::Verb),
     /// Completions for a shell.
     Completions(completions::Args),
 }
@@ -89,6 +93,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         .map_err(|e| Failure::error(format!("cannot start: {e}")))?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
+        if let Noun::Dev(verb) = cli.noun {
+            return dev::run(verb, cli.globals.output, cli.globals.patience()).await;
+        }
         let context = Context::new(&cli.globals)?;
         match cli.noun {
             Noun::Status => status::run(&context).await,
@@ -100,7 +107,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Noun::Resilver(verb) => resilver::run(verb, &context).await,
             Noun::Events(args) => events::run(&args, &context).await,
             Noun::Meta(verb) => meta::run(verb, &context).await,
-            Noun::Completions(_) => unreachable!("done before"),
+            Noun::Dev(_) | Noun::Completions(_) => unreachable!("done before"),
         }
     })
 }
