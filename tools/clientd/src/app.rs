@@ -1,14 +1,14 @@
 //! The reactor thread: routes completions between the devices, the volumes and control.
 
-use crate::bridge::{News, NewsSender, Order};
+use crate::bridge::{MembershipRequest, News, NewsSender, Order};
 use crate::disks::{DiskNews, Disks, mark_of};
 use crate::metrics;
 use reactor::{App, Completion, Driver, Mailbox, Token};
-use shardmap::units::VolumeId;
-use std::collections::BTreeMap;
+use shardmap::units::{StoreId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use ublk::{Control, ControlError, DeviceState};
-use volume::{AttachGrant, VolumeEvent, Volumes};
+use volume::{AttachFault, AttachGrant, VolumeEvent, Volumes};
 
 /// The volumes' room: their timers.
 pub(crate) const ROOM_VOLUMES: u8 = 1;
@@ -130,12 +130,7 @@ impl Clientd {
                 stores_needed,
             } => {
                 self.guests.remove(&volume);
-                let needed: Vec<String> = stores_needed.iter().map(ToString::to_string).collect();
-                let why = if needed.is_empty() {
-                    why.to_string()
-                } else {
-                    format!("{why}; bring back one of: {}", needed.join(", "))
-                };
+                let why = attach_fault(why, &stores_needed);
                 self.tell(News::AttachFailed { volume, why });
             }
             VolumeEvent::AskMetad {
@@ -145,13 +140,14 @@ impl Clientd {
                 seq,
                 new_isr,
             } => {
-                self.tell(News::AskMetad {
+                let ask = MembershipRequest {
                     volume,
                     request,
                     epoch,
                     seq,
                     new_isr,
-                });
+                };
+                self.tell(News::AskMetad(ask));
             }
             VolumeEvent::Detached { volume } => {
                 self.guests.remove(&volume);
@@ -257,6 +253,15 @@ impl Clientd {
             }
         }
     }
+}
+
+/// Why an attach failed, and what would help.
+fn attach_fault(why: AttachFault, stores_needed: &BTreeSet<StoreId>) -> String {
+    if stores_needed.is_empty() {
+        return why.to_string();
+    }
+    let needed: Vec<String> = stores_needed.iter().map(ToString::to_string).collect();
+    format!("{why}; bring back one of: {}", needed.join(", "))
 }
 
 /// The device that an earlier clientd left behind for this volume, if any. One that never lived is

@@ -30,6 +30,21 @@ pub(crate) enum Order {
     Metrics(oneshot::Sender<Registry>),
 }
 
+/// A change of membership that a volume wants.
+#[derive(Debug)]
+pub(crate) struct MembershipRequest {
+    /// Which volume.
+    pub(crate) volume: VolumeId,
+    /// Name of the request.
+    pub(crate) request: u64,
+    /// The epoch.
+    pub(crate) epoch: Epoch,
+    /// The version it is based on.
+    pub(crate) seq: MembershipSeq,
+    /// The set wanted.
+    pub(crate) new_isr: BTreeSet<StoreId>,
+}
+
 /// From the reactor to control.
 #[derive(Debug)]
 pub(crate) enum News {
@@ -74,18 +89,7 @@ pub(crate) enum News {
         why: String,
     },
     /// Ask metad for another in-sync set; the answer goes back as [`Order::Metad`].
-    AskMetad {
-        /// Which volume.
-        volume: VolumeId,
-        /// Name of the request.
-        request: u64,
-        /// The epoch.
-        epoch: Epoch,
-        /// The version it is based on.
-        seq: MembershipSeq,
-        /// The set wanted.
-        new_isr: BTreeSet<StoreId>,
-    },
+    AskMetad(MembershipRequest),
     /// The volume changed in a way that its status shows.
     Changed(VolumeId),
     /// A resilver moved.

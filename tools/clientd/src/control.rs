@@ -1,6 +1,6 @@
 //! The control thread: learns which volumes to hold, takes them from metad, reports.
 
-use crate::bridge::{News, NewsReceiver, Order};
+use crate::bridge::{MembershipRequest, News, NewsReceiver, Order};
 use crate::config::ClientdConfig;
 use anyhow::{Context, Result};
 use control::api::{
@@ -361,28 +361,7 @@ impl Control {
                     held.note = why;
                 }
             }
-            News::AskMetad {
-                volume,
-                request,
-                epoch,
-                seq,
-                new_isr,
-            } => {
-                let (client, orders) = (self.client.clone(), Arc::clone(&self.orders));
-                tokio::task::spawn_local(async move {
-                    let answer = client.set_isr(volume, epoch, seq, new_isr.clone()).await;
-                    let verdict = verdict(answer, new_isr);
-                    let answer = MetadAnswer {
-                        volume,
-                        request,
-                        verdict,
-                    };
-                    if orders.send(Order::Metad(answer)).is_err() {
-                        // The volume asks again.
-                        tracing::warn!(%volume, "the reactor's mailbox is full");
-                    }
-                });
-            }
+            News::AskMetad(ask) => self.ask_metad(ask),
             News::Changed(volume) => self.look(volume),
             News::Progress {
                 volume,
@@ -402,10 +381,34 @@ impl Control {
                 report.done_bytes = record.bytes_moved;
                 report.outcome = ResilverOutcome::Complete;
                 report.ended_unix_ms = unix_ms();
-                report.started_unix_ms = report.ended_unix_ms.saturating_sub(record.duration_ms);
                 self.look(volume);
             }
         }
+    }
+
+    /// Passes a request for another in-sync set on to metad, and the answer back.
+    fn ask_metad(&self, ask: MembershipRequest) {
+        let (client, orders) = (self.client.clone(), Arc::clone(&self.orders));
+        tokio::task::spawn_local(async move {
+            let MembershipRequest {
+                volume,
+                request,
+                epoch,
+                seq,
+                new_isr,
+            } = ask;
+            let answer = client.set_isr(volume, epoch, seq, new_isr.clone()).await;
+            let verdict = verdict(answer, new_isr);
+            let answer = MetadAnswer {
+                volume,
+                request,
+                verdict,
+            };
+            if orders.send(Order::Metad(answer)).is_err() {
+                // The volume asks again.
+                tracing::warn!(%volume, "the reactor's mailbox is full");
+            }
+        });
     }
 
     /// The running resilver of a store, a new one if there is none.

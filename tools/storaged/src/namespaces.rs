@@ -395,6 +395,52 @@ fn refusal(id: CommandId, status: Status) -> Reply {
     }
 }
 
+/// A command in terms of the store, with opcode and longest answer if it is a vendor command.
+fn operation(kind: CommandKind) -> Result<(StoreOp, Option<(u8, u32)>), Status> {
+    let range =
+        |slba, blocks| BlockRange::new(Lba(slba), Blocks(blocks)).ok_or(Status::LBA_OUT_OF_RANGE);
+    let op = match kind {
+        CommandKind::Read { slba, blocks, into } => StoreOp::Read {
+            range: range(slba, blocks)?,
+            into,
+        },
+        CommandKind::Write {
+            slba,
+            blocks,
+            fua,
+            data,
+            tag,
+        } => StoreOp::Write {
+            range: range(slba, blocks)?,
+            data,
+            fua,
+            generation: Generation(tag),
+        },
+        CommandKind::Flush => StoreOp::Flush,
+        CommandKind::WriteZeroes {
+            slba,
+            blocks,
+            deallocate,
+            fua,
+        } => StoreOp::Zero {
+            range: range(slba, blocks)?,
+            deallocate,
+            fua,
+        },
+        CommandKind::Deallocate { .. } => unreachable!("has an answer of its own"),
+        CommandKind::Vendor {
+            opcode,
+            cdw10_15,
+            data,
+            reply_len_bytes,
+        } => {
+            let op = vendor::operation(opcode, cdw10_15, data.as_deref())?;
+            return Ok((op, Some((opcode, reply_len_bytes))));
+        }
+    };
+    Ok((op, None))
+}
+
 /// What all parts of a command share.
 struct Head {
     id: CommandId,
@@ -450,67 +496,19 @@ impl Namespaces for Slices {
             nsid,
             home,
         };
-        let plain = |id| Pending {
-            id,
-            vendor: None,
-            group: None,
-        };
-        let range = |slba, blocks| BlockRange::new(Lba(slba), Blocks(blocks));
-        let op = match kind {
-            CommandKind::Read { slba, blocks, into } => {
-                range(slba, blocks).map(|range| StoreOp::Read { range, into })
+        if let CommandKind::Deallocate { ranges } = &kind {
+            return self.begin_deallocate(io, &head, ranges);
+        }
+        match operation(kind) {
+            Ok((op, vendor)) => {
+                let pending = Pending {
+                    id,
+                    vendor,
+                    group: None,
+                };
+                self.begin(io, &head, op, pending);
             }
-            CommandKind::Write {
-                slba,
-                blocks,
-                fua,
-                data,
-                tag,
-            } => range(slba, blocks).map(|range| StoreOp::Write {
-                range,
-                data,
-                fua,
-                generation: Generation(tag),
-            }),
-            CommandKind::Flush => Some(StoreOp::Flush),
-            CommandKind::WriteZeroes {
-                slba,
-                blocks,
-                deallocate,
-                fua,
-            } => range(slba, blocks).map(|range| StoreOp::Zero {
-                range,
-                deallocate,
-                fua,
-            }),
-            CommandKind::Deallocate { ranges } => {
-                return self.begin_deallocate(io, &head, &ranges);
-            }
-            CommandKind::Vendor {
-                opcode,
-                cdw10_15,
-                data,
-                reply_len_bytes,
-            } => match vendor::operation(opcode, cdw10_15, data.as_deref()) {
-                Ok(op) => {
-                    let vendor = Some((opcode, reply_len_bytes));
-                    return self.begin(
-                        io,
-                        &head,
-                        op,
-                        Pending {
-                            id,
-                            vendor,
-                            group: None,
-                        },
-                    );
-                }
-                Err(status) => return self.replies.push(refusal(id, status)),
-            },
-        };
-        match op {
-            Some(op) => self.begin(io, &head, op, plain(id)),
-            None => self.replies.push(refusal(id, Status::LBA_OUT_OF_RANGE)),
+            Err(status) => self.replies.push(refusal(id, status)),
         }
     }
 

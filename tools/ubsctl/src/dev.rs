@@ -214,8 +214,11 @@ async fn wait_until_serving(cluster: &Cluster, patience: Duration) -> Result<(),
             break;
         }
     }
+    if hosts == 0 {
+        return Ok(());
+    }
     version = 0;
-    while hosts > 0 {
+    loop {
         let filter = control::api::Filter {
             name: String::new(),
             version,
@@ -228,10 +231,9 @@ async fn wait_until_serving(cluster: &Cluster, patience: Duration) -> Result<(),
         let list = list?;
         version = list.version;
         if list.list.len() >= hosts {
-            break;
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 /// If a daemon has died, that is the better answer.

@@ -175,9 +175,11 @@ impl Shown {
         }
         self.last_percent = Some(percent);
         let (done, total) = (size(report.done_bytes), size(report.total_bytes));
+        let filled = usize::try_from(percent.min(100) * 30 / 100).unwrap_or(30);
         say(&format!(
-            "{}: {percent} % ({done} of {total}, {rate})",
-            self.title
+            "{}  [{:30}] {percent:>3} %  {done} of {total}, {rate}",
+            self.title,
+            "=".repeat(filled)
         ));
     }
 

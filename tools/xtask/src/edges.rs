@@ -15,7 +15,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("store", &["shardmap", "reactor"]),
     ("volume", &["shardmap", "reactor", "nvmf"]),
     ("control", &["shardmap", "ubs-capnp"]),
-    ("daemon", &[]),
+    ("daemon", &["reactor"]),
+    ("devcluster", &[]),
     ("metad", &["daemon", "shardmap", "control"]),
     (
         "storaged",
@@ -27,19 +28,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "daemon", "shardmap", "reactor", "nvmf", "volume", "ublk", "control",
         ],
     ),
-    (
-        "ubsctl",
-        &["daemon", "shardmap", "reactor", "store", "control"],
-    ),
+    ("ubsctl", &["devcluster", "shardmap", "store", "control"]),
     (
         "ubs-bench",
         &["shardmap", "reactor", "nvmf", "store", "volume"],
     ),
-    (
-        "ubs-sim",
-        &["shardmap", "reactor", "nvmf", "store", "volume", "control"],
-    ),
-    ("ubs-verify", &["shardmap"]),
     ("xtask", &[]),
     ("vmtest", &[]),
 ];
