@@ -34,3 +34,7 @@ fix: ## Format, and mend what clippy can
 .PHONY: vm
 vm: deps ## Boot a real kernel and run SCRIPT= in it
 	$(CARGO) run -q -p vmtest -- run --script $(SCRIPT)
+
+.PHONY: demo
+demo: deps ## A cluster, a volume, a server killed under load: the tour (PROFILE=release)
+	@PROFILE=$(if $(filter dev,$(PROFILE)),release,$(PROFILE)) tests/demo/run.sh
