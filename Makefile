@@ -38,3 +38,8 @@ vm: deps ## Boot a real kernel and run SCRIPT= in it
 .PHONY: demo
 demo: deps ## A cluster, a volume, a server killed under load: the tour (PROFILE=release)
 	@PROFILE=$(if $(filter dev,$(PROFILE)),release,$(PROFILE)) tests/demo/run.sh
+
+.PHONY: bench
+bench: deps ## Measure the budgets into target/bench/report.json (QUICK=1: under two minutes)
+	$(CARGO) build -q --release -p ubs-bench
+	$(CARGO) run -q --release -p ubs-bench -- suite $(if $(QUICK),--quick)

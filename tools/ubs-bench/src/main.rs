@@ -1,2 +1,108 @@
+//! `ubs-bench`: closed-loop load on an NVMe/TCP namespace or on a volume, and the measured budgets.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod cpu;
+mod engine;
+mod load;
+mod metad;
+mod options;
+mod outcome;
+mod pattern;
+mod serve;
+mod suite;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use engine::{TargetEngine, TargetOptions, VolumeEngine, VolumeOptions};
+use options::LoadOptions;
+use outcome::Outcome;
+use serve::ServeOptions;
+use std::process::ExitCode;
+use suite::SuiteOptions;
+
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about = "Load generator for NVMe/TCP namespaces and ublkstor volumes"
+)]
+struct Cli {
+    /// What to log to standard error
+    #[arg(long, global = true, default_value = "warn", env = "UBS_LOG")]
+    log: String,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Load on a namespace of an NVMe/TCP target, with our initiator. Writes overwrite it
+    Target {
+        #[command(flatten)]
+        at: TargetOptions,
+        #[command(flatten)]
+        load: LoadOptions,
+    },
+    /// Load on a volume, with our volume core instead of a block device. Writes overwrite it
+    Volume {
+        #[command(flatten)]
+        at: VolumeOptions,
+        #[command(flatten)]
+        load: LoadOptions,
+    },
+    /// Serve a namespace for such loads until standard input ends
+    Serve(ServeOptions),
+    /// Measure the budgets of the architecture and write the report
+    Suite(SuiteOptions),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = init_logging(&cli.log).and_then(|()| run(cli.verb));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("ubs-bench: {why:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn init_logging(filter: &str) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false);
+    builder.with_writer(std::io::stderr).init();
+    Ok(())
+}
+
+fn run(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Target { at, load } => {
+            let iodepth = load.iodepth;
+            let json = load.json;
+            print(
+                &load::run(load, |_| Ok(TargetEngine::new(at, iodepth)))?,
+                json,
+            )
+        }
+        Verb::Volume { at, load } => {
+            let json = load.json;
+            print(
+                &load::run(load, |driver| VolumeEngine::new(&at, driver))?,
+                json,
+            )
+        }
+        Verb::Serve(options) => serve::run(options),
+        Verb::Suite(options) => suite::run(&options),
+    }
+}
+
+fn print(outcome: &Outcome, json: bool) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(outcome)?);
+    } else {
+        println!("{}", outcome::table(outcome));
+    }
+    Ok(())
+}

@@ -31,7 +31,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ubsctl", &["devcluster", "shardmap", "store", "control"]),
     (
         "ubs-bench",
-        &["shardmap", "reactor", "nvmf", "store", "volume"],
+        &["shardmap", "reactor", "nvmf", "store", "volume", "control"],
     ),
     ("xtask", &[]),
     ("vmtest", &[]),

@@ -1,0 +1,240 @@
+//! The control side of the volume engine: a thread that speaks to metad.
+
+use crate::engine::VolumeOptions;
+use anyhow::{Context, Result, anyhow};
+use control::api::Filter;
+use control::client::{ClientConfig, IsrAnswer, MetadClient};
+use control::core::NewHost;
+use reactor::Mailbox;
+use shardmap::units::{Epoch, Generation, MembershipSeq, StoreId, VolumeId};
+use std::collections::BTreeSet;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+use volume::{AttachGrant, MetadAnswer, MetadVerdict, SlicePath, VolumeOptions as Knobs};
+
+/// Requests that may wait for the thread.
+const REQUESTS_MAX: usize = 64;
+/// How often an attach is tried while the volume's slices are not there or a holder is leaving.
+const ATTEMPTS_MAX: u32 = 50;
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// What the reactor asks of the thread.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Record another in-sync set; answered through the mailbox.
+    SetIsr {
+        request: u64,
+        epoch: Epoch,
+        seq: MembershipSeq,
+        new_isr: BTreeSet<StoreId>,
+    },
+    /// We do not use the volume any more. The thread ends after it.
+    Detach(Epoch),
+}
+
+/// What metad gave us.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) grant: AttachGrant,
+    pub(crate) host_nqn: String,
+    pub(crate) host_id: [u8; 16],
+}
+
+/// The thread.
+#[derive(Debug)]
+pub(crate) struct Metad {
+    requests: mpsc::Sender<Request>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Metad {
+    /// Registers as a host and attaches the volume to it.
+    pub(crate) fn take(
+        options: &VolumeOptions,
+        answers: Mailbox<MetadAnswer>,
+    ) -> Result<(Self, Taken)> {
+        let (requests, requests_in) = mpsc::channel(REQUESTS_MAX);
+        let (taken, taken_in) = std::sync::mpsc::sync_channel(1);
+        let options = options.clone();
+        let body = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let runtime = runtime.expect("a runtime of one thread");
+            let set = tokio::task::LocalSet::new();
+            set.block_on(&runtime, serve(options, taken, requests_in, answers));
+        };
+        let thread = std::thread::Builder::new()
+            .name("metad".into())
+            .spawn(body)?;
+        let grant = taken_in.recv().context("the metad thread died")??;
+        Ok((
+            Self {
+                requests,
+                thread: Some(thread),
+            },
+            grant,
+        ))
+    }
+
+    /// Passes a request on. One that finds the queue full is made again by who made it.
+    pub(crate) fn send(&self, request: Request) {
+        if let Err(why) = self.requests.try_send(request) {
+            tracing::warn!(%why, "request to metad lost");
+        }
+    }
+
+    /// Tells metad that the volume is free and waits until it knows.
+    pub(crate) fn let_go(&mut self, epoch: Epoch) {
+        self.send(Request::Detach(epoch));
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::warn!("the metad thread panicked");
+        }
+    }
+}
+
+async fn serve(
+    options: VolumeOptions,
+    taken: std::sync::mpsc::SyncSender<Result<Taken>>,
+    mut requests: mpsc::Receiver<Request>,
+    answers: Mailbox<MetadAnswer>,
+) {
+    let program = concat!("ubs-bench/", env!("CARGO_PKG_VERSION"));
+    let client = MetadClient::new(ClientConfig::new(options.metad.clone(), program));
+    let attached = attach(&client, &options).await;
+    let volume = attached.as_ref().ok().map(|taken| taken.grant.volume);
+    if taken.send(attached).is_err() {
+        return;
+    }
+    let Some(volume) = volume else { return };
+    while let Some(request) = requests.recv().await {
+        match request {
+            Request::SetIsr {
+                request,
+                epoch,
+                seq,
+                new_isr,
+            } => {
+                let answer = client.set_isr(volume, epoch, seq, new_isr.clone()).await;
+                let verdict = match answer {
+                    Ok(IsrAnswer::Set(seq)) => MetadVerdict::Committed { seq, isr: new_isr },
+                    Ok(IsrAnswer::Stale { seq, isr }) => MetadVerdict::Stale { seq, isr },
+                    Ok(IsrAnswer::Fenced { .. }) => MetadVerdict::Fenced,
+                    Err(_) => MetadVerdict::Unknown,
+                };
+                let answer = MetadAnswer {
+                    volume,
+                    request,
+                    verdict,
+                };
+                if answers.send(answer).is_err() {
+                    tracing::warn!("the reactor's mailbox is full");
+                }
+            }
+            Request::Detach(epoch) => return detach(&client, volume, epoch).await,
+        }
+    }
+}
+
+async fn detach(client: &MetadClient, volume: VolumeId, epoch: Epoch) {
+    if let Err(why) = client.want_detached(volume).await {
+        tracing::warn!(%why, "metad still wants the volume here");
+    }
+    if let Err(why) = client.detach(volume, epoch).await {
+        tracing::warn!(%why, "metad still thinks that we hold the volume");
+    }
+}
+
+async fn attach(client: &MetadClient, options: &VolumeOptions) -> Result<Taken> {
+    // The same name gives the same identity, so that runs do not leave hosts behind.
+    let uuid = Uuid::from_u128(name_hash(&options.host));
+    let host_nqn = format!("nqn.2026-01.io.ublkstor:clientd:{uuid}");
+    let new = NewHost {
+        uuid,
+        name: options.host.clone(),
+        host_nqn: host_nqn.clone(),
+    };
+    let host = client
+        .register_host(new)
+        .await
+        .context("metad refused to register us")?;
+    let filter = Filter {
+        name: options.volume.clone(),
+        version: 0,
+    };
+    let found = client.volumes(filter).await?.list;
+    let volume = found.first().map(|view| view.id);
+    let volume = volume.ok_or_else(|| anyhow!("there is no volume \"{}\"", options.volume))?;
+    client.want_attached(volume, host).await?;
+    let mut attempts = 0;
+    let grant = loop {
+        match client.attach(volume, host).await {
+            Ok(grant) => break grant,
+            Err(why) if attempts >= ATTEMPTS_MAX => return Err(why).context("not attached"),
+            Err(_) => attempts += 1,
+        }
+        tokio::time::sleep(ATTEMPT_PAUSE).await;
+    };
+    Ok(Taken {
+        grant: translate(grant),
+        host_nqn,
+        host_id: uuid.into_bytes(),
+    })
+}
+
+fn translate(grant: control::core::AttachGrant) -> AttachGrant {
+    let path = |slice: control::core::SliceAddress| {
+        let control::core::SliceAddress {
+            store,
+            nsid,
+            address,
+            subsystem_nqn,
+            ..
+        } = slice;
+        (
+            store,
+            SlicePath {
+                nsid,
+                address,
+                subsystem_nqn,
+            },
+        )
+    };
+    AttachGrant {
+        volume: grant.volume,
+        map: grant.map,
+        epoch: grant.epoch,
+        seq: grant.seq,
+        isr: grant.isr,
+        head: Generation(0),
+        ticket: [0; 32],
+        slices: grant.slices.into_iter().map(path).collect(),
+        options: Knobs {
+            min_in_sync: grant.min_in_sync,
+            ..Knobs::default()
+        },
+    }
+}
+
+/// FNV-1a over 128 bits.
+fn name_hash(name: &str) -> u128 {
+    name.bytes()
+        .fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash, byte| {
+            (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+        })
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_host_and_another_name_another() {
+        assert_eq!(name_hash("a"), name_hash("a"));
+        assert_ne!(name_hash("a"), name_hash("b"));
+    }
+}

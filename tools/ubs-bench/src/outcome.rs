@@ -1,0 +1,304 @@
+//! What a load found: numbers for programs, a table for people.
+
+use crate::options::LoadOptions;
+use crate::pattern::{Rw, Way};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+use tabled::builder::Builder;
+use tabled::settings::Style;
+
+/// Latencies of one direction, in microseconds: from the turn of the reactor that submitted a
+/// request to the turn that saw it complete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    /// Requests.
+    pub(crate) count: u64,
+    pub(crate) mean: f64,
+    pub(crate) p50: f64,
+    pub(crate) p90: f64,
+    pub(crate) p99: f64,
+    pub(crate) p99_9: f64,
+    pub(crate) max: f64,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    pub(crate) engine: String,
+    pub(crate) rw: Rw,
+    pub(crate) bs: u32,
+    pub(crate) iodepth: u32,
+    pub(crate) connections: u32,
+    pub(crate) seed: u64,
+    /// Seconds measured.
+    pub(crate) seconds: f64,
+    /// Requests completed in that time.
+    pub(crate) ios: u64,
+    pub(crate) iops: f64,
+    /// 10^6 bytes per second.
+    pub(crate) mb_per_s: f64,
+    pub(crate) read_us: Option<Latency>,
+    pub(crate) write_us: Option<Latency>,
+    /// Our processor time per million requests, in seconds.
+    pub(crate) cpu_s_per_mio: f64,
+    /// The same of the processes named by `--peer-pid`, together.
+    pub(crate) peer_cpu_s_per_mio: Option<f64>,
+    /// `io_uring_enter` calls of ours per request.
+    pub(crate) enters_per_io: f64,
+    /// Fewest requests on a connection divided by most.
+    pub(crate) fairness: f64,
+    /// Part of all processor time that neither we nor the named processes used.
+    pub(crate) foreign_share: f64,
+    /// Requests that failed.
+    pub(crate) failed: u64,
+}
+
+impl Outcome {
+    /// The 99th percentile, of the direction that has more.
+    pub(crate) fn p99_us(&self) -> f64 {
+        self.main().p99
+    }
+
+    /// The median, of the direction that has more.
+    pub(crate) fn p50_us(&self) -> f64 {
+        self.main().p50
+    }
+
+    fn main(&self) -> Latency {
+        let (read, write) = (
+            self.read_us.unwrap_or_default(),
+            self.write_us.unwrap_or_default(),
+        );
+        if read.count >= write.count {
+            read
+        } else {
+            write
+        }
+    }
+}
+
+/// Everything that is noted while requests complete.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    reads: Histogram<u64>,
+    writes: Histogram<u64>,
+    per_connection: Vec<u64>,
+    /// Requests that failed.
+    pub(crate) failed: u64,
+}
+
+/// What is read off the machine at both ends of the measured time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Gauges {
+    pub(crate) at_ns: u64,
+    pub(crate) own_cpu_ns: u64,
+    pub(crate) peer_cpu_ns: u64,
+    pub(crate) busy_ns: u64,
+    pub(crate) enters: u64,
+}
+
+impl Tally {
+    /// Nothing has happened.
+    pub(crate) fn new(connections: u32) -> Self {
+        let new = || Histogram::new_with_bounds(1, 100_000_000_000, 3).expect("good bounds");
+        Self {
+            reads: new(),
+            writes: new(),
+            per_connection: vec![0; connections.max(1) as usize],
+            failed: 0,
+        }
+    }
+
+    /// A request completed.
+    pub(crate) fn note(&mut self, way: Way, latency_ns: u64, connection: usize) {
+        self.per_connection[connection] += 1;
+        match way {
+            Way::Read => self.reads.saturating_record(latency_ns.max(1)),
+            Way::Write => self.writes.saturating_record(latency_ns.max(1)),
+        }
+    }
+
+    /// Requests that completed well.
+    pub(crate) fn ios(&self) -> u64 {
+        self.reads.len() + self.writes.len()
+    }
+
+    /// The sum of it.
+    pub(crate) fn outcome(
+        &self,
+        (engine, options): (&str, &LoadOptions),
+        begin: Gauges,
+        end: Gauges,
+        processors: usize,
+    ) -> Outcome {
+        let seconds = float(end.at_ns - begin.at_ns) / 1e9;
+        let ios = self.ios();
+        let per_io = |n: u64| if ios == 0 { 0.0 } else { float(n) / float(ios) };
+        // A nanosecond per request is a thousandth of a second per million.
+        let per_million = |ns: u64| per_io(ns) / 1e3;
+        let own_ns = end.own_cpu_ns.saturating_sub(begin.own_cpu_ns);
+        let peer_ns = end.peer_cpu_ns.saturating_sub(begin.peer_cpu_ns);
+        let busy_ns = end.busy_ns.saturating_sub(begin.busy_ns);
+        let foreign_ns = float(busy_ns) - float(own_ns) - float(peer_ns);
+        let most = self.per_connection.iter().max().copied().unwrap_or(0);
+        let fewest = self.per_connection.iter().min().copied().unwrap_or(0);
+        let iops = if seconds > 0.0 {
+            float(ios) / seconds
+        } else {
+            0.0
+        };
+        Outcome {
+            engine: engine.to_owned(),
+            rw: options.rw,
+            bs: options.bs,
+            iodepth: options.iodepth,
+            connections: u32::try_from(self.per_connection.len()).expect("few"),
+            seed: options.seed,
+            seconds,
+            ios,
+            iops,
+            mb_per_s: iops * f64::from(options.bs) / 1e6,
+            read_us: latency(&self.reads),
+            write_us: latency(&self.writes),
+            cpu_s_per_mio: per_million(own_ns),
+            peer_cpu_s_per_mio: (!options.peer_pid.is_empty()).then(|| per_million(peer_ns)),
+            enters_per_io: per_io(end.enters - begin.enters),
+            fairness: if most == 0 {
+                1.0
+            } else {
+                float(fewest) / float(most)
+            },
+            foreign_share: if seconds > 0.0 {
+                (foreign_ns / (seconds * 1e9 * processors.max(1) as f64)).max(0.0)
+            } else {
+                0.0
+            },
+            failed: self.failed,
+        }
+    }
+}
+
+/// As a float; what is counted here stays far below 2^53.
+pub(crate) fn float(n: u64) -> f64 {
+    n as f64
+}
+
+fn latency(histogram: &Histogram<u64>) -> Option<Latency> {
+    let us = |percentile: f64| float(histogram.value_at_percentile(percentile)) / 1e3;
+    (!histogram.is_empty()).then(|| Latency {
+        count: histogram.len(),
+        mean: histogram.mean() / 1e3,
+        p50: us(50.0),
+        p90: us(90.0),
+        p99: us(99.0),
+        p99_9: us(99.9),
+        max: float(histogram.max()) / 1e3,
+    })
+}
+
+/// The table for people.
+pub(crate) fn table(outcome: &Outcome) -> String {
+    let mut latencies = Builder::default();
+    latencies.push_record(["latency µs", "mean", "p50", "p90", "p99", "p99.9", "max"]);
+    for (name, found) in [("read", outcome.read_us), ("write", outcome.write_us)] {
+        let Some(l) = found else { continue };
+        let numbers = [l.mean, l.p50, l.p90, l.p99, l.p99_9, l.max];
+        let cells = numbers.iter().map(|us| format!("{us:.1}"));
+        latencies.push_record([name.to_owned()].into_iter().chain(cells));
+    }
+    let peer = outcome
+        .peer_cpu_s_per_mio
+        .map_or_else(String::new, |s| format!(", peer {s:.2}"));
+    format!(
+        "{} {} bs={} iodepth={} connections={}: {} requests in {:.2} s, {} failed\n\
+         {:.0} IOPS, {:.1} MB/s\n{}\n\
+         CPU s per million: ours {:.2}{peer}; enters per IO {:.3}; foreign load {:.0} %",
+        outcome.engine,
+        outcome.rw.name(),
+        outcome.bs,
+        outcome.iodepth,
+        outcome.connections,
+        outcome.ios,
+        outcome.seconds,
+        outcome.failed,
+        outcome.iops,
+        outcome.mb_per_s,
+        latencies.build().with(Style::markdown()),
+        outcome.cpu_s_per_mio,
+        outcome.enters_per_io,
+        outcome.foreign_share * 100.0,
+    )
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        load: LoadOptions,
+    }
+
+    fn options(words: &[&str]) -> LoadOptions {
+        Cli::parse_from([&["x"], words].concat()).load
+    }
+
+    fn sample() -> Outcome {
+        let options = options(&["--rw", "randrw", "--bs", "8k", "--peer-pid", "1"]);
+        let mut tally = Tally::new(2);
+        for n in 1..=1000u64 {
+            tally.note(Way::Read, n * 1000, usize::from(n > 400));
+        }
+        tally.note(Way::Write, 5_000, 0);
+        let end = Gauges {
+            at_ns: 2_000_000_000,
+            own_cpu_ns: 1001 * 2000,
+            peer_cpu_ns: 1001 * 500,
+            busy_ns: 1001 * 2500 + 1_000_000_000,
+            enters: 2002,
+        };
+        tally.outcome(("target", &options), Gauges::default(), end, 2)
+    }
+
+    #[test]
+    fn rates_and_costs_are_per_request_of_the_measured_time() {
+        let seen = sample();
+        assert_eq!((seen.ios, seen.failed), (1001, 0));
+        assert!((seen.iops - 500.5).abs() < 1e-9);
+        assert!((seen.mb_per_s - 500.5 * 8192.0 / 1e6).abs() < 1e-9);
+        assert!((seen.cpu_s_per_mio - 2.0).abs() < 1e-9);
+        assert!((seen.peer_cpu_s_per_mio.unwrap() - 0.5).abs() < 1e-9);
+        assert!((seen.enters_per_io - 2.0).abs() < 1e-9);
+        assert!((seen.foreign_share - 0.25).abs() < 1e-9);
+        assert!((seen.fairness - 401.0 / 600.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn percentiles_are_those_of_the_busier_direction() {
+        let seen = sample();
+        assert!((seen.p50_us() - 500.0).abs() < 2.0, "{}", seen.p50_us());
+        assert!((seen.p99_us() - 990.0).abs() < 2.0, "{}", seen.p99_us());
+        assert_eq!(seen.write_us.unwrap().count, 1);
+    }
+
+    #[test]
+    fn json_says_everything_and_comes_back() {
+        let seen = sample();
+        let text = serde_json::to_string(&seen).unwrap();
+        assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), seen);
+        assert!(table(&seen).contains("| read "));
+    }
+
+    #[test]
+    fn nothing_completed_is_no_division_by_zero() {
+        let options = options(&[]);
+        let end = Gauges {
+            at_ns: 1,
+            ..Gauges::default()
+        };
+        let seen = Tally::new(1).outcome(("target", &options), Gauges::default(), end, 2);
+        assert!(seen.iops == 0.0 && seen.enters_per_io == 0.0 && seen.read_us.is_none());
+    }
+}
