@@ -43,6 +43,15 @@ pub(crate) fn pin(cpu: usize) -> Result<()> {
         .with_context(|| format!("cannot run on processor {cpu} only"))
 }
 
+/// Does something on one processor only; what it starts stays there.
+pub(crate) fn pinned<T>(cpu: usize, what: impl FnOnce() -> T) -> Result<T> {
+    let before = rustix::thread::sched_getaffinity(None)?;
+    pin(cpu)?;
+    let done = what();
+    rustix::thread::sched_setaffinity(None, &before)?;
+    Ok(done)
+}
+
 /// First field of a `schedstat`: time on the processor in nanoseconds.
 fn parse_schedstat(text: &str) -> Result<u64> {
     let first = text.split_whitespace().next().unwrap_or_default();

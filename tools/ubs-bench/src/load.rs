@@ -311,7 +311,7 @@ impl<E: Engine> Load<E> {
         }
         if self.stage == Stage::Measuring {
             let connection = (slot % self.engine.connections()) as usize;
-            self.tally.note(way, now_ns - place.since_ns, connection);
+            self.tally.note(way, place.since_ns, now_ns, connection);
         }
         self.start(io, slot);
         if self.left == Some(0) && self.stage == Stage::Measuring && self.in_flight == 0 {

@@ -45,6 +45,8 @@ pub(crate) struct Outcome {
     pub(crate) peer_cpu_s_per_mio: Option<f64>,
     /// `io_uring_enter` calls of ours per request.
     pub(crate) enters_per_io: f64,
+    /// Longest time without a completion, in milliseconds.
+    pub(crate) longest_gap_ms: f64,
     /// Fewest requests on a connection divided by most.
     pub(crate) fairness: f64,
     /// Part of all processor time that neither we nor the named processes used.
@@ -83,6 +85,9 @@ pub(crate) struct Tally {
     reads: Histogram<u64>,
     writes: Histogram<u64>,
     per_connection: Vec<u64>,
+    /// When the last request completed.
+    last_ns: Option<u64>,
+    longest_gap_ns: u64,
     /// Requests that failed.
     pub(crate) failed: u64,
 }
@@ -105,12 +110,18 @@ impl Tally {
             reads: new(),
             writes: new(),
             per_connection: vec![0; connections.max(1) as usize],
+            last_ns: None,
+            longest_gap_ns: 0,
             failed: 0,
         }
     }
 
-    /// A request completed.
-    pub(crate) fn note(&mut self, way: Way, latency_ns: u64, connection: usize) {
+    /// A request that began at `since_ns` completed now.
+    pub(crate) fn note(&mut self, way: Way, since_ns: u64, now_ns: u64, connection: usize) {
+        let gap_ns = self.last_ns.map_or(0, |last_ns| now_ns - last_ns);
+        self.longest_gap_ns = self.longest_gap_ns.max(gap_ns);
+        self.last_ns = Some(now_ns);
+        let latency_ns = now_ns - since_ns;
         self.per_connection[connection] += 1;
         match way {
             Way::Read => self.reads.saturating_record(latency_ns.max(1)),
@@ -163,6 +174,7 @@ impl Tally {
             cpu_s_per_mio: per_million(own_ns),
             peer_cpu_s_per_mio: (!options.peer_pid.is_empty()).then(|| per_million(peer_ns)),
             enters_per_io: per_io(end.enters - begin.enters),
+            longest_gap_ms: float(self.longest_gap_ns) / 1e6,
             fairness: if most == 0 {
                 1.0
             } else {
@@ -249,9 +261,9 @@ mod test {
         let options = options(&["--rw", "randrw", "--bs", "8k", "--peer-pid", "1"]);
         let mut tally = Tally::new(2);
         for n in 1..=1000u64 {
-            tally.note(Way::Read, n * 1000, usize::from(n > 400));
+            tally.note(Way::Read, 0, n * 1000, usize::from(n > 400));
         }
-        tally.note(Way::Write, 5_000, 0);
+        tally.note(Way::Write, 8_995_000, 9_000_000, 0);
         let end = Gauges {
             at_ns: 2_000_000_000,
             own_cpu_ns: 1001 * 2000,
@@ -272,6 +284,7 @@ mod test {
         assert!((seen.peer_cpu_s_per_mio.unwrap() - 0.5).abs() < 1e-9);
         assert!((seen.enters_per_io - 2.0).abs() < 1e-9);
         assert!((seen.foreign_share - 0.25).abs() < 1e-9);
+        assert!((seen.longest_gap_ms - 8.0).abs() < 1e-9);
         assert!((seen.fairness - 401.0 / 600.0).abs() < 1e-9);
     }
 

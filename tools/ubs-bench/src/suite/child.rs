@@ -20,6 +20,20 @@ impl Workload {
     pub(crate) fn name(self) -> String {
         format!("{} {} QD{}", self.rw, self.bs, self.iodepth)
     }
+
+    /// As options of a load.
+    pub(crate) fn options(self, effort: Effort) -> Vec<String> {
+        [
+            ("--rw", self.rw.to_owned()),
+            ("--bs", self.bs.to_owned()),
+            ("--iodepth", self.iodepth.to_string()),
+            ("--runtime", effort.runtime.to_string()),
+            ("--ramp-time", effort.ramp_time.to_string()),
+        ]
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .collect()
+    }
 }
 
 /// How long samples are, and how many.
@@ -121,11 +135,8 @@ impl Server {
 
     /// One sample of a workload; `more` are further options of the load.
     pub(crate) fn sample(&self, what: Workload, effort: Effort, more: &[&str]) -> Result<Outcome> {
-        let iodepth = what.iodepth.to_string();
-        let runtime = effort.runtime.to_string();
-        let ramp_time = effort.ramp_time.to_string();
-        let mut options = vec!["--rw", what.rw, "--bs", what.bs, "--iodepth", &iodepth];
-        options.extend(["--runtime", &runtime, "--ramp-time", &ramp_time]);
+        let options = what.options(effort);
+        let mut options: Vec<&str> = options.iter().map(String::as_str).collect();
         options.extend(more);
         self.load(&options).with_context(|| what.name())
     }

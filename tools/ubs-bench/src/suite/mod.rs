@@ -1,6 +1,7 @@
 //! `ubs-bench suite`: the budgets of docs/ARCHITECTURE.md, measured as far as this machine can.
 
 mod child;
+mod cluster;
 mod guest;
 mod native;
 mod paired;
@@ -67,6 +68,7 @@ pub(crate) fn run(options: &SuiteOptions) -> Result<()> {
     let size = if options.quick { 128 << 20 } else { 512 << 20 };
     let found = native::run(effort, &scratch.0, size)?;
     let mut budgets = found.budgets;
+    budgets.extend(cluster::run(effort, &scratch.0));
     budgets.extend(in_guest(options, into));
     budgets.extend(not_yet());
     budgets.sort_by_key(|budget| budget.key[1..].parse::<u32>().unwrap_or(u32::MAX));
@@ -104,14 +106,20 @@ fn in_guest(options: &SuiteOptions, into: &Path) -> Vec<Budget> {
     progress("block devices in the VM");
     let (rounds, seconds) = if options.quick { (1, 1) } else { (3, 2) };
     let header = format!("rounds={rounds} seconds={seconds}");
-    let script = Path::new("tests/vm/bench/peers.sh");
-    match guest::run(script, into, &header) {
-        Ok(output) => guest::budgets(
-            &guest::parse(&output),
-            Some("our device is not part of this script yet"),
-        ),
-        Err(why) => absent(&format!("{why:#}")),
-    }
+    let script = |name: &str| Path::new("tests/vm/bench").join(name);
+    let whole = guest::run(&script("cluster.sh"), into, &header);
+    let (output, why_not_ours) = match whole {
+        Ok(output) => (output, None),
+        Err(why) => {
+            let why = format!("no device of ours: {why:#}");
+            progress(&why);
+            match guest::run(&script("peers.sh"), into, &header) {
+                Ok(output) => (output, Some(why)),
+                Err(why) => return absent(&format!("{why:#}")),
+            }
+        }
+    };
+    guest::budgets(&guest::parse(&output), why_not_ours.as_deref())
 }
 
 /// Budgets without a measurement here, with the reason.
@@ -119,7 +127,6 @@ fn not_yet() -> Vec<Budget> {
     let later = "not part of this benchmark yet";
     [
         ("T5", "idle, 100 volumes, 60 s", "zero"),
-        ("T6", "fan-out to 2 and 3 replicas", "its own 1 replica"),
         (
             "T9",
             "resilver after scattered writes",
@@ -131,7 +138,6 @@ fn not_yet() -> Vec<Budget> {
             "metad, 3 members on one disk",
             "that disk's fdatasync rate",
         ),
-        ("T14", "replica killed at QD32", "the configured deadline"),
     ]
     .map(|(key, what, against)| Budget::absent(key, what, against, later))
     .into()
