@@ -34,8 +34,22 @@ const SECOND_NS: u64 = 1_000_000_000;
 struct Medium {
     blocks: BTreeMap<u64, Vec<u8>>,
     marks: RegionSet,
+    /// Where each ReadMarks began.
+    marks_asked: Vec<u32>,
+    marks_added: RegionSet,
     stamp: (u64, u64),
     writes: u64,
+}
+
+impl Medium {
+    /// One region at a time, so that asking on is exercised.
+    fn page_of_marks(&mut self, from: u32) -> (u64, Vec<u8>) {
+        self.marks_asked.push(from);
+        let mut regions = self.marks.iter().filter(|r| r.0 >= from);
+        let page: RegionSet = regions.by_ref().take(1).collect();
+        let next = regions.next().map_or(0, |r| u64::from(r.0) + 1);
+        (next, page.to_bytes())
+    }
 }
 
 /// One slice, by the letter of the vendor commands.
@@ -48,12 +62,19 @@ struct Slice {
 impl Slice {
     fn vendor(&mut self, from: AssociationId, command: &CommandKind) -> (Status, u64, Vec<u8>) {
         let CommandKind::Vendor {
-            opcode: op, data, ..
+            opcode: op,
+            data,
+            cdw10_15,
+            ..
         } = command
         else {
             unreachable!()
         };
         let mut medium = self.medium.borrow_mut();
+        if *op == opcode::READ_MARKS {
+            let (next, page) = medium.page_of_marks(cdw10_15[1]);
+            return (Status::SUCCESS, next, page);
+        }
         if *op == opcode::OPEN_SLICE {
             let open = OpenSlice::ref_from_bytes(data.as_deref().unwrap()).unwrap();
             assert_eq!((open.volume, open.epoch.get()), (VOLUME.0, 1));
@@ -67,10 +88,10 @@ impl Slice {
                 (state.stamp_seq, state.stamp_isr) = (medium.stamp.0.into(), medium.stamp.1.into());
                 state.as_bytes().to_vec()
             }
-            opcode::READ_MARKS => medium.marks.to_bytes(),
             opcode::ADD_MARKS => {
                 let more = RegionSet::from_bytes(data.as_deref().unwrap()).unwrap();
                 medium.marks.merge(&more);
+                medium.marks_added.merge(&more);
                 Vec::new()
             }
             opcode::STAMP_SLICE | opcode::COMPLETE_SLICE | opcode::TICK | opcode::STABLE => {
@@ -499,6 +520,24 @@ fn a_killed_store_is_left_out_and_gets_only_what_it_missed() {
             .iter()
             .all(|(_, m)| m.borrow().blocks == first)
     );
+}
+
+#[test]
+fn marks_are_asked_for_until_none_are_left() {
+    let mut cluster = Cluster::attached(5);
+    [0, 1024, 3072]
+        .iter()
+        .for_each(|start| cluster.write(*start, 1, 1));
+    cluster.submit(5, HostOp::Flush);
+    let node = cluster.stores[1].0;
+    cluster.world.crash(node);
+    cluster.write(0, 1, 2);
+    cluster.boot_store(1);
+    cluster.wait(|e| matches!(e, VolumeEvent::Resilvered { .. }));
+    assert_eq!(cluster.stores[0].1.borrow().marks_asked, [0, 1, 3]);
+    let target = cluster.stores[1].1.borrow();
+    let added: Vec<u32> = target.marks_added.iter().map(|r| r.0).collect();
+    assert_eq!(added, [0, 1, 3], "the target inherits every page");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use nvmf::proto::vendor::{
 };
 use shardmap::dirty::{BlockSet, RegionSet};
 use shardmap::units::{
-    EXTENT_BLOCKS, Incarnation, Lba, MembershipSeq, REGION_BLOCKS, VolumeId, WriteTick,
+    EXTENT_BLOCKS, Incarnation, Lba, MembershipSeq, REGION_BLOCKS, RegionIndex, VolumeId, WriteTick,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -140,7 +140,8 @@ pub(super) fn answer(what: &Command, reply: &Reply) -> Result<Answer, Fault> {
         Command::SliceState => facts(&reply.data),
         Command::ReadMarks { .. } => {
             let marks = RegionSet::from_bytes(&reply.data).map_err(|_| Fault::Refused)?;
-            Ok(Answer::Marks(marks, None))
+            let more = continuation(reply.result)?;
+            Ok(Answer::Marks(marks, more))
         }
         Command::ReadPresence { from, .. } => {
             let base = Lba(u64::from(from.0) * u64::from(REGION_BLOCKS));
@@ -163,6 +164,15 @@ pub(super) fn answer(what: &Command, reply: &Reply) -> Result<Answer, Fault> {
             }
         }
     }
+}
+
+/// Where to go on: the next region plus one, zero if nothing follows.
+fn continuation(result: u64) -> Result<Option<RegionIndex>, Fault> {
+    let Some(next) = result.checked_sub(1) else {
+        return Ok(None);
+    };
+    let next = u32::try_from(next).map_err(|_| Fault::Refused)?;
+    Ok(Some(RegionIndex(next)))
 }
 
 fn facts(data: &[u8]) -> Result<Answer, Fault> {
@@ -204,7 +214,7 @@ pub(super) fn fault(status: Status) -> Fault {
 #[cfg(test)]
 mod test {
     use super::*;
-    use shardmap::units::{BlockRange, Blocks, Epoch, RegionIndex};
+    use shardmap::units::{BlockRange, Blocks, Epoch};
 
     const WHO: Credentials = Credentials {
         volume: VolumeId([7; 16]),
@@ -297,6 +307,22 @@ mod test {
         ] {
             assert_eq!(answer(&what, &reply), Err(Fault::Refused), "{what:?}");
         }
+    }
+
+    #[test]
+    fn marks_go_on_at_the_region_that_the_result_names() {
+        let marks: RegionSet = [RegionIndex(4)].into_iter().collect();
+        let from = RegionIndex(0);
+        let more = |result| {
+            let data = marks.to_bytes();
+            let reply = Reply { result, data };
+            answer(&Command::ReadMarks { from }, &reply)
+        };
+        assert_eq!(more(0), Ok(Answer::Marks(marks.clone(), None)));
+        let at = |region| Ok(Answer::Marks(marks.clone(), Some(RegionIndex(region))));
+        assert_eq!(more(1), at(0));
+        assert_eq!(more(7), at(6));
+        assert_eq!(more(1 << 33), Err(Fault::Refused));
     }
 
     #[test]
