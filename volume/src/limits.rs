@@ -19,6 +19,9 @@ pub const COPIES_BUSY_MAX: usize = 2;
 pub const RECONCILE_COPIES_MAX: usize = 4;
 /// Regions whose presence is asked for at a time (64 MiB: a bitmap of at most 2 KiB).
 pub const PRESENCE_REGIONS: u32 = 16;
+/// Marks handed to a store in one command. A store takes 16 384, and 64 KiB of bitmap: so many fit
+/// even if each sits in a container of its own (10 bytes each).
+pub const MARKS_PER_COMMAND_MAX: usize = 6_500;
 /// Least time between two progress reports of a resilver.
 pub const PROGRESS_MS: u64 = 500;
 /// Commands the shell queues per association beyond what the initiator takes.
@@ -28,3 +31,5 @@ const _: () = assert!(COPIES_BUSY_MAX <= COPIES_MAX);
 const _: () = assert!(IO_BLOCKS_MAX * BLOCK_BYTES == 128 * 1024);
 const _: () = assert!(REGION_BLOCKS.is_multiple_of(EXTENT_BLOCKS));
 const _: () = assert!(IO_BLOCKS_MAX.is_multiple_of(EXTENT_BLOCKS));
+const _: () =
+    assert!(MARKS_PER_COMMAND_MAX * 10 + 8 <= nvmf::proto::vendor::VENDOR_DATA_BYTES_MAX as usize);

@@ -11,7 +11,10 @@ use super::flush::FlushFor;
 use super::leg::{Condemned, Session};
 use super::members::{Members, Position};
 use super::state::{Outbox, Phase, Purpose, Replicator};
-use crate::limits::{COPIES_BUSY_MAX, COPIES_MAX, COPY_BLOCKS_MAX, PRESENCE_REGIONS, PROGRESS_MS};
+use crate::limits::{
+    COPIES_BUSY_MAX, COPIES_MAX, COPY_BLOCKS_MAX, MARKS_PER_COMMAND_MAX, PRESENCE_REGIONS,
+    PROGRESS_MS,
+};
 use shardmap::dirty::{BlockSet, RegionSet};
 use shardmap::units::{BLOCK_BYTES, BlockRange, Lba, Moment, REGION_BLOCKS, RegionIndex};
 
@@ -35,8 +38,11 @@ pub(super) struct Resilver {
     pub(super) phase: ResilverPhase,
     /// Whose answer is missing in the phases that ask.
     awaiting: Members,
-    /// Marks of the sources: the target must know what a third store still lacks.
+    /// Marks of the sources: the target must know what a third store still lacks. What the target
+    /// was sent is taken out.
     inherited: RegionSet,
+    /// The target was sent some and has not answered.
+    adding_marks: bool,
     /// Marks of the target itself: it may hold what nobody else has.
     own: RegionSet,
     presence_next: RegionIndex,
@@ -96,6 +102,7 @@ impl Replicator {
             phase: ResilverPhase::Marks,
             awaiting: Members::EMPTY,
             inherited: RegionSet::new(),
+            adding_marks: false,
             own: RegionSet::new(),
             presence_next: RegionIndex(0),
             cursor: Lba(0),
@@ -376,18 +383,31 @@ impl Replicator {
         if self.back_to_copying() {
             return;
         }
-        let mut regions = self.resilver_mut().inherited.clone();
+        let mut regions = std::mem::take(&mut self.resilver_mut().inherited);
         regions.retain(|r| self.homes_of_region(r).has(target));
-        self.resilver_mut().phase = ResilverPhase::Inheriting;
-        if regions.is_empty() {
-            return self.on_resilver_step(Purpose::ResilverAddMarks, out);
+        let rs = self.resilver_mut();
+        rs.inherited = regions;
+        rs.phase = ResilverPhase::Inheriting;
+        self.add_marks(out);
+    }
+
+    /// As many marks as one command takes; the completion once the target has all of them.
+    fn add_marks(&mut self, out: &mut Outbox) {
+        let rs = self.resilver_mut();
+        if rs.adding_marks {
+            return;
         }
-        self.send(
-            target,
-            Purpose::ResilverAddMarks,
-            Command::AddMarks(regions),
-            out,
-        );
+        let target = rs.target;
+        let some: RegionSet = rs.inherited.iter().take(MARKS_PER_COMMAND_MAX).collect();
+        if some.is_empty() {
+            rs.phase = ResilverPhase::Completing;
+            let what = Command::CompleteSlice(self.stamp());
+            return self.send(target, Purpose::ResilverComplete, what, out);
+        }
+        rs.inherited.retain(|r| !some.contains(r));
+        rs.adding_marks = true;
+        let what = Command::AddMarks(some);
+        self.send(target, Purpose::ResilverAddMarks, what, out);
     }
 
     /// A write that failed everywhere has made the target dirty again.
@@ -407,12 +427,11 @@ impl Replicator {
         let Some((phase, target)) = self.resilver.as_ref().map(|r| (r.phase, r.target)) else {
             return;
         };
+        if step == Purpose::ResilverAddMarks {
+            self.resilver_mut().adding_marks = false;
+        }
         match (step, phase) {
-            (Purpose::ResilverAddMarks, ResilverPhase::Inheriting) => {
-                self.resilver_mut().phase = ResilverPhase::Completing;
-                let what = Command::CompleteSlice(self.stamp());
-                self.send(target, Purpose::ResilverComplete, what, out);
-            }
+            (Purpose::ResilverAddMarks, ResilverPhase::Inheriting) => self.add_marks(out),
             (Purpose::ResilverComplete, ResilverPhase::Completing) => {
                 self.leg_mut(target).facts.incomplete = false;
                 if self.pending.is_some() {

@@ -4,9 +4,11 @@ use crate::core::{
     Answer, Command, CommandId, Config, Effect, Event, FailReason, Fault, Grant, HostFault,
     HostWhat, Members, OpId, Outbox, Position, Replicator, RequestId, SliceFacts, Timer, Verdict,
 };
+use shardmap::dirty::RegionSet;
 use shardmap::map::{Layout, Shape, VolumeMap};
 use shardmap::units::{
-    BlockRange, Blocks, Epoch, Generation, Incarnation, Lba, MembershipSeq, Moment, StoreId,
+    BlockRange, Blocks, Epoch, Generation, Incarnation, Lba, MembershipSeq, Moment, RegionIndex,
+    StoreId,
 };
 
 const MS: u64 = 1_000_000;
@@ -46,10 +48,14 @@ fn done(op: u64) -> Effect {
 
 impl Script {
     fn new(stores: u16) -> Self {
+        Self::sized(stores, 1)
+    }
+
+    fn sized(stores: u16, shards: u64) -> Self {
         let replicas = u8::try_from(stores).unwrap();
         let layout = Layout::Ring;
         let map = VolumeMap {
-            size_blocks: 1024,
+            size_blocks: shards * 1024,
             shape: Shape {
                 shard_blocks: 1024,
                 stride: stores,
@@ -83,7 +89,11 @@ impl Script {
 
     /// Attached, with a session on every store.
     fn attached(stores: u16) -> Self {
-        let mut script = Self::new(stores);
+        Self::new(stores).attach(stores)
+    }
+
+    fn attach(self, stores: u16) -> Self {
+        let mut script = self;
         script.step(Event::Start);
         let mut last = Vec::new();
         for store in 0..usize::from(stores) {
@@ -244,6 +254,41 @@ fn a_degraded_write_is_acked_only_after_metad_and_the_stamp() {
     assert_eq!(stamp.len(), 1);
     let stamp = command_to(&stamp, 0, |c| matches!(c, Command::Stamp(_)));
     assert_eq!(script.answer(stamp, Answer::Done), [done(1)]);
+}
+
+#[test]
+fn a_target_inherits_many_marks_in_commands_that_a_store_takes() {
+    let shards = 15_000_u32;
+    let mut script = Script::sized(2, shards.into()).attach(2);
+    script.step(Event::PathLost(at(1)));
+    script.now += 300 * MS;
+    script.step(Event::Timer(Timer::Grace(at(1))));
+    let (seq, isr) = (MembershipSeq(1), members(&[0]));
+    let verdict = Verdict::Committed { seq, isr };
+    let request = RequestId(0);
+    let stamp = script.step(Event::Metad { request, verdict });
+    script.answer(command_to(&stamp, 0, any), Answer::Done);
+    script.now += 60_000 * MS;
+    let asked = script.open(1);
+    let [source, target] = [0, 1].map(|s| command_to(&asked, s, any));
+    let marks: RegionSet = (0..shards).map(RegionIndex).collect();
+    script.answer(target, Answer::Marks(RegionSet::new(), None));
+    let mut sent = script.answer(source, Answer::Marks(marks, None));
+    if let [Effect::Send { command, what, .. }] = &sent[..]
+        && *what == Command::Flush
+    {
+        sent = script.answer(*command, Answer::Done);
+    }
+    let mut added = Vec::new();
+    while let [Effect::Send { command, what, .. }] = &sent[..]
+        && let Command::AddMarks(regions) = what
+    {
+        assert!(regions.to_bytes().len() <= 64 * 1024);
+        added.push(regions.len_regions());
+        sent = script.answer(*command, Answer::Done);
+    }
+    assert_eq!(added, [6_500, 6_500, 2_000]);
+    command_to(&sent, 1, |c| matches!(c, Command::CompleteSlice(_)));
 }
 
 #[test]
