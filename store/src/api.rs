@@ -53,7 +53,13 @@ pub enum StoreOp {
         fua: bool,
     },
     /// Control. Creates the slice, durably; the same description again is fine, a larger size grows it.
-    CreateSlice(SliceSpec),
+    CreateSlice {
+        /// What to create.
+        spec: SliceSpec,
+        /// If it does not exist yet: it must be resilvered before it may be trusted, because a slice
+        /// that was here is lost. Says nothing about one that exists.
+        incomplete: bool,
+    },
     /// Control. Revokes sessions, drains, frees everything, durably.
     RemoveSlice,
     /// Binds a session to this association: persists the epoch if newer (older: `Fenced`), revokes

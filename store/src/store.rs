@@ -624,7 +624,7 @@ fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
                 fua,
             },
         ),
-        StoreOp::CreateSlice(spec) => control(Command::Create(spec)),
+        StoreOp::CreateSlice { spec, incomplete } => control(Command::Create { spec, incomplete }),
         StoreOp::RemoveSlice => control(Command::Remove),
         StoreOp::OpenSession { epoch, volume } => control(Command::Open { epoch, volume }),
         StoreOp::CloseSession => control(Command::Close),

@@ -262,7 +262,13 @@ fn what_was_flushed_is_there_after_a_stop_and_after_a_kill() {
     let path = prepared(dir.path());
     let mut rig = Rig::open(&path).unwrap();
     assert!(matches!(
-        rig.run(4, StoreOp::CreateSlice(spec(4))),
+        rig.run(
+            4,
+            StoreOp::CreateSlice {
+                spec: spec(4),
+                incomplete: false
+            }
+        ),
         Ok(StoreReply::Done)
     ));
     assert_eq!(rig.open_session(4, 1).incarnation, Incarnation(1));
@@ -297,7 +303,14 @@ fn hashes_marks_and_presence_tell_what_a_replica_holds() {
     let dir = tempfile::tempdir().unwrap();
     let path = prepared(dir.path());
     let mut rig = Rig::open(&path).unwrap();
-    rig.run(4, StoreOp::CreateSlice(spec(4))).unwrap();
+    rig.run(
+        4,
+        StoreOp::CreateSlice {
+            spec: spec(4),
+            incomplete: false,
+        },
+    )
+    .unwrap();
     rig.open_session(4, 1);
     let op = rig.write_op(1030, 20, 5, false);
     rig.run(4, op).unwrap();
@@ -351,7 +364,14 @@ fn an_incomplete_slice_is_compared_but_not_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = prepared(dir.path());
     let mut rig = Rig::open(&path).unwrap();
-    rig.run(4, StoreOp::CreateSlice(spec(4))).unwrap();
+    rig.run(
+        4,
+        StoreOp::CreateSlice {
+            spec: spec(4),
+            incomplete: false,
+        },
+    )
+    .unwrap();
     rig.open_session(4, 1);
     rig.run(4, StoreOp::SetIncomplete).unwrap();
     assert!(matches!(
@@ -423,7 +443,14 @@ fn a_check_reads_everything_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = prepared(dir.path());
     let mut rig = Rig::open(&path).unwrap();
-    rig.run(4, StoreOp::CreateSlice(spec(4))).unwrap();
+    rig.run(
+        4,
+        StoreOp::CreateSlice {
+            spec: spec(4),
+            incomplete: false,
+        },
+    )
+    .unwrap();
     rig.open_session(4, 1);
     let mut model = BTreeMap::new();
     churn(&mut rig, 4, &mut model, 20);

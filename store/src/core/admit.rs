@@ -46,7 +46,7 @@ impl Core {
         out: &mut Outbox,
     ) -> Result<(), StoreFault> {
         match command {
-            Command::Create(spec) => self.create_slice(id, spec, out),
+            Command::Create { spec, incomplete } => self.create_slice(id, spec, incomplete, out),
             Command::Remove => self.remove_slice(id, nsid, out),
             Command::AssociationGone => self.association_gone(id, association, out),
             Command::Open { epoch, volume } => {
@@ -115,7 +115,7 @@ impl Core {
             Command::ReadPresence { from, regions } => {
                 self.read_presence(id, nsid, from, regions, out)
             }
-            Command::Create(_)
+            Command::Create { .. }
             | Command::Remove
             | Command::AssociationGone
             | Command::Open { .. }

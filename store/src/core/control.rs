@@ -15,9 +15,11 @@ impl Core {
         &mut self,
         id: CommandId,
         spec: SliceSpec,
+        incomplete: bool,
         out: &mut Outbox,
     ) -> Result<(), StoreFault> {
         let nsid = spec.nsid;
+        let incomplete = incomplete && !self.slices.contains_key(&nsid.0);
         if let Some(why) = spec_error(&spec) {
             return Err(StoreFault::BadSpec { nsid, why });
         }
@@ -52,10 +54,11 @@ impl Core {
             }
             let page = self.pages.allocate(PageOf::Slice(nsid.0));
             let page = page.ok_or(StoreFault::NoPages { pages })?;
-            self.slices
-                .insert(nsid.0, Slice::new(spec, page, self.first_tick()));
+            let mut slice = Slice::new(spec, page, self.first_tick());
+            slice.incomplete = incomplete;
+            self.slices.insert(nsid.0, slice);
         }
-        let ticket = self.journal.append(&Entry::Slice(spec));
+        let ticket = self.journal.append(&Entry::Slice { spec, incomplete });
         self.wait_for(ticket, Waiter::Answer(id, Answer::Done));
         Ok(())
     }

@@ -34,7 +34,10 @@ pub enum Command {
         deallocate: bool,
         fua: bool,
     },
-    Create(SliceSpec),
+    Create {
+        spec: SliceSpec,
+        incomplete: bool,
+    },
     Remove,
     Open {
         epoch: Epoch,

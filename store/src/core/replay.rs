@@ -145,13 +145,14 @@ impl Core {
 
     fn replay(&mut self, entry: Entry) -> Result<(), Corrupt> {
         match entry {
-            Entry::Slice(spec) => {
+            Entry::Slice { spec, incomplete } => {
                 if let Some(slice) = self.slices.get_mut(&spec.nsid.0) {
                     slice.spec = spec;
                     self.pages.touch(slice.page);
                 } else {
                     let page = self.pages.allocate(PageOf::Slice(spec.nsid.0));
-                    let slice = Slice::new(spec, page.ok_or(Corrupt::Value)?, 0);
+                    let mut slice = Slice::new(spec, page.ok_or(Corrupt::Value)?, 0);
+                    slice.incomplete = incomplete;
                     self.slices.insert(spec.nsid.0, slice);
                 }
             }

@@ -72,7 +72,11 @@ impl Storaged {
     fn on_order(&mut self, io: &mut dyn Driver, order: Order) {
         match order {
             Order::Open { cluster } => self.open(io, cluster),
-            Order::Create { store_index, spec } => self.slices.create(io, store_index, spec),
+            Order::Create {
+                store_index,
+                spec,
+                confirmed,
+            } => self.slices.create(io, store_index, spec, confirmed),
             Order::Remove { store_index, nsid } => self.slices.remove(io, store_index, nsid),
             Order::Hosts(nqns) => self.slices.admit_hosts(nqns),
             Order::Metrics(answer) => {

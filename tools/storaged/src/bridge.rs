@@ -26,6 +26,8 @@ pub(crate) enum Order {
         store_index: usize,
         /// What to make.
         spec: SliceSpec,
+        /// If it is not there: it was, and is lost; what is made must be resilvered.
+        confirmed: bool,
     },
     /// Remove a slice. Answered by [`News::SliceDone`].
     Remove {

@@ -247,7 +247,12 @@ impl Control {
                     position: slice.position,
                     open_access: slice.open_access,
                 };
-                self.order(Order::Create { store_index, spec }).await;
+                self.order(Order::Create {
+                    store_index,
+                    spec,
+                    confirmed: slice.confirmed,
+                })
+                .await;
             } else {
                 continue;
             }
@@ -315,3 +320,6 @@ impl Control {
         }
     }
 }
+
+#[cfg(test)]
+mod test;

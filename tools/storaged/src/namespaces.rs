@@ -151,10 +151,23 @@ impl Slices {
         self.keep(index, events);
     }
 
-    /// Makes or grows a slice for control.
-    pub(crate) fn create(&mut self, io: &mut dyn Driver, index: usize, spec: SliceSpec) {
+    /// Makes or grows a slice for control. A slice that metad knows to be here (`confirmed`) and
+    /// that is not was lost: what is made in its place must not pass for whole.
+    pub(crate) fn create(
+        &mut self,
+        io: &mut dyn Driver,
+        index: usize,
+        spec: SliceSpec,
+        confirmed: bool,
+    ) {
         let id = CONTROL_BIT | u64::from(spec.nsid.0) << 1;
-        let op = StoreOp::CreateSlice(spec);
+        if confirmed && !self.homes.contains_key(&spec.nsid.0) {
+            tracing::error!(nsid = %spec.nsid, volume = %spec.volume, "the slice is lost; made anew, to be resilvered");
+        }
+        let op = StoreOp::CreateSlice {
+            spec,
+            incomplete: confirmed,
+        };
         self.submit(
             io,
             index,

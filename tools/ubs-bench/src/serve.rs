@@ -326,7 +326,15 @@ impl Served {
             position: 0,
             open_access: true,
         };
-        self.ask(io, CREATE_BIT, 0, StoreOp::CreateSlice(spec));
+        self.ask(
+            io,
+            CREATE_BIT,
+            0,
+            StoreOp::CreateSlice {
+                spec,
+                incomplete: false,
+            },
+        );
     }
 
     fn ask(&mut self, io: &mut dyn Driver, id: u64, association: u64, op: StoreOp) {

@@ -23,10 +23,12 @@ pub struct SliceRecord {
     position: U16,
     replicas: u8,
     layout: u8, // 0 ring, 1 block
-    flags: U16, // bit 0: open access
+    flags: U16, // bit 0: open access; bit 1, in entries only: born incomplete
     reserved: [u8; 24],
 }
 
+const OPEN_ACCESS: u16 = 1;
+const BORN_INCOMPLETE: u16 = 2;
 const _: () = assert!(size_of::<SliceRecord>() == 64);
 
 impl From<&SliceSpec> for SliceRecord {
@@ -43,7 +45,7 @@ impl From<&SliceSpec> for SliceRecord {
                 Layout::Ring => 0,
                 Layout::Block => 1,
             },
-            flags: u16::from(spec.open_access).into(),
+            flags: if spec.open_access { OPEN_ACCESS } else { 0 }.into(),
             reserved: [0; 24],
         }
     }
@@ -71,7 +73,7 @@ impl SliceRecord {
                 layout,
             },
             position: self.position.get(),
-            open_access: self.flags.get() & 1 != 0,
+            open_access: self.flags.get() & OPEN_ACCESS != 0,
         };
         if spec_error(&spec).is_some() {
             Err(Corrupt::Value)
@@ -136,7 +138,12 @@ pub struct RegionRun {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// The slice exists with this description (created or grown).
-    Slice(SliceSpec),
+    Slice {
+        /// The description.
+        spec: SliceSpec,
+        /// If this creates it: it is incomplete from the start.
+        incomplete: bool,
+    },
     /// The slice and all its layers and marks are gone.
     SliceRemoved(Nsid),
     /// The slice was opened with this epoch.
@@ -236,7 +243,13 @@ impl Entry {
         };
         out.extend_from_slice(head.as_bytes());
         match self {
-            Self::Slice(spec) => out.extend_from_slice(SliceRecord::from(spec).as_bytes()),
+            Self::Slice { spec, incomplete } => {
+                let mut record = SliceRecord::from(spec);
+                if *incomplete {
+                    record.flags |= U16::new(BORN_INCOMPLETE);
+                }
+                out.extend_from_slice(record.as_bytes());
+            }
             Self::SliceRemoved(_) => {}
             Self::Epoch(_, epoch) => out.extend_from_slice(&epoch.0.to_le_bytes()),
             Self::Stamp(_, stamp) => out.extend_from_slice(
@@ -289,7 +302,7 @@ impl Entry {
 
     const fn tag_and_nsid(&self) -> (u8, u32) {
         match self {
-            Self::Slice(spec) => (tag::SLICE, spec.nsid.0),
+            Self::Slice { spec, .. } => (tag::SLICE, spec.nsid.0),
             Self::SliceRemoved(nsid) => (tag::SLICE_REMOVED, nsid.0),
             Self::Epoch(nsid, _) => (tag::EPOCH, nsid.0),
             Self::Stamp(nsid, _) => (tag::STAMP, nsid.0),
@@ -319,11 +332,13 @@ impl Entry {
     fn decode_body(tag: u8, nsid: Nsid, body: &[u8]) -> Result<Self, Corrupt> {
         let length = |_| Corrupt::Length;
         Ok(match tag {
-            tag::SLICE => Self::Slice(
-                SliceRecord::read_from_bytes(body)
-                    .map_err(|_| Corrupt::Length)?
-                    .to_spec()?,
-            ),
+            tag::SLICE => {
+                let record = SliceRecord::read_from_bytes(body).map_err(|_| Corrupt::Length)?;
+                Self::Slice {
+                    spec: record.to_spec()?,
+                    incomplete: record.flags.get() & BORN_INCOMPLETE != 0,
+                }
+            }
             tag::SLICE_REMOVED if body.is_empty() => Self::SliceRemoved(nsid),
             tag::EPOCH => Self::Epoch(
                 nsid,
@@ -451,7 +466,10 @@ pub(crate) mod test {
         };
         let change = (any::<u64>(), any::<u32>(), any::<u16>(), any::<u16>());
         prop_oneof![
-            (1u32..99).prop_map(|n| Entry::Slice(spec(n))),
+            (1u32..99, any::<bool>()).prop_map(|(n, incomplete)| Entry::Slice {
+                spec: spec(n),
+                incomplete
+            }),
             any::<u32>().prop_map(|n| Entry::SliceRemoved(Nsid(n))),
             (1u32..99, any::<u64>()).prop_map(|(n, e)| Entry::Epoch(Nsid(n), Epoch(e))),
             (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(s, in_sync, members)| {

@@ -1,7 +1,7 @@
 //! One rule, one test.
 
 use super::device::BLOCK;
-use super::world::{Pending, World, range, read, spec, write, zero};
+use super::world::{Pending, World, create, range, read, spec, write, zero};
 use crate::core::facts::{OpenFault, Stamp, StoreFault};
 use crate::core::format::geometry::{JOURNAL_OFFSET, SUPERBLOCK_OFFSETS};
 use crate::core::io::{Answer, Command};
@@ -419,7 +419,7 @@ fn a_removed_slice_leaves_nothing_to_its_successor() {
         assert_eq!(world.answers[&id], Ok(Answer::Done));
     }
     assert_eq!(world.core.usage().free_bytes, free);
-    world.ok(1, Command::Create(spec(1, SIZE)));
+    world.ok(1, create(spec(1, SIZE)));
     world.blocks.clear();
     world.must_mark.clear();
     world.open_session(1);
@@ -431,14 +431,14 @@ fn a_removed_slice_leaves_nothing_to_its_successor() {
 #[test]
 fn a_slice_is_created_once_and_only_grows() {
     let mut world = world();
-    world.ok(1, Command::Create(spec(1, SIZE)));
-    world.ok(1, Command::Create(spec(1, 2 * SIZE)));
-    let smaller = world.run(1, Command::Create(spec(1, SIZE)));
+    world.ok(1, create(spec(1, SIZE)));
+    world.ok(1, create(spec(1, 2 * SIZE)));
+    let smaller = world.run(1, create(spec(1, SIZE)));
     assert_eq!(smaller, Err(StoreFault::SliceExists { nsid: Nsid(1) }));
     let mut odd = spec(5, SIZE);
     odd.shape.shard_blocks = 3000;
     assert!(matches!(
-        world.run(5, Command::Create(odd)),
+        world.run(5, create(odd)),
         Err(StoreFault::BadSpec { .. })
     ));
     world.crash(false, 3);
@@ -446,6 +446,27 @@ fn a_slice_is_created_once_and_only_grows() {
         world.core.slice(Nsid(1)).unwrap().spec.size_blocks,
         2 * SIZE
     );
+}
+
+#[test]
+fn a_slice_made_anew_for_a_lost_one_is_incomplete_until_it_is_completed() {
+    let mut world = world();
+    let anew = |nsid, size_blocks| Command::Create {
+        spec: spec(nsid, size_blocks),
+        incomplete: true,
+    };
+    world.ok(5, anew(5, SIZE));
+    world.ok(1, anew(1, 2 * SIZE));
+    let incomplete = |world: &World, nsid| world.core.slice(Nsid(nsid)).unwrap().incomplete;
+    assert!(incomplete(&world, 5));
+    assert!(!incomplete(&world, 1), "it is here, and only grows");
+    world.crash(false, 3);
+    assert!(incomplete(&world, 5) && !incomplete(&world, 1));
+    world.open_session(5);
+    world.ok(5, Command::Complete(Stamp::default()));
+    world.ok(5, anew(5, SIZE));
+    world.crash(false, 4);
+    assert!(!incomplete(&world, 5));
 }
 
 #[test]
@@ -465,7 +486,7 @@ fn ranges_beyond_the_volume_or_on_other_stores_are_refused() {
         elsewhere.position,
         elsewhere.open_access,
     ) = (2, 1, true);
-    world.ok(3, Command::Create(elsewhere));
+    world.ok(3, create(elsewhere));
     assert!(matches!(
         world.run(3, read(0, 1)),
         Err(StoreFault::ShardNotHere { .. })

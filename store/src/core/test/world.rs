@@ -129,6 +129,13 @@ pub(super) fn spec(nsid: u32, size_blocks: u64) -> SliceSpec {
     }
 }
 
+pub(super) fn create(spec: SliceSpec) -> Command {
+    Command::Create {
+        spec,
+        incomplete: false,
+    }
+}
+
 pub(super) fn range(start: u64, blocks: u32) -> BlockRange {
     BlockRange::new(Lba(start), Blocks(blocks)).unwrap()
 }
@@ -185,7 +192,7 @@ impl World {
         world.reopen();
         for nsid in [1, 2] {
             assert_eq!(
-                world.run(nsid, Command::Create(spec(nsid, size_blocks))),
+                world.run(nsid, create(spec(nsid, size_blocks))),
                 Ok(Answer::Done)
             );
             world.open_session(nsid);
