@@ -104,7 +104,7 @@ pub struct IdentifyController {
     pub fuses: U16,
     /// Format attributes.
     pub fna: u8,
-    /// Volatile write cache: bit 0 present, 2:1 = 11b flush takes NSID FFFFFFFFh.
+    /// Volatile write cache: bit 0 present, 2:1 = 10b flush does not take NSID FFFFFFFFh.
     pub vwc: u8,
     /// Atomic write units, zero-based blocks.
     pub awun: U16,
@@ -226,7 +226,7 @@ impl IdentifyController {
         data.nn = u32::MAX.wrapping_sub(1).into();
         data.mnan = facts.namespaces_max.into();
         data.oncs = (ONCS_DATASET_MANAGEMENT | ONCS_WRITE_ZEROES).into();
-        data.vwc = 0b111;
+        data.vwc = 0b101;
         data.ioccsz = (4 + facts.in_capsule_bytes / 16).into();
         data
     }
@@ -412,7 +412,7 @@ mod test {
         assert_eq!((bytes[1796], bytes[1800], bytes[1803]), (1, 0, 1));
         assert_eq!(bytes[536] & 3, 1);
         assert_eq!((bytes[512], bytes[513]), (0x66, 0x44));
-        assert_eq!(bytes[525] & 1, 1);
+        assert_eq!(bytes[525], 0b101); // a cache; a flush takes one namespace
         let discovery = IdentifyController::new(&ControllerFacts {
             discovery: true,
             ..facts

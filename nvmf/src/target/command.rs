@@ -50,7 +50,7 @@ pub struct Command {
     pub id: CommandId,
     /// On whose behalf.
     pub association: AssociationId,
-    /// Which namespace; FFFFFFFFh (all) for a flush only.
+    /// Which namespace; never FFFFFFFFh (all).
     pub nsid: u32,
     /// What to do.
     pub kind: CommandKind,

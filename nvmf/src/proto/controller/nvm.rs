@@ -13,7 +13,7 @@ impl Core {
             return Err(Status::COMMAND_SEQUENCE);
         }
         let nsid = sqe.nsid.get();
-        if nsid == 0 || (nsid == NSID_ALL && sqe.opcode != io::FLUSH) {
+        if nsid == 0 || nsid == NSID_ALL {
             return Err(Status::INVALID_NAMESPACE);
         }
         match sqe.opcode {

@@ -261,6 +261,12 @@ fn wrong_commands_get_their_status() {
         (flags(0x41), &[], Status::INVALID_FIELD),
         (nsid(0), &[], Status::INVALID_NAMESPACE),
         (nsid(NSID_ALL), &[], Status::INVALID_NAMESPACE),
+        // As VWC says.
+        (
+            Sqe::new(sqe::io::FLUSH, 1, NSID_ALL),
+            &[],
+            Status::INVALID_NAMESPACE,
+        ),
         (nsid(NSID + 1), &[], Status::INVALID_NAMESPACE),
         (plain_read(SIZE_BLOCKS, 1), &[], Status::LBA_OUT_OF_RANGE),
         (plain_read(u64::MAX, 1), &[], Status::LBA_OUT_OF_RANGE),
