@@ -110,6 +110,38 @@ impl Default for UblkKnobs {
     }
 }
 
+impl UblkKnobs {
+    fn check(&self) -> Result<(), Senseless> {
+        let [count_max, depth_max] = [ublk::limits::QUEUES_MAX, ublk::limits::QUEUE_DEPTH_MAX];
+        if !(1..=count_max).contains(&self.queue_count) {
+            let remedy = format!("use 1 to {count_max}");
+            return Err(Senseless::new(
+                "ublk.queue_count",
+                self.queue_count,
+                &remedy,
+            ));
+        }
+        if !(1..=depth_max).contains(&self.queue_depth) {
+            let remedy = format!("use 1 to {depth_max}");
+            return Err(Senseless::new(
+                "ublk.queue_depth",
+                self.queue_depth,
+                &remedy,
+            ));
+        }
+        let requests = usize::from(self.queue_count) * usize::from(self.queue_depth);
+        let requests_max = volume::limits::HOST_OPS_MAX;
+        if requests > requests_max {
+            let found = format!("{} ({} queues)", self.queue_depth, self.queue_count);
+            let remedy = format!(
+                "that is {requests} requests, and a volume takes {requests_max}; lower queue_depth or queue_count"
+            );
+            return Err(Senseless::new("ublk.queue_depth", found, &remedy));
+        }
+        Ok(())
+    }
+}
+
 impl Config for ClientdConfig {
     fn check(&self) -> Result<(), Senseless> {
         let within = |key: &str, value: u64, min: u64, max: u64| {
@@ -156,8 +188,7 @@ impl Config for ClientdConfig {
             100,
             600_000,
         )?;
-        within("ublk.queue_count", self.ublk.queue_count.into(), 1, 64)?;
-        within("ublk.queue_depth", self.ublk.queue_depth.into(), 1, 1024)?;
+        self.ublk.check()?;
         self.arena.check()
     }
 }
@@ -174,6 +205,32 @@ mod test {
             .unwrap()
             .check()
             .unwrap();
+    }
+
+    fn refused(text: &str) -> Option<Senseless> {
+        let config = toml::from_str::<ClientdConfig>(text).unwrap();
+        config.check().err()
+    }
+
+    #[test]
+    fn more_queues_than_a_device_has_are_refused() {
+        let queues =
+            |count: u32| format!("{GOOD}[ublk]\nqueue_count = {count}\nqueue_depth = 64\n");
+        assert!(refused(&queues(16)).is_none());
+        assert_eq!(refused(&queues(17)).unwrap().key, "ublk.queue_count");
+    }
+
+    #[test]
+    fn more_requests_than_a_volume_takes_are_refused() {
+        let queues = |depth: u32| format!("{GOOD}[ublk]\nqueue_count = 8\nqueue_depth = {depth}\n");
+        assert!(refused(&queues(128)).is_none());
+        let refused = refused(&queues(129)).unwrap();
+        assert_eq!(refused.key, "ublk.queue_depth");
+        assert!(
+            refused.remedy.contains("1032 requests"),
+            "{}",
+            refused.remedy
+        );
     }
 
     #[test]
