@@ -163,7 +163,8 @@ impl Config for ClientdConfig {
                 "name at least one metad address",
             ));
         }
-        within("report_interval_ms", self.report_interval_ms, 100, 60_000)?;
+        // metad suspects a daemon that is silent for 12 s.
+        within("report_interval_ms", self.report_interval_ms, 100, 10_000)?;
         within(
             "paths.command_deadline_ms",
             self.paths.command_deadline_ms.into(),
@@ -230,6 +231,16 @@ mod test {
             refused.remedy.contains("1032 requests"),
             "{}",
             refused.remedy
+        );
+    }
+
+    #[test]
+    fn reports_come_more_often_than_metad_suspects() {
+        let interval = |ms: u64| format!("report_interval_ms = {ms}\n{GOOD}");
+        assert!(refused(&interval(10_000)).is_none());
+        assert_eq!(
+            refused(&interval(10_001)).unwrap().key,
+            "report_interval_ms"
         );
     }
 

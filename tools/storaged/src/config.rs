@@ -93,12 +93,13 @@ impl Config for StoragedConfig {
                 ));
             }
         }
-        if !(100..=60_000).contains(&self.report_interval_ms) {
+        // metad suspects a daemon that is silent for 12 s.
+        if !(100..=10_000).contains(&self.report_interval_ms) {
             let found = self.report_interval_ms;
             return Err(Senseless::new(
                 "report_interval_ms",
                 found,
-                "use 100 to 60000",
+                "use 100 to 10000",
             ));
         }
         self.arena.check()
@@ -125,6 +126,16 @@ mod test {
     #[test]
     fn the_smallest_file_is_good() {
         parse(GOOD).check().unwrap();
+    }
+
+    #[test]
+    fn reports_come_more_often_than_metad_suspects() {
+        let config = |ms: u64| parse(&format!("report_interval_ms = {ms}\n{GOOD}"));
+        assert_eq!(
+            config(10_001).check().unwrap_err().key,
+            "report_interval_ms"
+        );
+        config(10_000).check().unwrap();
     }
 
     #[test]
