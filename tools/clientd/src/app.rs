@@ -1,13 +1,13 @@
 //! The reactor thread: routes completions between the devices, the volumes and control.
 
 use crate::bridge::{MembershipRequest, News, NewsSender, Order};
-use crate::disks::{DiskNews, Disks, mark_of};
+use crate::disks::{DiskNews, Disks};
+use crate::left_behind;
 use crate::metrics;
 use reactor::{App, Completion, Driver, Mailbox, Token};
 use shardmap::units::{StoreId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use ublk::{Control, ControlError, DeviceState};
 use volume::{AttachFault, AttachGrant, VolumeEvent, Volumes};
 
 /// The volumes' room: their timers.
@@ -193,7 +193,7 @@ impl Clientd {
             return;
         }
         guest.stage = Stage::Device;
-        let opened = left_behind(volume).and_then(|left| {
+        let opened = left_behind::find(volume).and_then(|left| {
             if let Some(device) = left {
                 tracing::info!(%volume, device, "taking over the device of an earlier clientd");
             }
@@ -262,26 +262,6 @@ fn attach_fault(why: AttachFault, stores_needed: &BTreeSet<StoreId>) -> String {
     }
     let needed: Vec<String> = stores_needed.iter().map(ToString::to_string).collect();
     format!("{why}; bring back one of: {}", needed.join(", "))
-}
-
-/// The device that an earlier clientd left behind for this volume, if any. One that never lived is
-/// removed.
-fn left_behind(volume: VolumeId) -> Result<Option<u32>, String> {
-    let find = || -> Result<Option<u32>, ControlError> {
-        let mut control = Control::open()?;
-        let ours = control
-            .list()?
-            .into_iter()
-            .find(|d| d.mark == mark_of(volume));
-        match ours {
-            Some(device) if device.state == DeviceState::Dead => {
-                control.delete(device.id)?;
-                Ok(None)
-            }
-            other => Ok(other.map(|device| device.id)),
-        }
-    };
-    find().map_err(|error| error.to_string())
 }
 
 impl App for Clientd {

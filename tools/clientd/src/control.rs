@@ -2,6 +2,8 @@
 
 use crate::bridge::{MembershipRequest, News, NewsReceiver, Order};
 use crate::config::ClientdConfig;
+use crate::left_behind;
+use crate::refusal::Refusal;
 use anyhow::{Context, Result};
 use control::api::{
     AttachmentDesire, ReportContents, Reporter, ResilverOutcome, ResilverReport, VolumeHealth,
@@ -40,6 +42,28 @@ struct Held {
     stage: Stage,
     /// Next pause before another attempt.
     retry: Duration,
+    /// Why it could not be taken away, while it should go.
+    refusal: Option<Refusal>,
+}
+
+impl Held {
+    fn new(name: &str, stage: Stage) -> Self {
+        Self {
+            epoch: None,
+            name: name.to_owned(),
+            health: VolumeHealth::Attaching,
+            device: String::new(),
+            note: String::new(),
+            stage,
+            retry: RETRY_MIN,
+            refusal: None,
+        }
+    }
+
+    fn note(&self) -> String {
+        let refused = self.refusal.as_ref().map(|refusal| &refusal.why);
+        refused.unwrap_or(&self.note).clone()
+    }
 }
 
 /// Whose turn it is.
@@ -64,6 +88,10 @@ enum Outcome {
     ),
     /// It is time to try an attach again.
     Retry(VolumeId),
+    /// It is time to try a detach again.
+    DetachAgain(VolumeId),
+    /// The device that an earlier clientd left could not be removed yet.
+    StillThere(VolumeId, String),
     /// metad knows that we have let the volume go.
     LetGo(VolumeId),
     /// How a volume looks.
@@ -182,15 +210,7 @@ impl Control {
         };
         match (desired.wanted, self.held.get_mut(&volume)) {
             (true, None) if desired.ready => {
-                let held = Held {
-                    epoch: None,
-                    name: desired.name.clone(),
-                    health: VolumeHealth::Attaching,
-                    device: String::new(),
-                    note: String::new(),
-                    stage: Stage::Asking,
-                    retry: RETRY_MIN,
-                };
+                let held = Held::new(&desired.name, Stage::Asking);
                 self.held.insert(volume, held);
                 self.take(host, volume);
             }
@@ -198,12 +218,16 @@ impl Control {
                 held.health = VolumeHealth::Detaching;
                 self.order(Order::Detach { volume });
             }
+            (true, Some(held)) if held.stage == Stage::Here => held.refusal = None,
             // A turn that is not ours ends by itself and comes back here.
             (_, Some(_)) => {}
             // metad thinks we hold it, and we do not (a clientd before us did).
             (false, None) => {
                 if let Some(epoch) = desired.epoch {
-                    self.let_go(volume, epoch);
+                    let mut held = Held::new(&desired.name, Stage::LettingGo);
+                    held.health = VolumeHealth::Detaching;
+                    self.held.insert(volume, held);
+                    self.clear_away(volume, epoch);
                 }
             }
             (true, None) => {}
@@ -220,6 +244,32 @@ impl Control {
         });
     }
 
+    /// Removes the device that an earlier clientd left, so that its openers do not hang, and then
+    /// tells metad that the volume is no longer here.
+    fn clear_away(&self, volume: VolumeId, epoch: Epoch) {
+        let (client, outcomes) = (self.client.clone(), self.outcomes.clone());
+        tokio::task::spawn_local(async move {
+            let mut refusal = Refusal::default();
+            loop {
+                // The driver may take its time over a device with requests.
+                let removed = tokio::task::spawn_blocking(move || left_behind::remove(volume));
+                match removed.await {
+                    Ok(Ok(())) => break,
+                    Ok(Err(why)) => {
+                        tracing::warn!(%volume, why, "the device of an earlier clientd stays");
+                        drop(outcomes.send(Outcome::StillThere(volume, why)).await);
+                    }
+                    Err(error) => tracing::error!(%volume, %error, "removal of a device died"),
+                }
+                refusal.end_pause();
+                let pause = refusal.next_pause().expect("none is under way");
+                tokio::time::sleep(pause).await;
+            }
+            tell_gone(&client, volume, epoch).await;
+            drop(outcomes.send(Outcome::LetGo(volume)).await);
+        });
+    }
+
     /// Tells metad that the volume is no longer here.
     fn let_go(&mut self, volume: VolumeId, epoch: Epoch) {
         if let Some(held) = self.held.get_mut(&volume) {
@@ -227,15 +277,7 @@ impl Control {
         }
         let (client, outcomes) = (self.client.clone(), self.outcomes.clone());
         tokio::task::spawn_local(async move {
-            loop {
-                match client.detach(volume, epoch).await {
-                    Err(error @ MetadError::Unreachable { .. }) => {
-                        tracing::warn!(%volume, %error, "cannot tell metad of the detach yet");
-                    }
-                    Err(error) => break tracing::warn!(%volume, %error, "detach not recorded"),
-                    Ok(ours) => break tracing::info!(%volume, ours, "detached"),
-                }
-            }
+            tell_gone(&client, volume, epoch).await;
             drop(outcomes.send(Outcome::LetGo(volume)).await);
         });
     }
@@ -247,6 +289,7 @@ impl Control {
         tracing::warn!(volume = held.name, why, "not attached; trying again");
         why.clone_into(&mut held.note);
         held.health = VolumeHealth::Attaching;
+        held.refusal = None;
         held.device.clear();
         held.stage = Stage::Pausing;
         let pause = held.retry;
@@ -273,10 +316,11 @@ impl Control {
                 self.retry_later(volume, &error.to_string());
             }
             Outcome::Retry(volume) => {
+                let wanted = self.is_wanted(volume);
                 let Some(held) = self.held.get_mut(&volume) else {
                     return;
                 };
-                if self.wanted.get(&volume).is_some_and(|d| d.wanted) {
+                if wanted {
                     held.stage = Stage::Asking;
                     self.take(host, volume);
                 } else {
@@ -284,8 +328,14 @@ impl Control {
                     self.pursue(host, volume);
                 }
             }
+            Outcome::DetachAgain(volume) => self.detach_again(volume),
+            Outcome::StillThere(volume, why) => {
+                if let Some(held) = self.held.get_mut(&volume) {
+                    held.note = why;
+                }
+            }
             Outcome::LetGo(volume) => {
-                if self.wanted.get(&volume).is_some_and(|d| d.wanted) {
+                if self.is_wanted(volume) {
                     self.retry_later(volume, "it was detached");
                 } else {
                     self.held.remove(&volume);
@@ -343,13 +393,7 @@ impl Control {
                     held.note = why;
                 }
             }
-            News::DetachRefused { volume, why } => {
-                if let Some(held) = self.held.get_mut(&volume) {
-                    tracing::warn!(volume = held.name, why, "detach refused");
-                    held.note = why;
-                    held.health = VolumeHealth::Online;
-                }
-            }
+            News::DetachRefused { volume, why } => self.detach_refused(volume, why),
             News::Detached { volume } => {
                 if let Some(epoch) = self.held.get(&volume).and_then(|held| held.epoch) {
                     self.let_go(volume, epoch);
@@ -411,6 +455,47 @@ impl Control {
         });
     }
 
+    fn is_wanted(&self, volume: VolumeId) -> bool {
+        self.wanted.get(&volume).is_some_and(|d| d.wanted)
+    }
+
+    /// The device is in use: says so, and tries again after a pause.
+    fn detach_refused(&mut self, volume: VolumeId, why: String) {
+        let wanted = self.is_wanted(volume);
+        let Some(held) = self.held.get_mut(&volume) else {
+            return;
+        };
+        tracing::warn!(volume = held.name, why, "detach refused");
+        held.health = VolumeHealth::Online;
+        if wanted {
+            return;
+        }
+        let refusal = held.refusal.get_or_insert_with(Refusal::default);
+        refusal.why = why;
+        let Some(pause) = refusal.next_pause() else {
+            return;
+        };
+        let outcomes = self.outcomes.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(pause).await;
+            drop(outcomes.send(Outcome::DetachAgain(volume)).await);
+        });
+    }
+
+    fn detach_again(&mut self, volume: VolumeId) {
+        let wanted = self.is_wanted(volume);
+        let Some(held) = self.held.get_mut(&volume) else {
+            return;
+        };
+        let Some(refusal) = &mut held.refusal else {
+            return;
+        };
+        refusal.end_pause();
+        if !wanted && held.stage == Stage::Here {
+            self.order(Order::Detach { volume });
+        }
+    }
+
     /// The running resilver of a store, a new one if there is none.
     fn resilver(&mut self, volume: VolumeId, store: StoreId) -> &mut ResilverReport {
         let running = |r: &ResilverReport| {
@@ -456,7 +541,7 @@ impl Control {
             volume: *volume,
             health: held.health,
             device: held.device.clone(),
-            note: held.note.clone(),
+            note: held.note(),
         });
         reporter.update(ReportContents {
             volumes: volumes.collect(),
@@ -469,6 +554,18 @@ impl Control {
     fn order(&self, order: Order) {
         if let Err(order) = self.orders.send(order) {
             tracing::error!(?order, "the reactor's mailbox is full");
+        }
+    }
+}
+
+async fn tell_gone(client: &MetadClient, volume: VolumeId, epoch: Epoch) {
+    loop {
+        match client.detach(volume, epoch).await {
+            Err(error @ MetadError::Unreachable { .. }) => {
+                tracing::warn!(%volume, %error, "cannot tell metad of the detach yet");
+            }
+            Err(error) => return tracing::warn!(%volume, %error, "detach not recorded"),
+            Ok(ours) => return tracing::info!(%volume, ours, "detached"),
         }
     }
 }
@@ -512,3 +609,6 @@ fn unix_ms() -> u64 {
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod test;

@@ -6,7 +6,9 @@ mod bridge;
 mod config;
 mod control;
 mod disks;
+mod left_behind;
 mod metrics;
+mod refusal;
 
 use crate::app::{CONTROL_TOKEN, Clientd, ROOM_DISKS, ROOM_INITIATOR, ROOM_VOLUMES};
 use crate::bridge::{NEWS_MAX, ORDERS_MAX, Order};

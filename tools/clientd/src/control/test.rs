@@ -1,0 +1,110 @@
+use super::*;
+use crate::bridge::{NEWS_MAX, ORDERS_MAX};
+use reactor::sim::{SimConfig, SimWorld};
+use reactor::{App, Completion, Driver};
+
+const VOLUME: VolumeId = VolumeId([7; 16]);
+
+struct Idle;
+
+impl App for Idle {
+    fn on_completion(&mut self, _: &mut dyn Driver, _: Completion) {}
+
+    fn on_turn_end(&mut self, _: &mut dyn Driver) {}
+
+    fn is_finished(&self) -> bool {
+        false
+    }
+}
+
+/// Control over a volume whose device is there, and that metad does (not) want here.
+fn holding(wanted: bool) -> Control {
+    let mut world = SimWorld::new(SimConfig::seeded(1));
+    let node = world.add_node();
+    let _app = world.boot(node, |_| Idle);
+    let bell = world.on(node, |io| io.doorbell(crate::app::CONTROL_TOKEN).unwrap());
+    let orders = Arc::new(Mailbox::new(ORDERS_MAX, bell));
+    let text = "name = \"h1\"\ndata_dir = \"state\"\nmetad = [\"127.0.0.1:1\"]\n";
+    let identity = Identity {
+        uuid: uuid::Uuid::from_u128(1),
+        cluster: None,
+    };
+    let (_news, news) = mpsc::channel(NEWS_MAX);
+    let mut control = Control::new(toml::from_str(text).unwrap(), identity, orders, news);
+    control.held.insert(VOLUME, Held::new("v", Stage::Here));
+    want(&mut control, wanted);
+    control
+}
+
+fn want(control: &mut Control, wanted: bool) {
+    let desired = DesiredAttachment {
+        volume: VOLUME,
+        name: "v".into(),
+        size_blocks: 1024,
+        wanted,
+        ready: true,
+        epoch: Some(Epoch(1)),
+        slices: Vec::new(),
+    };
+    control.wanted.insert(VOLUME, desired);
+}
+
+fn refuse(control: &mut Control) {
+    control.on_news(News::DetachRefused {
+        volume: VOLUME,
+        why: "in use".into(),
+    });
+}
+
+/// Tasks that control begins are dropped at the end.
+fn with_tasks(test: impl FnOnce()) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async { test() });
+}
+
+const HOST: HostId = HostId(1);
+
+#[test]
+fn a_refused_detach_is_tried_again_and_says_why_meanwhile() {
+    with_tasks(|| {
+        let mut control = holding(false);
+        for _ in 0..2 {
+            refuse(&mut control);
+            assert_eq!(control.held[&VOLUME].note(), "in use");
+            assert!(control.orders.recv().is_none(), "not before a pause");
+            control.on_outcome(HOST, Outcome::DetachAgain(VOLUME));
+            let order = control.orders.recv();
+            assert!(matches!(order, Some(Order::Detach { volume: VOLUME })));
+            assert_eq!(control.held[&VOLUME].note(), "in use");
+        }
+    });
+}
+
+#[test]
+fn a_volume_that_is_wanted_again_is_not_detached() {
+    with_tasks(|| {
+        let mut control = holding(false);
+        refuse(&mut control);
+        want(&mut control, true);
+        control.pursue(HOST, VOLUME);
+        control.on_outcome(HOST, Outcome::DetachAgain(VOLUME));
+        assert!(control.orders.recv().is_none());
+        assert_eq!(control.held[&VOLUME].note(), "");
+    });
+}
+
+#[test]
+fn a_volume_of_an_earlier_clientd_is_cleared_away_before_it_is_taken_again() {
+    with_tasks(|| {
+        let mut control = holding(false);
+        control.held.clear();
+        control.pursue(HOST, VOLUME);
+        assert_eq!(control.held[&VOLUME].stage, Stage::LettingGo);
+        want(&mut control, true);
+        control.pursue(HOST, VOLUME);
+        assert_eq!(control.held[&VOLUME].stage, Stage::LettingGo);
+    });
+}
