@@ -23,8 +23,8 @@ same "smallest IO" 4096 "$(cat $queue/minimum_io_size)"
 same "largest IO in KiB" 128 "$(cat $queue/max_hw_sectors_kb)"
 same "cache" "write back" "$(cat $queue/write_cache)"
 same "fua" 1 "$(cat $queue/fua)"
-same "largest discard" 268435456 "$(cat $queue/discard_max_bytes)"
-same "largest zeroes" 268435456 "$(cat $queue/write_zeroes_max_bytes)"
+same "largest discard" 67108864 "$(cat $queue/discard_max_bytes)"
+same "largest zeroes" 67108864 "$(cat $queue/write_zeroes_max_bytes)"
 
 say "file system"
 mkfs.ext4 -q -F $dev
