@@ -53,6 +53,7 @@ wait $pid || fail "exit code $?: $(cat $out)"
 same "devices left" "" "$(ls /sys/class/ublk-char)"
 
 say "a device without a server can be removed"
+: > $out
 ram_disk --size-mib 64 > $out 2>&1 &
 pid=$!
 wait_for 30 "the disk" grep -q '^live ' $out
