@@ -41,5 +41,6 @@ demo: deps ## A cluster, a volume, a server killed under load: the tour (PROFILE
 
 .PHONY: bench
 bench: deps ## Measure the budgets into target/bench/report.json (QUICK=1: under two minutes)
-	$(CARGO) build -q --release -p ubs-bench -p metad -p storaged -p ubsctl
-	$(CARGO) run -q --release -p ubs-bench -- suite $(if $(QUICK),--quick)
+	$(CARGO) build -q --release -p ubs-bench -p metad -p storaged -p clientd -p ubsctl
+	$(CARGO) build -q -p vmtest
+	$(or $(CARGO_TARGET_DIR),target)/release/ubs-bench suite $(if $(QUICK),--quick)

@@ -133,15 +133,16 @@ impl Cluster {
             "--json",
         ]);
         command.args(["--cpu", &processors().1.to_string()]);
-        for pid in &self.storageds {
-            command.args(["--peer-pid", pid]);
-        }
         command.args(options);
         Ok(command)
     }
 
     fn sample(&self, volume: &str, options: &[&str]) -> Result<Outcome> {
-        outcome_of(&mut self.command(volume, options)?)
+        let mut command = self.command(volume, options)?;
+        for pid in &self.storageds {
+            command.args(["--peer-pid", pid]);
+        }
+        outcome_of(&mut command)
     }
 
     fn fan_out(&self, effort: Effort) -> Result<Vec<Row>> {

@@ -131,7 +131,7 @@ pub(crate) fn budgets(samples: &[Sample], why_not_ours: Option<&str>) -> Vec<Bud
 /// Runs a script in the VM; returns what the guest printed.
 ///
 /// # Errors
-/// The machine cannot run VMs, or the script failed: with the last words.
+/// The machine cannot run VMs, or the script failed: with what it said.
 pub(crate) fn run(script: &Path, into: &Path, header: &str) -> Result<String> {
     let text = std::fs::read_to_string(script).with_context(|| script.display().to_string())?;
     let (first, rest) = text.split_once('\n').context("an empty script")?;
@@ -149,10 +149,15 @@ pub(crate) fn run(script: &Path, into: &Path, header: &str) -> Result<String> {
     let done = command.output().context("cannot start cargo")?;
     let mut output = String::from_utf8_lossy(&done.stdout).into_owned();
     output.push_str(&String::from_utf8_lossy(&done.stderr));
+    let log = ready.with_extension("log");
+    std::fs::write(&log, &output).with_context(|| log.display().to_string())?;
     if !done.status.success() {
-        let last: Vec<&str> = output.lines().rev().take(4).collect();
-        let last: Vec<&str> = last.into_iter().rev().collect();
-        bail!("{} failed: {}", script.display(), last.join(" / "));
+        let said = output
+            .lines()
+            .find(|line| line.contains("FAILED:"))
+            .or(output.lines().last());
+        let said = said.unwrap_or("nothing was said");
+        bail!("{}: {said}; see {}", script.display(), log.display());
     }
     Ok(output)
 }

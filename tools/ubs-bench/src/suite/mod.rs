@@ -182,7 +182,7 @@ fn machine_line(about: &Value) -> String {
         about["kernel"].as_str().unwrap_or("unknown"),
         percent("median"),
         percent("max"),
-        if percent("median") > 15.0 {
+        if percent("median") > report::FOREIGN_SHARE_MAX * 100.0 {
             ": figures are indicative only."
         } else {
             "."

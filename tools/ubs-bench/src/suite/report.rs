@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 use tabled::builder::Builder;
 use tabled::settings::Style;
 
+/// Part of the machine that others may use without making a sample worthless.
+pub(crate) const FOREIGN_SHARE_MAX: f64 = 0.15;
+
 /// Named numbers.
 pub(crate) type Figures = BTreeMap<&'static str, f64>;
 
@@ -44,6 +47,16 @@ impl Row {
             aim,
             floor,
         }
+    }
+
+    /// Whether others used so much of the machine that the figures say little.
+    fn is_noisy(&self) -> bool {
+        let share = |of: &Option<Figures>| of.as_ref()?.get("foreign_share").copied();
+        let shares = [share(&self.ours), share(&self.peer)];
+        shares
+            .into_iter()
+            .flatten()
+            .any(|share| share > FOREIGN_SHARE_MAX)
     }
 
     /// How it went, in a word or two.
@@ -117,6 +130,7 @@ impl Budget {
             "ratio": column(&|row| row.ratio.map(|ratio| json!(ratio))),
             "aim": column(&|row| row.aim.map(|aim| json!(aim))),
             "floor": column(&|row| row.floor.map(|floor| json!(floor))),
+            "noisy": column(&|row| row.is_noisy().then_some(json!(true))),
             "absent": self.absent,
         })
     }
@@ -158,7 +172,11 @@ pub(crate) fn markdown(budgets: &[Budget]) -> String {
                     format!("{:.2} ({:.2}–{:.2})", r.median, r.min, r.max)
                 }),
                 bounds(row),
-                row.verdict().to_owned(),
+                match (row.verdict(), row.is_noisy()) {
+                    ("", _) => String::new(),
+                    (verdict, true) => format!("{verdict} (noisy)"),
+                    (verdict, false) => verdict.to_owned(),
+                },
             ]);
         }
         if let Some(why) = &budget.absent {
@@ -278,6 +296,24 @@ mod test {
             .verdict(),
             "not judged"
         );
+    }
+
+    #[test]
+    fn figures_taken_on_a_busy_machine_are_marked() {
+        let busy = |share| {
+            let ours = Figures::from([("iops", 1.0), ("foreign_share", share)]);
+            let rows = vec![Row {
+                ours: Some(ours),
+                ..row(1.0, Bound::AtLeast)
+            }];
+            Budget {
+                rows,
+                ..Budget::absent("T1", "w", "p", "no peer")
+            }
+        };
+        assert!(markdown(&[busy(0.2)]).contains("met (noisy)"));
+        assert!(!markdown(&[busy(0.1)]).contains("noisy"));
+        assert_eq!(busy(0.1).json()["noisy"], Value::Null);
     }
 
     #[test]
