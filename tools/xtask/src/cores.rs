@@ -9,6 +9,7 @@ const CORES: &[(&str, Option<&[&str]>)] = &[
     ("store/src/core", Some(&["core", "limits"])),
     ("volume/src/core", Some(&["core", "limits"])),
     ("control/src/core", Some(&["core", "limits"])),
+    ("tools/ubs-verify/src/core", Some(&["core", "limits"])),
     ("shardmap/src", None),
 ];
 

@@ -33,6 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "ubs-bench",
         &["shardmap", "reactor", "nvmf", "store", "volume", "control"],
     ),
+    ("ubs-verify", &["shardmap"]),
     ("xtask", &[]),
     ("vmtest", &[]),
 ];

@@ -1,0 +1,4 @@
+mod dull;
+mod journal;
+mod property;
+mod verdicts;
