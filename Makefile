@@ -39,6 +39,14 @@ vm: deps ## Boot a real kernel and run SCRIPT= in it
 demo: deps ## A cluster, a volume, a server killed under load: the tour (PROFILE=release)
 	@PROFILE=$(if $(filter dev,$(PROFILE)),release,$(PROFILE)) tests/demo/run.sh
 
+.PHONY: tla
+tla: deps ## Check the models with TLC, small sizes; what must fail must (minutes)
+	@$(CARGO) xtask tla
+
+.PHONY: tla-long
+tla-long: deps ## The larger sizes (LIMIT= seconds for each)
+	@$(CARGO) xtask tla --long $(if $(LIMIT),--limit-s $(LIMIT))
+
 .PHONY: bench
 bench: deps ## Measure the budgets into target/bench/report.json (QUICK=1: under two minutes)
 	$(CARGO) build -q --release -p ubs-bench -p metad -p storaged -p clientd -p ubsctl

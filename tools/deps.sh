@@ -9,6 +9,9 @@ packages=(
     qemu-system-x86 busybox-static e2fsprogs xfsprogs kmod xz-utils dash binutils util-linux
     fio nvme-cli iproute2 dmsetup strace
 )
+# The model checker's runtime and what fetches it; other packages of the same programs will do.
+command -v java > /dev/null || packages+=(default-jre-headless)
+python3 -m pip --version > /dev/null 2>&1 || packages+=(python3-pip)
 # bindgen, for the tests that compare ublk's layouts with the kernel's header; any version does.
 clang='libclang-*-dev'
 

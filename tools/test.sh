@@ -61,6 +61,7 @@ units
 if [ "$wanted" = verify ]; then
     step docs env RUSTDOCFLAGS="-D warnings" "$cargo" doc --workspace --no-deps --document-private-items
 else
+    if has java; then step tla "$cargo" xtask tla; else skip tla "java is not installed"; fi
     printf '\n== vm\n'
     vm_tests
 fi

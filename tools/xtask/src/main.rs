@@ -1,9 +1,10 @@
-//! Checks of the repository that the compiler does not make: `cargo xtask layers`.
+//! Checks of the repository that the compiler does not make: `cargo xtask layers`, `cargo xtask tla`.
 #![forbid(unsafe_code)]
 
 mod cores;
 mod edges;
 mod lexer;
+mod tla;
 mod tree;
 mod unsafety;
 
@@ -27,6 +28,8 @@ enum What {
     /// Imports go down only, cores do no IO, unsafe code stays in its rooms, files stay short and
     /// name no machine.
     Layers,
+    /// Model-check the configurations of `tla/checks.txt`.
+    Tla(tla::TlaArgs),
 }
 
 /// One thing that is wrong, and where.
@@ -49,31 +52,37 @@ impl fmt::Display for Finding {
 }
 
 fn main() -> Result<ExitCode> {
-    let Cli {
-        command: What::Layers,
-    } = Cli::parse();
+    let command = Cli::parse().command;
     let metadata = MetadataCommand::new()
         .no_deps()
         .exec()
         .context("cargo metadata")?;
-    let mut findings = layers(&metadata)?;
+    let fine = match command {
+        What::Layers => check_layers(&metadata)?,
+        What::Tla(args) => tla::run(root_of(&metadata), &args)?,
+    };
+    Ok(if fine {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn check_layers(metadata: &Metadata) -> Result<bool> {
+    let mut findings = layers(metadata)?;
     findings.sort();
     for finding in &findings {
         eprintln!("{finding}");
     }
     let (crates, files) = (
         metadata.packages.len(),
-        tree::files(root_of(&metadata))?.len(),
+        tree::files(root_of(metadata))?.len(),
     );
     println!(
         "layers: {crates} crates, {files} files, {} findings",
         findings.len()
     );
-    Ok(if findings.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(findings.is_empty())
 }
 
 fn root_of(metadata: &Metadata) -> &Path {
