@@ -161,6 +161,10 @@ struct Command {
     confirmSliceGone :group { store @23 :UInt32; nsid @24 :UInt32; }
     setServerStanding :group { server @25 :UInt32; standing @26 :Standing; }
     note :group { subject @27 :Subject; text @28 :Text; }
+    addHost @29 :NewHost;
+    removeHost @30 :UInt32;
+    removeStore @31 :UInt32;
+    removeServer @32 :UInt32;
   }
 }
 
@@ -282,6 +286,7 @@ struct MemberStatus {
   voters @9 :List(UInt64);
   version @10 :Text;
   note @11 :Text;            # what it waits for, in a sentence
+  logFillPercent @12 :UInt8;
 }
 
 struct ClusterView {
@@ -326,6 +331,7 @@ struct HostView {
   hostNqn @3 :Text;
   liveness @4 :Liveness;
   volumes @5 :UInt32;
+  standard @6 :Bool;         # an NVMe host without clientd; it reports to nobody
 }
 
 struct SliceView {

@@ -66,6 +66,8 @@ pub struct MemberStatus {
     pub version: String,
     /// What it waits for; empty: nothing.
     pub note: String,
+    /// How full the map of its log is.
+    pub log_fill_percent: u8,
 }
 
 /// Whether a daemon was heard of lately. Unknown to a new leader until the daemon reports.
@@ -288,6 +290,8 @@ pub struct HostView {
     pub liveness: Liveness,
     /// Volumes it has.
     pub volumes: u32,
+    /// A standard NVMe host, without clientd; its liveness is never known.
+    pub standard: bool,
 }
 
 /// A slice of a volume.

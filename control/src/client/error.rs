@@ -38,6 +38,14 @@ impl MetadError {
         }
     }
 
+    /// What the last attempt ended with, without who was asked and what helps.
+    pub fn last(&self) -> String {
+        match self {
+            Self::Unreachable { last, .. } => last.clone(),
+            Self::Refused(_) | Self::Unexpected { .. } => self.to_string(),
+        }
+    }
+
     /// A stable name of the kind.
     pub const fn code(&self) -> &'static str {
         match self {

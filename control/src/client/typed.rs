@@ -104,6 +104,45 @@ impl MetadClient {
         self.run(Command::RegisterHost(new), pick).await
     }
 
+    /// Lets a standard NVMe host use open-access volumes.
+    ///
+    /// # Errors
+    /// Name or NQN taken, the NQN of a clientd; see [`MetadError`].
+    pub async fn add_host(&self, new: NewHost) -> Result<HostId, MetadError> {
+        let pick = |r| {
+            if let Reply::Host(id) = r {
+                Ok(id)
+            } else {
+                Err(r)
+            }
+        };
+        self.run(Command::AddHost(new), pick).await
+    }
+
+    /// Forgets a host.
+    ///
+    /// # Errors
+    /// Unknown, or it has a volume; see [`MetadError`].
+    pub async fn remove_host(&self, host: HostId) -> Result<(), MetadError> {
+        self.run_done(Command::RemoveHost { host }).await
+    }
+
+    /// Forgets a store.
+    ///
+    /// # Errors
+    /// Unknown, or a volume needs it; see [`MetadError`].
+    pub async fn remove_store(&self, store: StoreId) -> Result<(), MetadError> {
+        self.run_done(Command::RemoveStore { store }).await
+    }
+
+    /// Forgets a server.
+    ///
+    /// # Errors
+    /// Unknown, or it has stores; see [`MetadError`].
+    pub async fn remove_server(&self, server: ServerId) -> Result<(), MetadError> {
+        self.run_done(Command::RemoveServer { server }).await
+    }
+
     /// Makes a volume; it is ready when its storageds have made the slices.
     ///
     /// # Errors

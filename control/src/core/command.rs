@@ -58,7 +58,7 @@ pub struct NewStore {
     pub size_bytes: u64,
 }
 
-/// A client host as it describes itself.
+/// A client host: a clientd as it describes itself, or a standard NVMe host as the operator does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewHost {
     /// Its identity.
@@ -188,6 +188,23 @@ pub enum Command {
         subject: Subject,
         /// What happened.
         text: String,
+    },
+    /// Let a standard NVMe host use open-access volumes.
+    AddHost(NewHost),
+    /// Forget a host that has no volume.
+    RemoveHost {
+        /// Which.
+        host: HostId,
+    },
+    /// Forget a store that holds nothing which is wanted.
+    RemoveStore {
+        /// Which.
+        store: StoreId,
+    },
+    /// Forget a server without stores.
+    RemoveServer {
+        /// Which.
+        server: ServerId,
     },
 }
 
@@ -326,6 +343,12 @@ pub enum Change {
     },
     /// Something worth knowing that is not part of the state.
     Noted(Subject, String),
+    /// The host is forgotten; what it was called.
+    HostRemoved(HostId, String),
+    /// The store is forgotten; what it was called.
+    StoreRemoved(StoreId, String),
+    /// The server is forgotten; what it was called.
+    ServerRemoved(ServerId, String),
 }
 
 /// A change in the event log.

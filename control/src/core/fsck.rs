@@ -132,11 +132,12 @@ fn check_volume(state: &State, id: VolumeId, volume: &Volume, found: &mut Findin
             volume.map.stores.len()
         )
     });
+    // The set of a volume that is being deleted may be gone with a store that was removed.
+    let set = state.sets.get(&volume.set);
     found.unless(
-        state
-            .sets
-            .get(&volume.set)
-            .is_some_and(|s| s.stores == volume.map.stores),
+        set.map_or(volume.phase == Phase::Deleting, |s| {
+            s.stores == volume.map.stores
+        }),
         || format!("volume {name}: its stores are not those of {}", volume.set),
     );
     found.unless(

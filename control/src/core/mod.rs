@@ -22,8 +22,8 @@ pub use command::{
 pub use desire::{DesiredAttachment, DesiredSlice};
 pub use fsck::{Finding, fsck};
 pub use model::{
-    Attachment, Cluster, Domain, Host, HostId, Phase, Server, SetId, Slice, Standing, State, Store,
-    StrideSet, Volume,
+    Attachment, CLIENTD_NQN_PREFIX, Cluster, Domain, Host, HostId, Phase, Server, SetId, Slice,
+    Standing, State, Store, StrideSet, Volume,
 };
 pub use refusal::{Refusal, RefusalCode};
 

@@ -135,7 +135,10 @@ pub struct Store {
     pub size_bytes: u64,
 }
 
-/// A client host (one clientd).
+/// What the NQN of a clientd begins with; its UUID follows. No other host may be called so.
+pub const CLIENTD_NQN_PREFIX: &str = "nqn.2026-01.io.ublkstor:clientd:";
+
+/// A client host: one clientd, or a standard NVMe host that uses open-access volumes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// Its own identity.
@@ -146,6 +149,13 @@ pub struct Host {
     pub host_nqn: String,
     /// Log index of the last change to what its clientd should do.
     pub desired_index: u64,
+}
+
+impl Host {
+    /// Whether it is a standard NVMe host: no clientd, attaches nothing, reports to nobody.
+    pub fn is_standard(&self) -> bool {
+        !self.host_nqn.starts_with(CLIENTD_NQN_PREFIX)
+    }
 }
 
 /// What must differ between two stores of a stride set.

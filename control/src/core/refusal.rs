@@ -36,11 +36,13 @@ pub enum RefusalCode {
     TooOld,
     /// The state knows a newer or older schema than the command.
     Schema,
+    /// Something wanted is still on it.
+    StillUsed,
 }
 
 impl RefusalCode {
     /// All codes, for tables and tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NotInitialised,
         Self::WrongCluster,
         Self::NameTaken,
@@ -56,6 +58,7 @@ impl RefusalCode {
         Self::Limit,
         Self::TooOld,
         Self::Schema,
+        Self::StillUsed,
     ];
 
     /// The stable name.
@@ -76,6 +79,7 @@ impl RefusalCode {
             Self::Limit => "Limit",
             Self::TooOld => "TooOld",
             Self::Schema => "Schema",
+            Self::StillUsed => "StillUsed",
         }
     }
 }

@@ -130,6 +130,14 @@ fn host(i: u32) -> Command {
     })
 }
 
+fn standard_host(i: u32) -> Command {
+    Command::AddHost(NewHost {
+        uuid: Uuid::from_u128(3000 + u128::from(i)),
+        name: format!("standard{i}"),
+        host_nqn: format!("nqn.2014-08.org.nvmexpress:uuid:{i}"),
+    })
+}
+
 fn volume(name: &str) -> NewVolume {
     NewVolume {
         id: VOL,
@@ -273,6 +281,90 @@ fn bad_volumes_are_refused_by_kind() {
         RefusalCode::TooFewServers
     );
     assert!(matches!(it.run(other(&|_| ())), Reply::Volume(_)));
+}
+
+#[test]
+fn a_standard_host_is_admitted_and_attaches_nothing() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let woken = it.state.servers[&ServerId(1)].desired_index;
+    assert_eq!(it.run(standard_host(1)), Reply::Host(HostId(3)));
+    assert!(it.state.servers[&ServerId(1)].desired_index > woken);
+    let nqn = "nqn.2014-08.org.nvmexpress:uuid:1".to_owned();
+    assert!(desire::known_hosts(&it.state).contains(&nqn));
+    assert_eq!(
+        it.run(standard_host(1)),
+        Reply::Host(HostId(3)),
+        "again is harmless"
+    );
+    let with = |name: &str, host_nqn: &str| {
+        Command::AddHost(NewHost {
+            uuid: Uuid::from_u128(1),
+            name: name.into(),
+            host_nqn: host_nqn.into(),
+        })
+    };
+    assert_eq!(it.refused(with("other", &nqn)), RefusalCode::NameTaken);
+    assert_eq!(
+        it.refused(with("standard1", "nqn.x")),
+        RefusalCode::NameTaken
+    );
+    assert_eq!(it.refused(with("x", "web1")), RefusalCode::Invalid);
+    let clientd = "nqn.2026-01.io.ublkstor:clientd:77";
+    assert_eq!(it.refused(with("x", clientd)), RefusalCode::Invalid);
+    let attach = Command::SetDesiredAttachment {
+        volume: VOL,
+        host: HostId(3),
+    };
+    assert_eq!(it.refused(attach), RefusalCode::Invalid);
+    assert_eq!(it.run(Command::RemoveHost { host: HostId(3) }), Reply::Done);
+    assert!(!desire::known_hosts(&it.state).contains(&nqn));
+}
+
+#[test]
+fn a_host_with_a_volume_is_not_forgotten() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let grant = it.attach(1);
+    let forget = Command::RemoveHost { host: HostId(1) };
+    assert_eq!(it.refused(forget.clone()), RefusalCode::StillAttached);
+    it.run(Command::ClearDesiredAttachment { volume: VOL });
+    assert_eq!(it.refused(forget.clone()), RefusalCode::StillAttached);
+    it.run(Command::Detach {
+        volume: VOL,
+        epoch: grant.epoch,
+    });
+    assert_eq!(it.run(forget.clone()), Reply::Done);
+    assert_eq!(it.refused(forget), RefusalCode::NotFound);
+    assert!(matches!(it.run(host(1)), Reply::Host(HostId(3))));
+}
+
+/// A volume could otherwise not be deleted after the loss of one of its stores.
+#[test]
+fn a_lost_store_is_forgotten_once_nothing_wanted_is_on_it() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let forget = Command::RemoveStore { store: StoreId(3) };
+    assert_eq!(it.refused(forget.clone()), RefusalCode::StillUsed);
+    let server = Command::RemoveServer {
+        server: ServerId(3),
+    };
+    assert_eq!(it.refused(server.clone()), RefusalCode::StillUsed);
+    it.run(Command::DeleteVolume { volume: VOL });
+    let there: Vec<_> = it.state.slices.iter().map(|(n, s)| (*n, s.store)).collect();
+    for (nsid, store) in there.into_iter().filter(|(_, s)| *s != StoreId(3)) {
+        it.run(Command::ConfirmSliceGone { store, nsid });
+    }
+    assert_eq!(it.state.volumes[&VOL].phase, Phase::Deleting);
+    assert_eq!(it.run(forget), Reply::Done);
+    assert!(it.state.volumes.is_empty() && it.state.sets.is_empty());
+    assert_eq!(it.run(server), Reply::Done);
+    let mut two = volume("w");
+    two.replicas = 2;
+    assert!(matches!(
+        it.run(Command::CreateVolume(two)),
+        Reply::Volume(_)
+    ));
 }
 
 #[test]
@@ -628,6 +720,12 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
             } else {
                 Standing::Active
             },
+        }),
+        (1u32..4).prop_map(standard_host),
+        (0u32..6).prop_map(|h| Command::RemoveHost { host: HostId(h) }),
+        (0u32..7).prop_map(|s| Command::RemoveStore { store: StoreId(s) }),
+        (0u32..6).prop_map(|s| Command::RemoveServer {
+            server: ServerId(s)
         }),
     ]
 }

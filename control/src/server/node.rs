@@ -310,6 +310,7 @@ impl Node {
             version: env!("CARGO_PKG_VERSION").into(),
             note: self.note.borrow().clone(),
             applied_index: self.machine.state().applied_index,
+            log_fill_percent: self.log_fill_percent(),
             ..MemberStatus::default()
         };
         let Some(raft) = self.raft() else {

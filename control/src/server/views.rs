@@ -79,13 +79,18 @@ impl Scene<'_> {
                 uuid: h.uuid,
                 name: h.name.clone(),
                 host_nqn: h.host_nqn.clone(),
-                liveness: self.health.liveness(self.now, Reporter::Host(*id)),
+                liveness: if h.is_standard() {
+                    Liveness::Unknown
+                } else {
+                    self.health.liveness(self.now, Reporter::Host(*id))
+                },
                 volumes: count(
                     self.state
                         .volumes
                         .values()
                         .filter(|v| v.attachment.is_some_and(|a| a.host == *id)),
                 ),
+                standard: h.is_standard(),
             })
             .collect()
     }

@@ -49,6 +49,10 @@ pub(crate) fn put_command(
             to.set_text(text);
             put_subject(*subject, to.init_subject());
         }
+        Command::AddHost(new) => put_host(new, to.init_add_host()),
+        Command::RemoveHost { host } => to.set_remove_host(host.0),
+        Command::RemoveStore { store } => to.set_remove_store(store.0),
+        Command::RemoveServer { server } => to.set_remove_server(server.0),
         Command::Attach { .. }
         | Command::Detach { .. }
         | Command::SetIsr { .. }
@@ -101,7 +105,11 @@ fn put_daemon_command(command: &Command, to: wire::command::Builder<'_>) {
         | Command::ClearDesiredAttachment { .. }
         | Command::ForceDetach { .. }
         | Command::SetServerStanding { .. }
-        | Command::Note { .. } => unreachable!("put by the caller"),
+        | Command::Note { .. }
+        | Command::AddHost(_)
+        | Command::RemoveHost { .. }
+        | Command::RemoveStore { .. }
+        | Command::RemoveServer { .. } => unreachable!("put by the caller"),
     }
 }
 
@@ -221,6 +229,14 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         Which::Note(c) => Command::Note {
             subject: get_subject(c.get_subject()?)?,
             text: get_text(c.get_text())?,
+        },
+        Which::AddHost(new) => Command::AddHost(get_host(new?)?),
+        Which::RemoveHost(host) => Command::RemoveHost { host: HostId(host) },
+        Which::RemoveStore(store) => Command::RemoveStore {
+            store: StoreId(store),
+        },
+        Which::RemoveServer(server) => Command::RemoveServer {
+            server: ServerId(server),
         },
     })
 }

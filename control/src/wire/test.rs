@@ -180,6 +180,7 @@ fn answers_survive_the_wire() {
             voters: vec![1, 2],
             version: "0".into(),
             note: "n".into(),
+            log_fill_percent: 7,
         }),
         Answer::Cluster(ClusterView {
             uuid: Uuid::from_u128(2),
@@ -189,6 +190,18 @@ fn answers_survive_the_wire() {
             leader: member.clone(),
             applied_index: 3,
             members: vec![member],
+        }),
+        Answer::Hosts(Versioned {
+            version: 3,
+            list: vec![HostView {
+                id: HostId(5),
+                uuid: Uuid::from_u128(6),
+                name: "web1".into(),
+                host_nqn: "nqn.x".into(),
+                liveness: Liveness::Unknown,
+                volumes: 2,
+                standard: true,
+            }],
         }),
         Answer::Fsck(vec!["a".into(), "b".into()]),
         Answer::Events(it.state.events.iter().cloned().collect()),

@@ -32,6 +32,7 @@ pub(crate) fn put_member_status(s: &MemberStatus, mut to: wire::member_status::B
     }
     to.set_version(&s.version);
     to.set_note(&s.note);
+    to.set_log_fill_percent(s.log_fill_percent);
 }
 
 pub(crate) fn get_member_status(from: wire::member_status::Reader<'_>) -> Decoded<MemberStatus> {
@@ -50,6 +51,7 @@ pub(crate) fn get_member_status(from: wire::member_status::Reader<'_>) -> Decode
         voters: from.get_voters()?.iter().collect(),
         version: get_text(from.get_version())?,
         note: get_text(from.get_note())?,
+        log_fill_percent: from.get_log_fill_percent(),
     })
 }
 
@@ -142,6 +144,7 @@ pub(crate) fn put_host_view(h: &HostView, mut to: wire::host_view::Builder<'_>) 
     to.set_host_nqn(&h.host_nqn);
     to.set_liveness(put_liveness(h.liveness));
     to.set_volumes(h.volumes);
+    to.set_standard(h.standard);
 }
 
 pub(crate) fn get_host_view(from: wire::host_view::Reader<'_>) -> Decoded<HostView> {
@@ -152,6 +155,7 @@ pub(crate) fn get_host_view(from: wire::host_view::Reader<'_>) -> Decoded<HostVi
         host_nqn: get_text(from.get_host_nqn())?,
         liveness: get_liveness(from.get_liveness()?),
         volumes: from.get_volumes(),
+        standard: from.get_standard(),
     })
 }
 

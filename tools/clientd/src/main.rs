@@ -16,7 +16,6 @@ use crate::config::ClientdConfig;
 use crate::control::Control;
 use crate::disks::Disks;
 use anyhow::{Context, Result};
-use clap::Parser;
 use daemon::identity::Identity;
 use daemon::{Cli, service};
 use nvmf::initiator::Config as InitiatorConfig;
@@ -30,11 +29,15 @@ use volume::{Volumes, VolumesConfig};
 
 /// NQN of a host's initiator.
 pub(crate) fn host_nqn(host: Uuid) -> String {
-    format!("nqn.2026-01.io.ublkstor:clientd:{host}")
+    format!("{}{host}", ::control::core::CLIENTD_NQN_PREFIX)
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::of(
+        env!("CARGO_PKG_NAME"),
+        env!("CARGO_PKG_VERSION"),
+        "Makes volumes of ublkstor block devices of this host",
+    );
     let config: ClientdConfig = match daemon::config::load_or_exit(&cli) {
         Ok(config) => config,
         Err(code) => return code,

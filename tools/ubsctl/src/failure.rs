@@ -63,6 +63,7 @@ impl From<MetadError> for Failure {
             RefusalCode::AttachedElsewhere
             | RefusalCode::StillAttached
             | RefusalCode::LastReplica
+            | RefusalCode::StillUsed
             | RefusalCode::WrongCluster => Self::Unsafe(text),
             RefusalCode::NotInitialised
             | RefusalCode::NameTaken

@@ -18,8 +18,15 @@ impl Step<'_> {
     }
 
     pub(super) fn set_desired(&mut self, id: VolumeId, host: HostId) -> Result<Reply, Refusal> {
-        if !self.state.hosts.contains_key(&host) {
+        let Some(found) = self.state.hosts.get(&host) else {
             return Err(Refusal::not_found("host", host));
+        };
+        if found.is_standard() {
+            return Err(Refusal::invalid(
+                format!("{} is a standard NVMe host: it has no clientd", found.name),
+                "attach on a host that runs clientd; standard hosts connect to open-access \
+                 volumes with `nvme connect`",
+            ));
         }
         let volume = self.volume(id)?;
         if volume.phase == Phase::Deleting {

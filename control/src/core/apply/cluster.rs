@@ -2,7 +2,7 @@
 
 use super::super::command::{Change, NewHost, NewServer, NewStore, Reply, Subject};
 use super::super::limits;
-use super::super::model::{Cluster, Host, HostId, Server, Standing, Store};
+use super::super::model::{CLIENTD_NQN_PREFIX, Cluster, Host, HostId, Server, Standing, Store};
 use super::super::refusal::{Refusal, RefusalCode};
 use super::{Step, check_name, check_nqn, check_room};
 use shardmap::units::{ServerId, StoreId};
@@ -174,48 +174,75 @@ impl Step<'_> {
             .iter()
             .find(|(_, h)| h.uuid == new.uuid)
             .map(|(id, _)| *id);
-        let nqn_taken = self
-            .state
-            .hosts
-            .iter()
-            .any(|(id, h)| h.host_nqn == new.host_nqn && Some(*id) != known);
-        if nqn_taken {
-            return Err(name_taken("host", &new.host_nqn));
-        }
-        if let Some((id, _)) = self.state.host_named(&new.name)
-            && Some(id) != known
-        {
-            return Err(name_taken("host", &new.name));
-        }
+        self.check_host_is_free(&new, known)?;
         let Some(id) = known else {
-            check_room("host", self.state.hosts.len(), limits::HOSTS_MAX)?;
-            self.state.minted.host += 1;
-            let id = HostId(self.state.minted.host);
-            self.state.hosts.insert(
-                id,
-                Host {
-                    uuid: new.uuid,
-                    name: new.name,
-                    host_nqn: new.host_nqn,
-                    desired_index: self.index,
-                },
-            );
-            self.say(Change::HostRegistered(id));
-            self.wake_open_access();
-            return Ok(Reply::Host(id));
+            return self.new_host(new);
         };
         let host = self.state.hosts.get_mut(&id).expect("found by uuid");
         if host.name != new.name || host.host_nqn != new.host_nqn {
             host.name = new.name;
             host.host_nqn = new.host_nqn;
             self.say(Change::HostChanged(id));
-            self.wake_open_access();
+            self.wake_servers();
         }
         Ok(Reply::Host(id))
     }
 
+    /// A standard NVMe host, told by an operator. Telling it again is harmless.
+    pub(super) fn add_host(&mut self, new: NewHost) -> Result<Reply, Refusal> {
+        check_name("host", &new.name)?;
+        check_nqn(&new.host_nqn)?;
+        if new.host_nqn.starts_with(CLIENTD_NQN_PREFIX) {
+            return Err(Refusal::invalid(
+                format!("{} is the name of a clientd", new.host_nqn),
+                "start clientd on that host, it registers itself; of a standard host give what \
+                 /etc/nvme/hostnqn says",
+            ));
+        }
+        let same = |h: &Host| h.name == new.name && h.host_nqn == new.host_nqn;
+        if let Some((id, _)) = self.state.hosts.iter().find(|(_, h)| same(h)) {
+            return Ok(Reply::Host(*id));
+        }
+        self.check_host_is_free(&new, None)?;
+        self.new_host(new)
+    }
+
+    /// No other host has the name or the NQN.
+    fn check_host_is_free(&self, new: &NewHost, known: Option<HostId>) -> Result<(), Refusal> {
+        let mut others = self
+            .state
+            .hosts
+            .iter()
+            .filter(|(id, _)| Some(**id) != known);
+        match others.find(|(_, h)| h.name == new.name || h.host_nqn == new.host_nqn) {
+            None => Ok(()),
+            Some((_, other)) if other.name == new.name => Err(name_taken("host", &new.name)),
+            Some((_, other)) => Err(Refusal::new(
+                RefusalCode::NameTaken,
+                format!("host {} has the NQN {} already", other.name, new.host_nqn),
+                format!("remove it first (`ubsctl host rm {}`)", other.name),
+            )),
+        }
+    }
+
+    fn new_host(&mut self, new: NewHost) -> Result<Reply, Refusal> {
+        check_room("host", self.state.hosts.len(), limits::HOSTS_MAX)?;
+        self.state.minted.host += 1;
+        let id = HostId(self.state.minted.host);
+        let host = Host {
+            uuid: new.uuid,
+            name: new.name,
+            host_nqn: new.host_nqn,
+            desired_index: self.index,
+        };
+        self.state.hosts.insert(id, host);
+        self.say(Change::HostRegistered(id));
+        self.wake_servers();
+        Ok(Reply::Host(id))
+    }
+
     /// Storageds learn which hosts are known together with their slices.
-    fn wake_open_access(&mut self) {
+    pub(super) fn wake_servers(&mut self) {
         for server in self.state.servers.values_mut() {
             server.desired_index = self.index;
         }
@@ -248,11 +275,11 @@ impl Step<'_> {
     }
 }
 
-fn name_taken(kind: &str, name: &str) -> Refusal {
+pub(super) fn name_taken(kind: &str, name: &str) -> Refusal {
     Refusal::new(
         RefusalCode::NameTaken,
         format!("another {kind} is called {name}"),
-        format!("choose another name, or remove the other {kind}"),
+        format!("choose another name, or remove the other {kind} (`ubsctl {kind} rm {name}`)"),
     )
 }
 

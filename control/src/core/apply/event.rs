@@ -3,7 +3,7 @@
 use super::super::command::{Change, EventRecord, Subject};
 use super::super::limits;
 use super::super::model::{HostId, Standing, State};
-use shardmap::units::{ServerId, StoreId, VolumeId};
+use shardmap::units::{MembershipSeq, ServerId, StoreId, VolumeId};
 
 /// Appends one event per change.
 pub(super) fn record(state: &mut State, at_unix_ms: u64, changes: &[Change]) {
@@ -115,18 +115,34 @@ fn tell(state: &State, change: &Change) -> Told {
             seq,
             left,
             joined,
-        } => {
-            let kind = if left.is_empty() {
-                "ReplicaInSync"
-            } else {
-                "ReplicaOutOfSync"
-            };
-            let out = stores(state, left, "out of sync: ");
-            let back = stores(state, joined, "in sync again: ");
-            volume(state, *id, kind, &format!("{out}{back}({seq})"))
-        }
+        } => isr(state, *id, *seq, left, joined),
         Change::Noted(subject, text) => (*subject, "Noted", text.clone()),
+        Change::HostRemoved(id, was) => forgotten(Subject::Host(*id), "HostRemoved", was),
+        Change::StoreRemoved(id, was) => forgotten(Subject::Store(*id), "StoreRemoved", was),
+        Change::ServerRemoved(id, was) => forgotten(Subject::Server(*id), "ServerRemoved", was),
     }
+}
+
+fn isr(
+    state: &State,
+    id: VolumeId,
+    seq: MembershipSeq,
+    left: &[StoreId],
+    joined: &[StoreId],
+) -> Told {
+    let kind = if left.is_empty() {
+        "ReplicaInSync"
+    } else {
+        "ReplicaOutOfSync"
+    };
+    let out = stores(state, left, "out of sync: ");
+    let back = stores(state, joined, "in sync again: ");
+    volume(state, id, kind, &format!("{out}{back}({seq})"))
+}
+
+/// `was`: what it was called, with its kind.
+fn forgotten(subject: Subject, kind: &'static str, was: &str) -> Told {
+    (subject, kind, format!("{was} is forgotten"))
 }
 
 fn server(state: &State, id: ServerId, kind: &'static str, what: &str) -> Told {

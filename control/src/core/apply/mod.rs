@@ -6,6 +6,7 @@
 mod attach;
 mod cluster;
 mod event;
+mod forget;
 mod volume;
 
 pub(in crate::core) use attach::shard_without;
@@ -157,6 +158,10 @@ impl Step<'_> {
                 new_isr,
             } => self.set_isr(volume, epoch, seq, new_isr),
             Command::Note { subject, text } => self.note(subject, text),
+            Command::AddHost(new) => self.add_host(new),
+            Command::RemoveHost { host } => self.remove_host(host),
+            Command::RemoveStore { store } => self.remove_store(store),
+            Command::RemoveServer { server } => self.remove_server(server),
         }
     }
 

@@ -112,15 +112,22 @@ fn bad_shard(shard_bytes: u64) -> Refusal {
 fn no_place(new: &NewVolume, no: &NoPlace) -> Refusal {
     let sentence = format!("volume {}: {no}", new.name);
     match no {
-        NoPlace::TooFewDomains { .. } => Refusal::new(
-            RefusalCode::TooFewServers,
-            sentence,
-            format!(
-                "add servers, uncordon some, ask for fewer replicas, or choose another failure \
-                 domain than {}",
-                new.domain
-            ),
-        ),
+        NoPlace::TooFewDomains { .. } => {
+            let more = match &new.domain {
+                Domain::Store => "stores (or bring back those that are away)".to_owned(),
+                Domain::Server => "servers (or bring back those that are away)".to_owned(),
+                Domain::Label(key) => format!("servers with other values of `labels.{key}`"),
+            };
+            Refusal::new(
+                RefusalCode::TooFewServers,
+                sentence,
+                format!(
+                    "add {more}, uncordon some, ask for fewer --replicas, or choose another \
+                     --domain than {}",
+                    new.domain
+                ),
+            )
+        }
         NoPlace::NoRoom { .. } => Refusal::new(
             RefusalCode::NoRoom,
             sentence,
@@ -298,15 +305,27 @@ impl Step<'_> {
                 "restore the store from the other replicas",
             ));
         }
-        self.state.slices.remove(&nsid);
-        let volume = self.state.volumes.get_mut(&id).expect("just read");
+        self.drop_slice(nsid);
+        self.wake_store(store);
+        Ok(Reply::Done)
+    }
+
+    /// A slice of a volume that is being deleted is gone; with the last one the volume is.
+    pub(super) fn drop_slice(&mut self, nsid: Nsid) {
+        let Some(slice) = self.state.slices.remove(&nsid) else {
+            return;
+        };
+        let id = slice.volume;
+        let volume = self
+            .state
+            .volumes
+            .get_mut(&id)
+            .expect("a slice has a volume");
         volume.slices.retain(|n| *n != nsid);
         let name = volume.name.clone();
         if volume.slices.is_empty() {
             self.state.volumes.remove(&id);
             self.say(Change::VolumeGone(id, name));
         }
-        self.wake_store(store);
-        Ok(Reply::Done)
     }
 }
