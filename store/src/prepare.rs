@@ -49,8 +49,14 @@ pub enum PrepareError {
         path: String,
     },
     /// There is nothing, and no size to create a file with.
-    #[error("{path}: does not exist; give --size to create a file")]
+    #[error("{path}: does not exist; name a block device, or give --size to create a file")]
     Missing {
+        /// The path.
+        path: String,
+    },
+    /// There is nothing to look at.
+    #[error("{path}: does not exist; name a block device or a file that is there")]
+    Absent {
         /// The path.
         path: String,
     },
@@ -64,7 +70,7 @@ pub enum PrepareError {
     },
     /// Too small.
     #[error(
-        "{path}: {found_bytes} bytes; a store with a journal of {journal_bytes} bytes needs more, and at least {DEVICE_BYTES_MIN}"
+        "{path}: {found_bytes} bytes is too small; a store needs at least {DEVICE_BYTES_MIN} bytes, and room beside its journal ({journal_bytes} bytes)"
     )]
     TooSmall {
         /// The device.
@@ -150,6 +156,13 @@ impl Target<'_> {
         })
     }
 
+    /// What is recognised on it.
+    fn occupant(&self) -> Result<Option<&'static str>, PrepareError> {
+        let tail_at = self.bytes.saturating_sub(TAIL_BYTES as u64);
+        let (head, tail) = (self.read(0, HEAD_BYTES)?, self.read(tail_at, TAIL_BYTES)?);
+        Ok(find(&head, &tail))
+    }
+
     fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, PrepareError> {
         let left = self.bytes.saturating_sub(offset);
         let len = len.min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -166,7 +179,7 @@ impl Store {
     /// # Errors
     /// [`PrepareError`]. A device that holds something recognisable is refused unless `wipe`.
     pub fn prepare(path: &Path, options: &PrepareOptions) -> Result<StoreInfo, PrepareError> {
-        let target = open_target(path, true, options.size_bytes)?;
+        let target = open_target(path, Access::Write, options.size_bytes)?;
         let name = || target.name();
         check_alignment(&target)?;
         let found_bytes = target.bytes;
@@ -189,12 +202,7 @@ impl Store {
                     found_bytes: journal_bytes,
                 },
             })?;
-        let tail_at = found_bytes.saturating_sub(TAIL_BYTES as u64);
-        let (head, tail) = (
-            target.read(0, HEAD_BYTES)?,
-            target.read(tail_at, TAIL_BYTES)?,
-        );
-        if let Some(what) = find(&head, &tail).filter(|_| !options.wipe) {
+        if let Some(what) = target.occupant()?.filter(|_| !options.wipe) {
             return Err(PrepareError::Occupied { path: name(), what });
         }
         let sb = Superblock::new(
@@ -206,12 +214,27 @@ impl Store {
         Ok(info_of(&sb))
     }
 
+    /// Whether a device or file could be prepared without losing anything; changes nothing. Blocking.
+    ///
+    /// # Errors
+    /// [`PrepareError::InUse`], [`PrepareError::Occupied`] as [`Store::prepare`]; or it cannot be read.
+    pub fn vacancy(path: &Path) -> Result<(), PrepareError> {
+        let target = open_target(path, Access::Claim, None)?;
+        match target.occupant()? {
+            None => Ok(()),
+            Some(what) => Err(PrepareError::Occupied {
+                path: target.name(),
+                what,
+            }),
+        }
+    }
+
     /// What the superblock says, without opening the store. Works while it is in use. Blocking.
     ///
     /// # Errors
     /// [`PrepareError`].
     pub fn inspect(path: &Path) -> Result<StoreInfo, PrepareError> {
-        let target = open_target(path, false, None)?;
+        let target = open_target(path, Access::Read, None)?;
         let a = target.read(SUPERBLOCK_OFFSETS[0], SUPERBLOCK_BYTES)?;
         let b = target.read(SUPERBLOCK_OFFSETS[1], SUPERBLOCK_BYTES)?;
         let version = Superblock::peek_version(&a).max(Superblock::peek_version(&b));
@@ -246,7 +269,7 @@ impl Store {
             path: path.display().to_string(),
             reason: e.to_string(),
         };
-        let target = open_target(path, false, None).map_err(|e| setup(&e))?;
+        let target = open_target(path, Access::Read, None).map_err(|e| setup(&e))?;
         // A running store holds the lock; what it is writing would look like damage.
         let regular = target.file.metadata().is_ok_and(|m| m.is_file());
         if regular && target.file.try_lock_shared().is_err() {
@@ -291,9 +314,20 @@ impl Store {
 
 const EIO: i32 = 5;
 
+/// What a device is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Beside whoever uses it.
+    Read,
+    /// Alone, to know that nobody uses it.
+    Claim,
+    /// Alone, to write.
+    Write,
+}
+
 fn open_target(
     path: &Path,
-    write: bool,
+    access: Access,
     create_bytes: Option<u64>,
 ) -> Result<Target<'_>, PrepareError> {
     let name = || path.display().to_string();
@@ -306,9 +340,12 @@ fn open_target(
     };
     let kind = match path.metadata() {
         Ok(metadata) => metadata.file_type(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound && write => {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && access == Access::Write => {
             let bytes = create_bytes.ok_or_else(|| PrepareError::Missing { path: name() })?;
             return create_file(path, bytes);
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(PrepareError::Absent { path: name() });
         }
         Err(e) => return Err(fail("look")(e)),
     };
@@ -316,8 +353,8 @@ fn open_target(
         return Err(PrepareError::WrongKind { path: name() });
     }
     let mut options = OpenOptions::new();
-    options.read(true).write(write);
-    if write && kind.is_block_device() {
+    options.read(true).write(access == Access::Write);
+    if access != Access::Read && kind.is_block_device() {
         options.custom_flags(O_EXCL);
     }
     let file = options.open(path).map_err(|e| {
@@ -327,7 +364,7 @@ fn open_target(
             fail("open")(e)
         }
     })?;
-    if write && kind.is_file() {
+    if access != Access::Read && kind.is_file() {
         file.try_lock()
             .map_err(|_| PrepareError::InUse { path: name() })?;
     }
@@ -348,7 +385,8 @@ fn create_file(path: &Path, bytes: u64) -> Result<Target<'_>, PrepareError> {
         });
     }
     if bytes < DEVICE_BYTES_MIN {
-        let (found_bytes, journal_bytes) = (bytes, 0);
+        let found_bytes = bytes;
+        let journal_bytes = Geometry::journal_bytes_default(bytes);
         return Err(PrepareError::TooSmall {
             path: name(),
             found_bytes,

@@ -262,7 +262,9 @@ pub enum StoreFault {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenFault {
     /// No superblock.
-    #[error("{path}: not a ublkstor store (no superblock); run `ubsctl store prepare {path}`")]
+    #[error(
+        "{path}: not a ublkstor store (no superblock); put the right device there, or make it one with `ubsctl store prepare {path}`"
+    )]
     NotAStore {
         /// The device.
         path: String,
@@ -284,7 +286,9 @@ pub enum OpenFault {
         known: u16,
     },
     /// It belongs to another cluster.
-    #[error("{path}: belongs to cluster {found}, not to {wanted}; refusing to touch it")]
+    #[error(
+        "{path}: belongs to cluster {found}, not to {wanted}, and stays as it is; put it into a server of its own cluster, or give it up with `ubsctl store prepare --wipe {path}`"
+    )]
     OtherCluster {
         /// The device.
         path: String,
@@ -345,7 +349,7 @@ pub enum OpenFault {
         errno: i32,
     },
     /// The driver could not open the device.
-    #[error("{path}: {reason}")]
+    #[error("{path}: {reason}; see that the device is there and that nobody else uses it")]
     Setup {
         /// The device.
         path: String,

@@ -1,5 +1,6 @@
 //! One TOML file per daemon, one typed struct, unknown keys refused.
 
+use clap::{CommandFactory as _, FromArgMatches as _};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,15 @@ pub struct Cli {
         value_name = "FILTER"
     )]
     pub log: String,
+}
+
+impl Cli {
+    /// Reads the command line of a daemon; `--help` and `--version` speak in its name. Ends the
+    /// process with [`EXIT_USAGE`] if the line is wrong.
+    pub fn of(program: &'static str, version: &'static str, about: &'static str) -> Self {
+        let command = Self::command().name(program).version(version).about(about);
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
 }
 
 /// Why a configuration is refused. Every text names the file.

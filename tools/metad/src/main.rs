@@ -8,7 +8,6 @@
 mod config;
 mod metrics;
 
-use clap::Parser as _;
 use config::MetadConfig;
 use control::server::{Node, StartError};
 use daemon::config::Cli;
@@ -17,17 +16,6 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::rc::Rc;
 use tokio::net::TcpListener;
-
-#[derive(clap::Parser)]
-#[command(
-    name = "metad",
-    version,
-    about = "A member of ublkstor's control plane"
-)]
-struct Args {
-    #[command(flatten)]
-    shared: Cli,
-}
 
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -53,12 +41,16 @@ enum Failure {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let config: MetadConfig = match daemon::config::load_or_exit(&args.shared) {
+    let cli = Cli::of(
+        env!("CARGO_PKG_NAME"),
+        env!("CARGO_PKG_VERSION"),
+        "A member of ublkstor's control plane",
+    );
+    let config: MetadConfig = match daemon::config::load_or_exit(&cli) {
         Ok(config) => config,
         Err(code) => return code,
     };
-    if let Err(error) = service::init_logging(&args.shared.log) {
+    if let Err(error) = service::init_logging(&cli.log) {
         eprintln!("error: {error}");
         return ExitCode::from(daemon::config::EXIT_USAGE);
     }

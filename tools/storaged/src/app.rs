@@ -78,7 +78,12 @@ impl Storaged {
                 confirmed,
             } => self.slices.create(io, store_index, spec, confirmed),
             Order::Remove { store_index, nsid } => self.slices.remove(io, store_index, nsid),
-            Order::Hosts(nqns) => self.slices.admit_hosts(nqns),
+            Order::Hosts(nqns) => {
+                if self.slices.admit_hosts(nqns) {
+                    // Their kernels look again and let their devices go.
+                    self.target.namespaces_changed(io);
+                }
+            }
             Order::Metrics(answer) => {
                 // A scraper that has gone away needs no answer.
                 drop(answer.send(metrics::registry(&self.config, &self.slices, &self.target)));

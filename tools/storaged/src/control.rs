@@ -2,9 +2,9 @@
 
 use crate::bridge::{Fill, News, NewsReceiver, Order};
 use crate::config::StoragedConfig;
-use crate::hosts;
+use crate::{hosts, remembered};
 use anyhow::{Context, Result};
-use control::api::{ReportContents, Reporter, StoreHealth, StoreReport};
+use control::api::{Filter, ReportContents, Reporter, StoreHealth, StoreReport};
 use control::client::{ClientConfig, MetadClient, MetadError, ReportHandle};
 use control::core::{DesiredSlice, NewServer, NewStore};
 use daemon::identity::Identity;
@@ -15,8 +15,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use store::{OpenFacts, SliceSpec};
+use store::{OpenFacts, SliceSpec, Store};
 use uuid::Uuid;
+
+/// metad refuses reports with notes of more than 512 bytes; a character has up to 4.
+const NOTE_CHARS_MAX: usize = 128;
 
 /// A store as control knows it.
 #[derive(Debug, Default)]
@@ -172,7 +175,43 @@ impl Control {
             tracing::info!(store = %id, %path, "registered");
             self.stores[index].id = Some(id);
         }
+        self.name_failed_stores(cluster, server).await?;
         Ok(server)
+    }
+
+    /// Finds out which stores of metad those are that did not open, so that they are reported as
+    /// faulted and not only missing.
+    async fn name_failed_stores(&mut self, cluster: Uuid, server: ServerId) -> Result<()> {
+        let mut known = remembered::load(&self.config.data_dir)?;
+        for index in 0..self.stores.len() {
+            let path = &self.config.stores[index].path;
+            if let Some(facts) = &self.stores[index].facts {
+                known.insert(path.clone(), Uuid::from_bytes(facts.store));
+                continue;
+            }
+            // What the superblock says counts more than what was there before.
+            let told = Store::inspect(path)
+                .ok()
+                .filter(|info| info.cluster == cluster);
+            let Some(uuid) = told.map(|info| info.store).or(known.get(path).copied()) else {
+                continue;
+            };
+            let filter = Filter {
+                name: uuid.to_string(),
+                version: 0,
+            };
+            let found = self.persist(|c| {
+                let filter = filter.clone();
+                async move { c.stores(filter).await }
+            });
+            let found = found.await.context("metad does not list stores")?.list;
+            let ours = found.iter().find(|s| s.server == server).map(|s| s.id);
+            // The device may serve under another path meanwhile.
+            if ours.is_some_and(|id| !self.stores.iter().any(|s| s.id == Some(id))) {
+                self.stores[index].id = ours;
+            }
+        }
+        remembered::save(&self.config.data_dir, &known)
     }
 
     /// Asks again while metad cannot be reached; only a refusal ends it.
@@ -296,7 +335,8 @@ impl Control {
                     Some(_) => StoreHealth::Faulted,
                     None => StoreHealth::Online,
                 };
-                let note = known.failure.clone().unwrap_or_default();
+                let why = known.failure.as_deref().unwrap_or_default();
+                let note = why.chars().take(NOTE_CHARS_MAX).collect();
                 Some(StoreReport {
                     store: known.id?,
                     health,

@@ -9,6 +9,7 @@ mod faults;
 mod hosts;
 mod metrics;
 mod namespaces;
+mod remembered;
 mod vendor;
 
 use crate::app::{CONTROL_TOKEN, ROOM_TARGET, Storaged};
@@ -16,7 +17,6 @@ use crate::bridge::{Fill, NEWS_MAX, ORDERS_MAX, Order};
 use crate::config::StoragedConfig;
 use crate::control::Control;
 use anyhow::{Context, Result};
-use clap::Parser;
 use daemon::identity::Identity;
 use daemon::{Cli, service};
 use nvmf::target::{Target, TargetConfig};
@@ -44,7 +44,11 @@ fn subsystem(server: Uuid) -> nvmf::proto::controller::Identity {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::of(
+        env!("CARGO_PKG_NAME"),
+        env!("CARGO_PKG_VERSION"),
+        "Serves the stores of a storage server over NVMe/TCP",
+    );
     let config: StoragedConfig = match daemon::config::load_or_exit(&cli) {
         Ok(config) => config,
         Err(code) => return code,

@@ -44,6 +44,8 @@ pub(crate) struct Slices {
     /// Which store holds a slice.
     homes: BTreeMap<u32, usize>,
     hosts: BTreeSet<String>,
+    /// Who is behind an association.
+    guests: BTreeMap<AssociationId, String>,
     pending: BTreeMap<u64, Pending>,
     groups: BTreeMap<u64, Group>,
     next_id: u64,
@@ -83,6 +85,7 @@ impl Slices {
             fills,
             homes: BTreeMap::new(),
             hosts: BTreeSet::new(),
+            guests: BTreeMap::new(),
             pending: BTreeMap::new(),
             groups: BTreeMap::new(),
             next_id: 0,
@@ -116,9 +119,18 @@ impl Slices {
             .filter_map(|(i, s)| Some((i, s.as_ref()?)))
     }
 
-    /// Hosts that may connect.
-    pub(crate) fn admit_hosts(&mut self, nqns: Vec<String>) {
+    /// Hosts that may connect. True if one that is connected may not any more.
+    pub(crate) fn admit_hosts(&mut self, nqns: Vec<String>) -> bool {
         self.hosts = nqns.into_iter().collect();
+        self.guests.values().any(|nqn| !self.hosts.contains(nqn))
+    }
+
+    /// Whether a namespace that needs no session is closed to this association: its host was
+    /// forgotten after it had connected.
+    fn is_closed_to(&self, association: AssociationId, nsid: u32) -> bool {
+        let guest = self.guests.get(&association);
+        guest.is_some_and(|nqn| !self.hosts.contains(nqn))
+            && self.slice(nsid).is_some_and(|s| s.spec.open_access)
     }
 
     /// A completion of a store's own IO.
@@ -469,7 +481,10 @@ impl Namespaces for Slices {
 
     /// Only what a host can use without a session is offered: a block device that refuses every
     /// command helps nobody. clientd knows its slices from metad.
-    fn list(&self, _host_nqn: &str) -> Vec<u32> {
+    fn list(&self, host_nqn: &str) -> Vec<u32> {
+        if !self.hosts.contains(host_nqn) {
+            return Vec::new();
+        }
         let open = |nsid: &u32| self.slice(*nsid).is_some_and(|s| s.spec.open_access);
         self.homes.keys().copied().filter(open).collect()
     }
@@ -499,7 +514,8 @@ impl Namespaces for Slices {
             nsid,
             kind,
         } = command;
-        let Some(&home) = self.homes.get(&nsid) else {
+        let home = self.homes.get(&nsid).copied();
+        let Some(home) = home.filter(|_| !self.is_closed_to(association, nsid)) else {
             self.replies.push(refusal(id, Status::INVALID_NAMESPACE));
             return;
         };
@@ -525,7 +541,12 @@ impl Namespaces for Slices {
         }
     }
 
+    fn on_association(&mut self, association: AssociationId, host_nqn: &str) {
+        self.guests.insert(association, host_nqn.to_owned());
+    }
+
     fn on_association_gone(&mut self, io: &mut dyn Driver, association: AssociationId) {
+        self.guests.remove(&association);
         for index in 0..self.stores.len() {
             let id = FAREWELL_BIT;
             let op = StoreOp::AssociationGone;
