@@ -80,13 +80,22 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn new(globals: &Globals) -> Result<Self, Failure> {
-        let mut members = globals.metad.clone();
+        Self::asking(globals, Self::members(globals)?)
+    }
+
+    /// The members that somebody named: on the command line, in the environment, in the file.
+    pub(crate) fn members(globals: &Globals) -> Result<Option<Vec<String>>, Failure> {
+        let named = globals.metad.iter().filter(|m| !m.is_empty());
+        let mut members: Vec<String> = named.cloned().collect();
         if members.is_empty() {
             members = read_config(globals.config.as_deref())?.metad;
         }
-        if members.is_empty() {
-            members = vec![METAD_DEFAULT.into()];
-        }
+        Ok(Some(members).filter(|m| !m.is_empty()))
+    }
+
+    /// Asks these members; `None`: one on this machine, as `dev` and single hosts have it.
+    pub(crate) fn asking(globals: &Globals, members: Option<Vec<String>>) -> Result<Self, Failure> {
+        let members = members.unwrap_or_else(|| vec![METAD_DEFAULT.into()]);
         for member in &members {
             let port = member.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
             if !matches!(port, Some(Ok(_))) {

@@ -67,6 +67,22 @@ pub(crate) async fn volume(context: &Context, name: &str) -> Result<(), Failure>
     Ok(())
 }
 
+/// Something about a volume that is not as it should be, and what would mend it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Matter {
+    pub(crate) what: String,
+    pub(crate) cure: String,
+}
+
+impl Matter {
+    fn new(what: impl Into<String>, cure: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            cure: cure.into(),
+        }
+    }
+}
+
 fn lines(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<String> {
     let mut lines = vec![format!(
         "volume {} is {}, {} in sync",
@@ -74,53 +90,82 @@ fn lines(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<String> {
         state(v),
         replicas(v)
     )];
-    match v.phase {
-        Phase::Creating => {
-            for s in v.slices.iter().filter(|s| !s.confirmed) {
-                lines.push(format!(
-                    "waits for {} on {} to make its slice; {}",
-                    s.store,
-                    s.server_name,
-                    cure(s)
-                ));
-            }
-            return lines;
-        }
-        Phase::Deleting => {
-            for s in &v.slices {
-                lines.push(format!(
-                    "waits for {} on {} to let its slice go; {}",
-                    s.store,
-                    s.server_name,
-                    cure(s)
-                ));
-            }
-            return lines;
-        }
-        Phase::Ready => {}
+    if is_idle(v) {
+        lines.push("nobody has it attached, and nobody is asked to".into());
     }
-    lines.extend(attachment(v));
-    for s in v.slices.iter().filter(|s| !s.in_sync) {
-        lines.push(out_of_sync(v, s, resilvers));
-    }
+    let matters = matters(v, resilvers).into_iter();
+    lines.extend(matters.map(|m| format!("{}; {}", m.what, m.cure)));
     if let Some(note) = v.report.as_ref().map(|r| &r.note).filter(|n| !n.is_empty()) {
         lines.push(format!("its host says: {note}"));
     }
-    lines.extend(safe_to_stop(v));
+    if v.phase == Phase::Ready {
+        lines.extend(safe_to_stop(v));
+    }
     lines
 }
 
-fn attachment(v: &VolumeView) -> Option<String> {
+fn is_idle(v: &VolumeView) -> bool {
+    v.phase == Phase::Ready && !v.open_access && v.desired_on.is_empty() && v.held_by.is_empty()
+}
+
+/// Everything that is not as it should be.
+pub(crate) fn matters(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<Matter> {
+    let waits = |s: &SliceView, what: &str| {
+        let who = format!("waits for {} on {} to {what}", s.store, s.server_name);
+        Matter::new(who, cure(s))
+    };
+    match v.phase {
+        Phase::Creating => {
+            let missing = v.slices.iter().filter(|s| !s.confirmed);
+            missing.map(|s| waits(s, "make its slice")).collect()
+        }
+        Phase::Deleting => {
+            let left = v.slices.iter().map(|s| {
+                let mut matter = waits(s, "let its slice go");
+                if s.liveness >= Liveness::Suspect {
+                    matter.cure += &format!(
+                        ", or, if that store is gone for good, `ubsctl store rm {}`",
+                        s.store
+                    );
+                }
+                matter
+            });
+            left.collect()
+        }
+        Phase::Ready if v.open_access => {
+            let away = v.slices.iter().filter(|s| s.liveness >= Liveness::Suspect);
+            away.map(|s| Matter::new(format!("{} is not served", s.store), cure(s)))
+                .collect()
+        }
+        Phase::Ready => {
+            let out = v.slices.iter().filter(|s| !s.in_sync);
+            let out = out.map(|s| out_of_sync(v, s, resilvers));
+            attachment(v).into_iter().chain(out).collect()
+        }
+    }
+}
+
+fn attachment(v: &VolumeView) -> Option<Matter> {
     match (v.desired_on.as_str(), v.held_by.as_str()) {
-        ("", "") => Some("nobody has it attached, and nobody is asked to".into()),
-        (wanted, "") => Some(format!(
-            "{wanted} is asked to attach it and has not; is clientd running there?"
+        ("", "") => None,
+        (wanted, "") => Some(Matter::new(
+            format!("{wanted} is asked to attach it and has not"),
+            format!("see that clientd runs on {wanted}, and its log"),
         )),
-        ("", held) => Some(format!("{held} is asked to detach it and has not yet")),
-        (_, held) if v.holder_liveness != Liveness::Online => Some(format!(
-            "{held} has it and does not report; IO there goes on without metad. If {held} is gone \
-             for good: `ubsctl volume force-detach {}`",
-            v.name
+        ("", held) => Some(Matter::new(
+            format!("{held} is asked to detach it and has not yet"),
+            format!(
+                "close what has the device open on {held} (`fuser -vm`): clientd tries again every \
+                 2 to 30 s"
+            ),
+        )),
+        (_, held) if v.holder_liveness != Liveness::Online => Some(Matter::new(
+            format!("{held} has it and does not report; IO there goes on without metad"),
+            format!(
+                "see that clientd runs on {held}; if {held} is gone for good, `ubsctl volume \
+                 force-detach {}`",
+                v.name
+            ),
         )),
         _ => None,
     }
@@ -137,25 +182,24 @@ fn cure(s: &SliceView) -> String {
     }
 }
 
-fn out_of_sync(v: &VolumeView, s: &SliceView, resilvers: &[ResilverView]) -> String {
+fn out_of_sync(v: &VolumeView, s: &SliceView, resilvers: &[ResilverView]) -> Matter {
     let who = format!("{} on {} is out of sync", s.store, s.server_name);
     let running = resilvers
         .iter()
         .find(|r| r.report.volume == v.id && r.report.store == s.store);
     if let Some(r) = running {
         let percent = r.report.done_bytes * 100 / r.report.total_bytes.max(1);
-        return format!("{who}; its resilver is at {percent} %");
+        return Matter::new(who, format!("its resilver is at {percent} %"));
     }
     match s.liveness {
         Liveness::Online if v.held_by.is_empty() => {
-            format!("{who}; it is resilvered when the volume is attached")
+            Matter::new(who, "it is resilvered when the volume is attached")
         }
-        Liveness::Online => format!("{who}; {} should resilver it soon", v.held_by),
-        Liveness::Unknown => format!("{who}; its server has not reported yet"),
-        Liveness::Suspect | Liveness::Offline => format!(
-            "{who} because {} does not report; start storaged there, it is then resilvered by \
-             itself",
-            s.server_name
+        Liveness::Online => Matter::new(who, format!("{} should resilver it soon", v.held_by)),
+        Liveness::Unknown => Matter::new(who, "its server has not reported yet"),
+        Liveness::Suspect | Liveness::Offline => Matter::new(
+            format!("{who} because {} does not report", s.server_name),
+            "start storaged there, it is then resilvered by itself",
         ),
     }
 }
@@ -189,29 +233,34 @@ fn safe_to_stop(v: &VolumeView) -> Vec<String> {
 }
 
 fn can_stop(v: &VolumeView, server: ServerId) -> bool {
+    least_in_sync(v, Some(server)) >= usize::from(v.min_in_sync)
+}
+
+/// In-sync replicas of the shard that has fewest, without those on one server.
+pub(crate) fn least_in_sync(v: &VolumeView, without: Option<ServerId>) -> usize {
     let stays = |position: u16| {
         v.slices
             .iter()
-            .any(|s| s.position == position && s.in_sync && s.server != server)
+            .any(|s| s.position == position && s.in_sync && Some(s.server) != without)
     };
-    (0..u32::from(v.map.shape.stride).min(v.map.shard_count())).all(|shard| {
-        let left = v
-            .map
-            .shape
-            .positions_of(ShardIndex(shard))
-            .filter(|p| stays(*p))
-            .count();
-        left >= usize::from(v.min_in_sync)
-    })
+    let of_shard = |shard| {
+        let positions = v.map.shape.positions_of(ShardIndex(shard));
+        positions.filter(|p| stays(*p)).count()
+    };
+    (0..u32::from(v.map.shape.stride).min(v.map.shard_count()))
+        .map(of_shard)
+        .min()
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
-mod test {
+pub(crate) mod test {
     use super::*;
+    use control::api::VolumeReport;
     use shardmap::map::{Layout, Shape, VolumeMap};
     use shardmap::units::{Epoch, MembershipSeq, Nsid, StoreId, VolumeId};
 
-    fn volume(in_sync: [bool; 3]) -> VolumeView {
+    pub(crate) fn volume(in_sync: [bool; 3]) -> VolumeView {
         let slices = (0u16..).zip(in_sync).map(|(i, in_sync)| SliceView {
             nsid: Nsid(u32::from(i) + 1),
             store: StoreId(u32::from(i) + 1),
@@ -250,7 +299,12 @@ mod test {
             epoch: Epoch(1),
             seq: MembershipSeq(1),
             slices: slices.collect(),
-            report: None,
+            report: Some(VolumeReport {
+                volume: VolumeId([1; 16]),
+                health: VolumeHealth::Online,
+                device: String::new(),
+                note: String::new(),
+            }),
             holder_liveness: Liveness::Online,
         }
     }

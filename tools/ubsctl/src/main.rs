@@ -9,6 +9,7 @@ mod cluster;
 mod completions;
 mod context;
 mod dev;
+mod doctor;
 mod events;
 mod explain;
 mod failure;
@@ -19,6 +20,7 @@ mod resilver;
 mod server;
 mod status;
 mod store;
+mod survey;
 mod volume;
 
 use clap::{CommandFactory as _, Parser as _, Subcommand};
@@ -63,11 +65,19 @@ enum Noun {
     /// The replicated state itself.
     #[command(subcommand)]
     Meta(meta::Verb),
+    /// Is this host fit, is the cluster well: what was found, what is needed, what to do.
+    Doctor(doctor::Args),
     /// A whole cluster in one directory of this machine, for trying out.
     #[command(subcommand)]
     Dev(dev::Verb),
-    /// Completions for a shell.
+    /// Completions for a shell, on standard output.
+    #[command(after_help = "Example: ubsctl completions bash > /etc/bash_completion.d/ubsctl")]
     Completions(completions::Args),
+    /// Manual pages, into a directory.
+    #[command(after_help = "Example: ubsctl man /usr/local/share/man/man1")]
+    Man(completions::ManArgs),
+    /// The version of this program; `cluster status` shows those of metad.
+    Version,
 }
 
 fn main() -> ExitCode {
@@ -83,33 +93,38 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    if let Noun::Completions(args) = cli.noun {
-        completions::run(&args, &mut Cli::command());
-        return Ok(());
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::error(format!("cannot start: {e}")))?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
-        if let Noun::Dev(verb) = cli.noun {
-            return dev::run(verb, cli.globals.output, cli.globals.patience()).await;
+    tokio::task::LocalSet::new().block_on(&runtime, dispatch(cli))
+}
+
+async fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let globals = &cli.globals;
+    let context = || Context::new(globals);
+    match cli.noun {
+        Noun::Status => status::run(&context()?).await,
+        Noun::Cluster(verb) => cluster::run(verb, &context()?).await,
+        Noun::Server(verb) => server::run(verb, &context()?).await,
+        Noun::Store(verb) => store::run(verb, &context()?).await,
+        Noun::Host(verb) => host::run(verb, &context()?).await,
+        Noun::Volume(verb) => volume::run(verb, &context()?).await,
+        Noun::Resilver(verb) => resilver::run(verb, &context()?).await,
+        Noun::Events(args) => events::run(&args, &context()?).await,
+        Noun::Meta(verb) => meta::run(verb, &context()?).await,
+        Noun::Doctor(args) => doctor::run(&args, globals).await,
+        Noun::Dev(verb) => dev::run(verb, globals.output, globals.patience()).await,
+        Noun::Completions(args) => {
+            completions::run(&args, &mut Cli::command());
+            Ok(())
         }
-        let context = Context::new(&cli.globals)?;
-        match cli.noun {
-            Noun::Status => status::run(&context).await,
-            Noun::Cluster(verb) => cluster::run(verb, &context).await,
-            Noun::Server(verb) => server::run(verb, &context).await,
-            Noun::Store(verb) => store::run(verb, &context).await,
-            Noun::Host(verb) => host::run(verb, &context).await,
-            Noun::Volume(verb) => volume::run(verb, &context).await,
-            Noun::Resilver(verb) => resilver::run(verb, &context).await,
-            Noun::Events(args) => events::run(&args, &context).await,
-            Noun::Meta(verb) => meta::run(verb, &context).await,
-            Noun::Dev(_) | Noun::Completions(_) => unreachable!("done before"),
+        Noun::Man(args) => completions::man(&args, Cli::command()),
+        Noun::Version => {
+            completions::version(globals.output);
+            Ok(())
         }
-    })
+    }
 }
 
 #[cfg(test)]

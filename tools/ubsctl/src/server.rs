@@ -2,9 +2,9 @@
 
 use crate::context::{Context, named};
 use crate::failure::Failure;
-use crate::output::{Listing, Row, one};
+use crate::output::{Listing, Row, one, say};
 use clap::Subcommand;
-use control::api::ServerView;
+use control::api::{Liveness, ServerView};
 use control::core::Standing;
 use serde_json::{Value, json};
 
@@ -27,6 +27,11 @@ pub(crate) enum Verb {
         /// Name, id or uuid.
         server: String,
     },
+    /// Forget a server that has no stores and is gone for good.
+    Rm {
+        /// Name, id or uuid.
+        server: String,
+    },
 }
 
 pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
@@ -35,6 +40,7 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         Verb::Show { server } => show(context, &server).await,
         Verb::Cordon { server } => stand(context, &server, Standing::Cordoned).await,
         Verb::Uncordon { server } => stand(context, &server, Standing::Active).await,
+        Verb::Rm { server } => rm(context, &server).await,
     }
 }
 
@@ -80,6 +86,19 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
 async fn stand(context: &Context, name: &str, standing: Standing) -> Result<(), Failure> {
     let server = context.server(name).await?;
     context.client.set_standing(server.id, standing).await?;
+    Ok(())
+}
+
+async fn rm(context: &Context, name: &str) -> Result<(), Failure> {
+    let server = context.server(name).await?;
+    if server.liveness == Liveness::Online {
+        return Err(Failure::Unsafe(format!(
+            "storaged runs on {name} and would register again; stop it first (`systemctl disable \
+             --now storaged` there)"
+        )));
+    }
+    context.client.remove_server(server.id).await?;
+    say(&format!("server {name} is forgotten"));
     Ok(())
 }
 

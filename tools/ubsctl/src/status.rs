@@ -1,40 +1,24 @@
 //! `ubsctl status`: the whole cluster on one screen.
 
-use crate::context::{Context, named};
+use crate::context::Context;
+use crate::doctor::{self, Level};
 use crate::explain;
 use crate::failure::Failure;
 use crate::output::{Format, document, say, size};
-use control::api::{ClusterView, Liveness, Resilvers, ServerView, StoreView, VolumeView};
-use control::client::MetadError;
+use crate::survey::{Asked, Survey};
+use control::api::Liveness;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 struct Seen {
-    cluster: ClusterView,
-    silent_members: Vec<String>,
-    servers: Vec<ServerView>,
-    stores: Vec<StoreView>,
-    volumes: Vec<VolumeView>,
-    resilvers: Resilvers,
+    members: Vec<Asked>,
+    survey: Survey,
 }
 
 pub(crate) async fn run(context: &Context) -> Result<(), Failure> {
-    let client = &context.client;
-    let cluster = client.cluster().await?;
-    let silent = |(address, status): (String, Result<_, MetadError>)| status.err().map(|_| address);
-    let seen = Seen {
-        silent_members: client
-            .member_statuses()
-            .await
-            .into_iter()
-            .filter_map(silent)
-            .collect(),
-        servers: client.servers(named("")).await?.list,
-        stores: client.stores(named("")).await?.list,
-        volumes: client.volumes(named("")).await?.list,
-        resilvers: client.resilvers(named("")).await?,
-        cluster,
-    };
+    let survey = Survey::take(context).await?;
+    let members = context.client.member_statuses().await;
+    let seen = Seen { members, survey };
     match context.format {
         Format::Json => document("Status", to_json(&seen)),
         Format::Table => print(&seen),
@@ -43,34 +27,18 @@ pub(crate) async fn run(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What needs attention, most important first.
+/// What needs attention, worst first: what the doctor would say of the cluster.
 fn attention(seen: &Seen) -> Vec<String> {
-    let mut lines = Vec::new();
-    for v in &seen.volumes {
-        let state = explain::state(v);
-        if !matches!(state.as_str(), "online" | "detached" | "open") {
-            lines.push(format!(
-                "volume {} is {state}, {} in sync",
-                v.name,
-                explain::replicas(v)
-            ));
-        }
-    }
-    for s in seen
-        .servers
-        .iter()
-        .filter(|s| s.liveness >= Liveness::Suspect)
-    {
-        lines.push(format!(
-            "server {} is {}",
-            s.name,
-            format!("{:?}", s.liveness).to_lowercase()
-        ));
-    }
-    for address in &seen.silent_members {
-        lines.push(format!("metad at {address} does not answer"));
-    }
-    lines
+    let mut found = doctor::members(&seen.members);
+    found.extend(doctor::survey(&seen.survey));
+    found.sort_by_key(|f| std::cmp::Reverse(f.level));
+    let needing = found.into_iter().filter(|f| f.level >= Level::Warning);
+    needing.map(|f| f.found).collect()
+}
+
+fn silent_members(seen: &Seen) -> Vec<&str> {
+    let silent = seen.members.iter().filter(|(_, status)| status.is_err());
+    silent.map(|(address, _)| address.as_str()).collect()
 }
 
 fn health(seen: &Seen) -> &'static str {
@@ -83,42 +51,36 @@ fn health(seen: &Seen) -> &'static str {
 
 fn states(seen: &Seen) -> BTreeMap<String, usize> {
     let mut states = BTreeMap::new();
-    for v in &seen.volumes {
+    for v in &seen.survey.volumes {
         *states.entry(explain::state(v)).or_insert(0) += 1;
     }
     states
 }
 
 fn print(seen: &Seen) {
-    let c = &seen.cluster;
+    let s = &seen.survey;
+    let c = &s.cluster;
     let members = c.members.len();
     say(&format!("cluster   {} ({})", c.name, c.uuid));
     say(&format!("health    {}", health(seen)));
     say(&format!(
         "metad     {} of {members} members answer, member {} leads",
-        members.saturating_sub(seen.silent_members.len()),
+        members.saturating_sub(silent_members(seen).len()),
         c.leader.id
     ));
-    let online = seen
-        .servers
-        .iter()
-        .filter(|s| s.liveness == Liveness::Online)
-        .count();
+    let online = s.servers.iter().filter(|s| s.liveness == Liveness::Online);
     say(&format!(
-        "servers   {online} of {} online",
-        seen.servers.len()
+        "servers   {} of {} online",
+        online.count(),
+        s.servers.len()
     ));
-    let total: u64 = seen.stores.iter().map(|s| s.size_bytes).sum();
-    let used: u64 = seen
-        .stores
-        .iter()
-        .flat_map(|s| &s.report)
-        .map(|r| r.used_bytes)
-        .sum();
-    let promised: u64 = seen.stores.iter().map(|s| s.promised_bytes).sum();
+    let total: u64 = s.stores.iter().map(|s| s.size_bytes).sum();
+    let reports = s.stores.iter().flat_map(|s| &s.report);
+    let used: u64 = reports.map(|r| r.used_bytes).sum();
+    let promised: u64 = s.stores.iter().map(|s| s.promised_bytes).sum();
     say(&format!(
         "stores    {}: {} used of {}, {} promised",
-        seen.stores.len(),
+        s.stores.len(),
         size(used),
         size(total),
         size(promised)
@@ -127,12 +89,10 @@ fn print(seen: &Seen) {
         .into_iter()
         .map(|(state, count)| format!("{count} {state}"))
         .collect();
-    say(&format!(
-        "volumes   {}: {}",
-        seen.volumes.len(),
-        states.join(", ")
-    ));
-    for r in &seen.resilvers.running {
+    let count = s.volumes.len();
+    let colon = if count == 0 { "" } else { ": " };
+    say(&format!("volumes   {count}{colon}{}", states.join(", ")));
+    for r in &s.resilvers.running {
         let percent = r.report.done_bytes * 100 / r.report.total_bytes.max(1);
         let rate = size(r.report.bytes_per_s);
         let (volume, store) = (&r.volume_name, &r.store_name);
@@ -146,22 +106,21 @@ fn print(seen: &Seen) {
 }
 
 fn to_json(seen: &Seen) -> Value {
+    let s = &seen.survey;
     json!({
-        "cluster": { "name": seen.cluster.name, "uuid": seen.cluster.uuid },
+        "cluster": { "name": s.cluster.name, "uuid": s.cluster.uuid },
         "health": health(seen),
         "attention": attention(seen),
-        "leader": { "id": seen.cluster.leader.id, "address": seen.cluster.leader.address },
-        "members": seen.cluster.members.len(),
-        "silentMembers": seen.silent_members,
-        "servers": seen.servers.len(),
-        "serversOnline":
-            seen.servers.iter().filter(|s| s.liveness == Liveness::Online).count(),
-        "stores": seen.stores.len(),
-        "sizeBytes": seen.stores.iter().map(|s| s.size_bytes).sum::<u64>(),
-        "usedBytes":
-            seen.stores.iter().flat_map(|s| &s.report).map(|r| r.used_bytes).sum::<u64>(),
-        "promisedBytes": seen.stores.iter().map(|s| s.promised_bytes).sum::<u64>(),
+        "leader": { "id": s.cluster.leader.id, "address": s.cluster.leader.address },
+        "members": s.cluster.members.len(),
+        "silentMembers": silent_members(seen),
+        "servers": s.servers.len(),
+        "serversOnline": s.servers.iter().filter(|s| s.liveness == Liveness::Online).count(),
+        "stores": s.stores.len(),
+        "sizeBytes": s.stores.iter().map(|s| s.size_bytes).sum::<u64>(),
+        "usedBytes": s.stores.iter().flat_map(|s| &s.report).map(|r| r.used_bytes).sum::<u64>(),
+        "promisedBytes": s.stores.iter().map(|s| s.promised_bytes).sum::<u64>(),
         "volumes": states(seen),
-        "resilversRunning": seen.resilvers.running.len(),
+        "resilversRunning": s.resilvers.running.len(),
     })
 }

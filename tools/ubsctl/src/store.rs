@@ -6,7 +6,7 @@ use crate::output::Format;
 use crate::output::{Listing, Row, document, one, or_dash, parse_size, say, size};
 use ::store::{PrepareError, PrepareOptions, Store, StoreInfo};
 use clap::Subcommand;
-use control::api::StoreView;
+use control::api::{Liveness, StoreHealth, StoreView};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -20,7 +20,16 @@ pub(crate) enum Verb {
         /// Id, uuid, or a path on this machine.
         store: String,
     },
+    /// Forget a store that is gone for good and that no volume needs.
+    Rm {
+        /// Id or uuid.
+        store: String,
+    },
     /// Make a device or file of this machine a store. What is on it is lost.
+    #[command(
+        after_help = "Examples:\n  ubsctl store prepare /dev/disk/by-id/nvme-X\n  \
+        ubsctl store prepare /srv/store.img --size 100GiB"
+    )]
     Prepare {
         /// Block device or file.
         path: PathBuf,
@@ -41,6 +50,7 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         Verb::Ls => ls(context).await,
         Verb::Show { store } if store.contains('/') => inspect(context, Path::new(&store)),
         Verb::Show { store } => show(context, &store).await,
+        Verb::Rm { store } => rm(context, &store).await,
         Verb::Prepare {
             path,
             size,
@@ -79,11 +89,32 @@ async fn ls(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn show(context: &Context, name: &str) -> Result<(), Failure> {
+async fn find(context: &Context, name: &str) -> Result<StoreView, Failure> {
     let found = context.client.stores(named(name)).await?.list;
-    let s = found
-        .first()
-        .ok_or_else(|| Failure::not_found("store", name))?;
+    let first = found.into_iter().next();
+    first.ok_or_else(|| Failure::not_found("store", name))
+}
+
+async fn rm(context: &Context, name: &str) -> Result<(), Failure> {
+    let s = find(context, name).await?;
+    let serves = s
+        .report
+        .as_ref()
+        .is_some_and(|r| r.health != StoreHealth::Faulted);
+    if s.liveness == Liveness::Online && serves {
+        return Err(Failure::Unsafe(format!(
+            "{} is served by {} and would register again; take it out of storaged.toml there and \
+             restart storaged first",
+            s.id, s.server_name
+        )));
+    }
+    context.client.remove_store(s.id).await?;
+    say(&format!("{} on {} is forgotten", s.id, s.server_name));
+    Ok(())
+}
+
+async fn show(context: &Context, name: &str) -> Result<(), Failure> {
+    let s = &find(context, name).await?;
     let used = s
         .report
         .as_ref()
@@ -111,7 +142,6 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
 
 /// `online`, `faulted`, or how its server is if that does not report.
 fn state(s: &StoreView) -> String {
-    use control::api::Liveness;
     match (&s.report, s.liveness) {
         (Some(report), Liveness::Online) => format!("{:?}", report.health).to_lowercase(),
         (_, liveness) => format!("{liveness:?}").to_lowercase(),
@@ -205,7 +235,10 @@ fn refusal(error: &PrepareError) -> Failure {
         PrepareError::InUse { .. } | PrepareError::Occupied { .. }
     ) {
         Failure::Unsafe(text)
-    } else if matches!(error, PrepareError::Missing { .. }) {
+    } else if matches!(
+        error,
+        PrepareError::Missing { .. } | PrepareError::Absent { .. }
+    ) {
         Failure::NotFound(text)
     } else {
         Failure::Error(text)

@@ -75,7 +75,7 @@ pub(crate) struct Create {
     /// Its name.
     name: String,
     /// Its size, as 10GiB.
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = parse_size, allow_hyphen_values = true)]
     size: u64,
     /// Replicas of each shard.
     #[arg(long, default_value_t = 3)]

@@ -28,7 +28,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "daemon", "shardmap", "reactor", "nvmf", "volume", "ublk", "control",
         ],
     ),
-    ("ubsctl", &["devcluster", "shardmap", "store", "control"]),
+    (
+        "ubsctl",
+        &[
+            "devcluster",
+            "shardmap",
+            "reactor",
+            "store",
+            "ublk",
+            "control",
+        ],
+    ),
     (
         "ubs-bench",
         &["shardmap", "reactor", "nvmf", "store", "volume", "control"],

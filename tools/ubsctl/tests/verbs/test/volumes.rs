@@ -1,0 +1,128 @@
+//! The life of a volume, and what every verb has.
+
+use super::lab::Lab;
+
+#[test]
+fn a_volume_from_create_to_delete() {
+    let lab = Lab::begin();
+    let plan = lab.json(&["volume", "create", "v", "--size", "1GiB", "--dry-run"]);
+    assert_eq!(plan["places"].as_array().unwrap().len(), 3);
+    assert_eq!(
+        lab.json(&["volume", "ls"])["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        0
+    );
+    lab.ok(&["volume", "create", "v", "--size", "1GiB", "--wait"]);
+    assert_eq!(lab.json(&["volume", "show", "v"])["phase"], "ready");
+    let device = lab.ok(&["volume", "attach", "v", "--on", "h1", "--wait"]);
+    assert_eq!(device, "/dev/ublkb0\n");
+    assert_eq!(lab.ok(&["volume", "ls", "-o", "name"]), "v\n");
+    let table = lab.ok(&["volume", "ls"]);
+    assert!(
+        table.contains("online") && table.contains("/dev/ublkb0"),
+        "{table}"
+    );
+    let why = lab.ok(&["volume", "explain", "v"]);
+    assert!(why.contains("volume v is online, 3/3 in sync"), "{why}");
+    assert!(
+        why.contains("safe to stop, one at a time: s1, s2, s3"),
+        "{why}"
+    );
+    let resilvers = lab.json(&["resilver", "ls"]);
+    assert_eq!(resilvers["items"][0]["doneBytes"], 4096);
+
+    let (code, said) = lab.fails(&["volume", "delete", "v", "--yes"]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("attached on h1") && said.contains("ubsctl volume detach v"));
+    lab.ok(&["volume", "detach", "v", "--wait"]);
+    let (code, said) = lab.fails(&["volume", "delete", "v"]);
+    assert_eq!(code, 3);
+    assert!(said.contains("1.0 GiB") && said.contains("--yes"), "{said}");
+    lab.ok(&["volume", "delete", "v", "--yes", "--wait"]);
+    assert_eq!(lab.fails(&["volume", "show", "v"]).0, 5);
+    let events = lab.ok(&["events"]);
+    assert!(events.contains("volume v is gone"), "{events}");
+    lab.ok(&["meta", "fsck"]);
+}
+
+#[test]
+fn waiting_that_times_out_says_that_the_work_goes_on() {
+    let lab = Lab::begin();
+    lab.ok(&["server", "cordon", "s3"]);
+    let (code, _) = lab.fails(&["volume", "create", "v", "--size", "1G"]);
+    assert_eq!(code, 1, "too few servers");
+    lab.ok(&["server", "uncordon", "s3"]);
+    lab.ok(&["volume", "create", "v", "--size", "1G", "--wait"]);
+    // Nobody plays a clientd on this host.
+    let attach = [
+        "volume",
+        "attach",
+        "v",
+        "--on",
+        "absent",
+        "--wait",
+        "--timeout",
+        "1",
+    ];
+    let (code, said) = lab.fails(&attach);
+    assert_eq!(code, 4, "{said}");
+    assert!(said.contains("ubsctl volume explain v"), "{said}");
+    let why = lab.ok(&["volume", "explain", "v"]);
+    assert!(
+        why.contains("absent is asked to attach it and has not"),
+        "{why}"
+    );
+    let (code, said) = lab.fails(&["volume", "attach", "v", "--on", "h1"]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("attached on absent"), "{said}");
+}
+
+#[test]
+fn stores_are_prepared_for_the_cluster_and_not_twice() {
+    let lab = Lab::begin();
+    let path = lab.dir.path().join("disk").display().to_string();
+    let made = lab.json(&["store", "prepare", &path, "--size", "1GiB"]);
+    let cluster = lab.json(&["status"])["cluster"]["uuid"].clone();
+    assert_eq!(made["cluster"], cluster);
+    assert_eq!(lab.json(&["store", "show", &path])["uuid"], made["uuid"]);
+    let (code, said) = lab.fails(&["store", "prepare", &path]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains(&path) && said.contains("--wipe"), "{said}");
+}
+
+#[test]
+fn status_and_listings_come_in_every_format() {
+    let lab = Lab::begin();
+    for noun in ["server", "store", "host", "volume", "resilver"] {
+        lab.ok(&[noun, "ls"]);
+        lab.json(&[noun, "ls"]);
+        lab.ok(&[noun, "ls", "-o", "name"]);
+    }
+    let status = lab.ok(&["status"]);
+    assert!(
+        status.contains("1 of 1 members answer, member 1 leads"),
+        "{status}"
+    );
+    assert!(lab.ok(&["cluster", "status"]).contains("leader"));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(lab.ok(&["completions", shell]).contains("ubsctl"));
+    }
+}
+
+#[test]
+fn nobody_answering_is_an_error_that_names_the_address() {
+    let lab = Lab::begin();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let (code, said) = lab.fails(&["--metad", &address, "--timeout", "1", "volume", "ls"]);
+    assert_eq!(code, 1);
+    assert!(
+        said.contains(&address) && said.contains("systemctl status metad"),
+        "{said}"
+    );
+    let (code, said) = lab.fails(&["--metad", &address, "cluster", "status"]);
+    assert_eq!(code, 1, "{said}");
+}
