@@ -17,6 +17,7 @@ use crate::core::{ClientId, Command, Reply, limits};
 use crate::link::Link;
 use crate::wire::question::{get_answer, put_question};
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, Semaphore};
@@ -188,12 +189,16 @@ impl MetadClient {
                 Err(Attempt::Broken(why)) => why,
             };
             redirections = 0;
-            let pause = self.backoff(failures);
+            let mut pause = self.backoff(failures);
             failures += 1;
-            if patience
+            let left = patience
                 .total
-                .is_some_and(|total| began.elapsed() + pause >= total)
-            {
+                .map(|total| total.saturating_sub(began.elapsed()));
+            if let Some(left) = left {
+                // The last attempts come closer together, so that the time is used up.
+                pause = pause.min(left / 2);
+            }
+            if left.is_some_and(|left| left < Duration::from_millis(BACKOFF_MS_MIN)) {
                 return Err(MetadError::Unreachable {
                     members: self.0.config.members.join(", "),
                     waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -279,12 +284,30 @@ impl MetadClient {
         }
     }
 
-    /// Asks each configured member about itself, at the same time.
+    /// Asks each member about itself, at the same time: those that are configured, then those that
+    /// they know besides.
     pub async fn member_statuses(&self) -> Vec<(String, Result<MemberStatus, MetadError>)> {
-        let asked = self
-            .0
-            .config
-            .members
+        let mut asked = self.ask_members(&self.0.config.members).await;
+        let known: BTreeSet<u64> = asked
+            .iter()
+            .flat_map(|(_, s)| s)
+            .map(|s| s.facts.id)
+            .collect();
+        let told = asked.iter().flat_map(|(_, s)| s).flat_map(|s| &s.members);
+        let others: BTreeMap<u64, String> = told
+            .filter(|m| !known.contains(&m.id) && !self.0.config.members.contains(&m.address))
+            .map(|m| (m.id, m.address.clone()))
+            .collect();
+        let others: Vec<String> = others.into_values().collect();
+        asked.extend(self.ask_members(&others).await);
+        asked
+    }
+
+    async fn ask_members(
+        &self,
+        addresses: &[String],
+    ) -> Vec<(String, Result<MemberStatus, MetadError>)> {
+        let asked = addresses
             .iter()
             .map(|address| async move { (address.clone(), self.member_status(address).await) });
         futures::future::join_all(asked).await

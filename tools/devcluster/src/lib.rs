@@ -36,6 +36,15 @@ pub enum Fault {
         /// The directory.
         dir: PathBuf,
     },
+    /// A daemon's program is not there.
+    #[error(
+        "there is no program {program}; build all of them (`make build`), or say where they are \
+         with --programs"
+    )]
+    NoProgram {
+        /// Where it should be.
+        program: PathBuf,
+    },
     /// No daemon of that name.
     #[error("no daemon \"{name}\" here; there are {known}")]
     NoSuchDaemon {
@@ -109,6 +118,17 @@ impl Cluster {
             return Err(Fault::Exists {
                 dir: plan.dir.clone(),
             });
+        }
+        let kinds = [
+            (true, Kind::Metad),
+            (true, Kind::Storaged),
+            (plan.clientd, Kind::Clientd),
+        ];
+        for (_, kind) in kinds.into_iter().filter(|(wanted, _)| *wanted) {
+            let program = plan.programs.join(kind.program());
+            if !program.is_file() {
+                return Err(Fault::NoProgram { program });
+            }
         }
         trying(
             format!("create {}", plan.dir.display()),

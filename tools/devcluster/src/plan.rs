@@ -67,6 +67,13 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// The last thing it said, if it said anything.
+    pub fn last_words(&self) -> Option<String> {
+        let text = std::fs::read_to_string(&self.log).ok()?;
+        let last = text.lines().rev().find(|line| !line.trim().is_empty())?;
+        Some(last.to_owned())
+    }
+
     /// The process, if it still runs. A process id that was given to somebody else does not count.
     pub fn alive(&self) -> Option<Alive> {
         self.process.filter(|alive| alive.is_running())

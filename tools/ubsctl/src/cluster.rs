@@ -3,6 +3,7 @@
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Listing, Row, or_dash};
+use crate::survey::Asked;
 use clap::Subcommand;
 use control::api::MemberStatus;
 use control::client::MetadError;
@@ -23,7 +24,7 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
 /// What the answering members know, with a verdict: an error if there is no leader.
 async fn status(context: &Context) -> Result<(), Failure> {
     let members = context.client.member_statuses().await;
-    let led = members.iter().flat_map(|(_, s)| s).any(|s| s.leader != 0);
+    let standing = Standing::of(&members);
     let rows = members
         .iter()
         .map(|(address, status)| row(address, status))
@@ -37,12 +38,47 @@ async fn status(context: &Context) -> Result<(), Failure> {
         rows,
     }
     .print(context.format);
-    if led {
-        return Ok(());
+    match standing {
+        Standing::Led => Ok(()),
+        Standing::Leaderless => Err(Failure::error(
+            "no member knows a leader; a majority of the members must run and reach each other",
+        )),
+        Standing::Minority { answering, voters } => Err(Failure::error(format!(
+            "{answering} of {voters} members answer; a majority must run and reach each other"
+        ))),
     }
-    Err(Failure::error(
-        "no member knows a leader; a majority of the members must run and reach each other",
-    ))
+}
+
+/// Whether the members can decide anything. A leader that is cut off may still call itself one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// There is a leader with a majority.
+    Led,
+    /// Enough answer, and none knows a leader.
+    Leaderless,
+    /// Too few answer.
+    Minority {
+        /// So many.
+        answering: usize,
+        /// Of so many.
+        voters: usize,
+    },
+}
+
+impl Standing {
+    pub(crate) fn of(asked: &[Asked]) -> Self {
+        let answers: Vec<&MemberStatus> = asked.iter().flat_map(|(_, s)| s).collect();
+        let answering = answers.len();
+        let voters = answers.iter().map(|s| s.voters.len().max(s.members.len()));
+        let voters = voters.max().unwrap_or(asked.len());
+        if answering < voters / 2 + 1 {
+            Self::Minority { answering, voters }
+        } else if answers.iter().any(|s| s.leader != 0) {
+            Self::Led
+        } else {
+            Self::Leaderless
+        }
+    }
 }
 
 fn row(address: &str, status: &Result<MemberStatus, MetadError>) -> Row {
@@ -51,8 +87,8 @@ fn row(address: &str, status: &Result<MemberStatus, MetadError>) -> Row {
         Err(e) => {
             let mut cells = vec!["-".to_owned(), address.to_owned(), "unreachable".into()];
             cells.extend(["-", "-", "-", "-"].map(str::to_owned));
-            cells.push(e.to_string());
-            let json = json!({ "address": address, "role": "unreachable", "note": e.to_string() });
+            cells.push(e.last());
+            let json = json!({ "address": address, "role": "unreachable", "note": e.last() });
             return Row {
                 name: address.to_owned(),
                 cells,

@@ -11,6 +11,9 @@ use std::time::Duration;
 const CONFIG: &str = "/etc/ublkstor/ubsctl.toml";
 const METAD_DEFAULT: &str = "127.0.0.1:7700";
 
+/// Heading of the options of every verb, so that help texts show a verb's own first.
+const COMMON: &str = "Options of every command";
+
 /// Options of every verb.
 #[derive(clap::Args)]
 pub(crate) struct Globals {
@@ -20,18 +23,22 @@ pub(crate) struct Globals {
         long,
         global = true,
         env = "UBS_METAD",
+        hide_env_values = true,
+        help_heading = COMMON,
         value_delimiter = ',',
         value_name = "ADDRESSES"
     )]
     metad: Vec<String>,
     /// Configuration file [default: /etc/ublkstor/ubsctl.toml, if it is there]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = COMMON, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Output format
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    #[arg(short, long, global = true, help_heading = COMMON, value_enum,
+        default_value_t = Format::Table)]
     pub(crate) output: Format,
     /// Longest wait for an answer and for --wait, in seconds
-    #[arg(long, global = true, default_value_t = 60, value_name = "SECONDS",
+    #[arg(long, global = true, help_heading = COMMON, default_value_t = 60,
+        value_name = "SECONDS",
         value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
 }

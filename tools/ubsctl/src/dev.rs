@@ -1,7 +1,9 @@
 //! A whole cluster of child processes in one directory, for trying out: `ubsctl dev`.
 
 use crate::failure::Failure;
-use crate::output::{Format, Listing, Row};
+use crate::output::{Format, Listing, Row, parse_size};
+use ::store::core::format::geometry::DEVICE_BYTES_MIN;
+use control::api::Filter;
 use control::client::{ClientConfig, MetadClient};
 use devcluster::{Cluster, Kind, Plan};
 use serde_json::json;
@@ -12,6 +14,8 @@ use std::time::{Duration, Instant};
 #[derive(clap::Subcommand)]
 pub(crate) enum Verb {
     /// Create the cluster if the directory holds none, start what does not run, wait until it serves
+    #[command(after_help = "Examples:\n  ubsctl dev up --dir /tmp/ubs\n  \
+        ubsctl dev up --dir /tmp/ubs --no-clientd   # on a machine without ublk")]
     Up(Up),
     /// Stop every daemon in order; attached devices are detached by you, before
     Down(Down),
@@ -44,8 +48,8 @@ pub(crate) struct Up {
     /// Storage servers
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
     storageds: u8,
-    /// Size of each server's store, in bytes
-    #[arg(long, default_value_t = 4 << 30, value_name = "BYTES")]
+    /// Size of each server's store, as 4GiB
+    #[arg(long, value_parser = parse_size, default_value = "4GiB", value_name = "SIZE")]
     store_bytes: u64,
     /// Without clientd, for machines that have no ublk
     #[arg(long)]
@@ -114,7 +118,8 @@ fn failure(fault: devcluster::Fault) -> Failure {
             Failure::NotFound(fault.to_string())
         }
         devcluster::Fault::Exists { .. } => Failure::Unsafe(fault.to_string()),
-        devcluster::Fault::Running { .. }
+        devcluster::Fault::NoProgram { .. }
+        | devcluster::Fault::Running { .. }
         | devcluster::Fault::Stuck { .. }
         | devcluster::Fault::System { .. }
         | devcluster::Fault::Damaged { .. } => Failure::error(fault.to_string()),
@@ -130,6 +135,12 @@ async fn bring_up(up: &Up, format: Format, patience: Duration) -> Result<(), Fai
         return Err(Failure::usage(format!(
             "--metads {}: use 1 or 3",
             up.metads
+        )));
+    }
+    if up.store_bytes < DEVICE_BYTES_MIN || !up.store_bytes.is_multiple_of(4096) {
+        return Err(Failure::usage(format!(
+            "--store-bytes {}: use a multiple of 4096, at least {DEVICE_BYTES_MIN}",
+            up.store_bytes
         )));
     }
     let mut cluster = match Cluster::open(&up.at.dir) {
@@ -180,70 +191,62 @@ fn create(up: &Up) -> Result<Cluster, Failure> {
 
 /// Waits until metad has a leader and every storaged and clientd has registered.
 async fn wait_until_serving(cluster: &Cluster, patience: Duration) -> Result<(), Failure> {
+    tokio::select! {
+        ended = everybody_registered(cluster, patience) => ended,
+        death = first_death(cluster) => Err(death),
+    }
+}
+
+async fn everybody_registered(cluster: &Cluster, patience: Duration) -> Result<(), Failure> {
     let deadline = Instant::now() + patience;
-    let members = cluster
-        .metad_addresses()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let members = cluster.metad_addresses();
+    let members = members.iter().map(ToString::to_string).collect();
     let mut config = ClientConfig::new(members, concat!("ubsctl/", env!("CARGO_PKG_VERSION")));
     config.deadline_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
     let client = MetadClient::new(config);
     let count = |kind| cluster.daemons().iter().filter(|d| d.kind == kind).count();
-    let (servers, hosts) = (count(Kind::Storaged), count(Kind::Clientd));
-    let mut version = 0;
-    loop {
-        let filter = control::api::Filter {
-            name: String::new(),
-            version,
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let stores = tokio::time::timeout(left, client.stores(filter)).await;
-        let seen = match stores {
-            Ok(Ok(stores)) => {
-                version = stores.version;
-                stores.list.len()
-            }
-            Ok(Err(error)) => return Err(dead_or(cluster, error.into())),
-            Err(_) => {
-                let late = format!("the cluster does not serve after {} s", patience.as_secs());
-                return Err(dead_or(cluster, Failure::StillGoing(late)));
-            }
-        };
-        if seen >= servers {
-            break;
+    for (what, wanted) in [
+        ("store", count(Kind::Storaged)),
+        ("host", count(Kind::Clientd)),
+    ] {
+        let (mut seen, mut version) = (0, 0);
+        while seen < wanted {
+            let filter = Filter {
+                name: String::new(),
+                version,
+            };
+            let listed = async {
+                Ok::<_, Failure>(if what == "store" {
+                    let stores = client.stores(filter).await?;
+                    (stores.list.len(), stores.version)
+                } else {
+                    let hosts = client.hosts(filter).await?;
+                    (hosts.list.len(), hosts.version)
+                })
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(listed) = tokio::time::timeout(left, listed).await else {
+                return Err(Failure::StillGoing(format!(
+                    "{seen} of {wanted} {what}s have registered after {} s; the logs that `ubsctl \
+                     dev status` names say why",
+                    patience.as_secs()
+                )));
+            };
+            (seen, version) = listed?;
         }
     }
-    if hosts == 0 {
-        return Ok(());
-    }
-    version = 0;
-    loop {
-        let filter = control::api::Filter {
-            name: String::new(),
-            version,
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let Ok(list) = tokio::time::timeout(left, client.hosts(filter)).await else {
-            let late = format!("clientd has not registered after {} s", patience.as_secs());
-            return Err(dead_or(cluster, Failure::StillGoing(late)));
-        };
-        let list = list?;
-        version = list.version;
-        if list.list.len() >= hosts {
-            return Ok(());
-        }
-    }
+    Ok(())
 }
 
-/// If a daemon has died, that is the better answer.
-fn dead_or(cluster: &Cluster, otherwise: Failure) -> Failure {
-    match cluster.daemons().iter().find(|d| d.alive().is_none()) {
-        Some(dead) => {
-            let log = dead.log.display();
-            Failure::error(format!("{} has ended; the reason is in {log}", dead.name))
+/// Ends when a daemon does.
+async fn first_death(cluster: &Cluster) -> Failure {
+    loop {
+        if let Some(dead) = cluster.daemons().iter().find(|d| d.alive().is_none()) {
+            let (name, log) = (&dead.name, dead.log.display());
+            let words = dead.last_words().unwrap_or_default();
+            return Failure::error(format!("{name} has ended ({log}); it said: {words}"));
         }
-        None => otherwise,
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 

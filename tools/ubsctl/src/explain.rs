@@ -236,12 +236,17 @@ fn can_stop(v: &VolumeView, server: ServerId) -> bool {
     least_in_sync(v, Some(server)) >= usize::from(v.min_in_sync)
 }
 
-/// In-sync replicas of the shard that has fewest, without those on one server.
+/// In-sync replicas of the shard that has fewest; with a server that is to be stopped, those that
+/// then answer.
 pub(crate) fn least_in_sync(v: &VolumeView, without: Option<ServerId>) -> usize {
+    // Somebody is to be stopped: what is away already cannot take over.
+    let is_there = |s: &SliceView| {
+        without.is_none_or(|server| s.server != server && s.liveness < Liveness::Suspect)
+    };
     let stays = |position: u16| {
         v.slices
             .iter()
-            .any(|s| s.position == position && s.in_sync && Some(s.server) != without)
+            .any(|s| s.position == position && s.in_sync && is_there(s))
     };
     let of_shard = |shard| {
         let positions = v.map.shape.positions_of(ShardIndex(shard));
@@ -328,5 +333,16 @@ pub(crate) mod test {
         let v = volume([true; 3]);
         assert!((1..=3).all(|s| can_stop(&v, ServerId(s))));
         assert_eq!(replicas(&v), "3/3");
+    }
+
+    /// Nobody has witnessed the loss of a server while a volume is detached.
+    #[test]
+    fn a_server_that_is_away_does_not_stand_in_for_one_that_is_stopped() {
+        let mut v = volume([true; 3]);
+        v.slices[1].liveness = Liveness::Offline;
+        v.slices[2].liveness = Liveness::Suspect;
+        let safe = [1, 2, 3].map(|s| can_stop(&v, ServerId(s)));
+        assert_eq!(safe, [false, true, true]);
+        assert_eq!(least_in_sync(&v, None), 3);
     }
 }

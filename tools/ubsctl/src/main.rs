@@ -30,7 +30,7 @@ use std::process::ExitCode;
 
 /// Operates a cluster of ublkstor.
 #[derive(clap::Parser)]
-#[command(name = "ubsctl", version, after_help = failure::EXIT_CODES)]
+#[command(name = "ubsctl", version, after_help = format!("{EXAMPLES}{}", failure::EXIT_CODES))]
 struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -42,31 +42,37 @@ struct Cli {
 enum Noun {
     /// The whole cluster on one screen.
     Status,
-    /// The members of metad.
+    /// Is this host fit, is the cluster well: what was found, what is needed, what to do.
+    #[command(
+        after_help = "Examples:\n  ubsctl doctor                 # this host and the cluster\n  \
+        ubsctl doctor --host-only     # before anything runs\n  \
+        ubsctl doctor --cluster-only -o json\nExit code 1 if something does not work; warnings do \
+        not fail."
+    )]
+    Doctor(doctor::Args),
+    /// Volumes.
     #[command(subcommand)]
-    Cluster(cluster::Verb),
+    Volume(volume::Verb),
+    /// Client hosts.
+    #[command(subcommand)]
+    Host(host::Verb),
     /// Storage servers.
     #[command(subcommand)]
     Server(server::Verb),
     /// Stores: the disks and files of the servers.
     #[command(subcommand)]
     Store(store::Verb),
-    /// Client hosts.
-    #[command(subcommand)]
-    Host(host::Verb),
-    /// Volumes.
-    #[command(subcommand)]
-    Volume(volume::Verb),
     /// Replicas being brought up to date.
     #[command(subcommand)]
     Resilver(resilver::Verb),
     /// What happened.
     Events(events::Args),
+    /// The members of metad.
+    #[command(subcommand)]
+    Cluster(cluster::Verb),
     /// The replicated state itself.
     #[command(subcommand)]
     Meta(meta::Verb),
-    /// Is this host fit, is the cluster well: what was found, what is needed, what to do.
-    Doctor(doctor::Args),
     /// A whole cluster in one directory of this machine, for trying out.
     #[command(subcommand)]
     Dev(dev::Verb),
@@ -79,6 +85,13 @@ enum Noun {
     /// The version of this program; `cluster status` shows those of metad.
     Version,
 }
+
+/// What people do most, for `--help`.
+const EXAMPLES: &str = "Examples:\n  ubsctl dev up --dir /tmp/ubs           # a cluster to try out\n  \
+    ubsctl volume create data --size 10GiB --wait\n  \
+    ubsctl volume attach data --on HOST --wait\n  \
+    ubsctl volume explain data             # why it is as it is, what would mend it\n  \
+    ubsctl doctor\n\n";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

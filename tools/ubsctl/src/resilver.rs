@@ -1,10 +1,10 @@
 //! `ubsctl resilver …`: replicas being brought up to date.
 
-use crate::context::Context;
+use crate::context::{Context, named};
 use crate::failure::Failure;
 use crate::output::{Format, Listing, Row, say, size, time};
 use clap::Subcommand;
-use control::api::{Filter, ResilverOutcome, ResilverView, Resilvers};
+use control::api::{Filter, ResilverOutcome, ResilverView, Resilvers, VolumeView};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use shardmap::units::{StoreId, VolumeId};
@@ -77,7 +77,7 @@ fn key(r: &ResilverView) -> Key {
     (r.report.volume, r.report.store, r.report.started_unix_ms)
 }
 
-/// Shows resilvers until none runs. With none running, waits for the first one.
+/// Shows resilvers until none runs. With none running, waits for the first one, if one is to come.
 async fn watch(context: &Context) -> Result<(), Failure> {
     let mut shown: BTreeMap<Key, Shown> = BTreeMap::new();
     let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
@@ -96,11 +96,22 @@ async fn watch(context: &Context) -> Result<(), Failure> {
                 .or_insert_with(|| Shown::new(r, bars, &screen));
             shown.update(r);
         }
+        if shown.is_empty() && !is_awaited(context).await? {
+            say("every attached volume is in sync: there is nothing to resilver");
+            return Ok(());
+        }
         end_finished(&mut shown, &all);
         if !shown.is_empty() && all.running.is_empty() {
             return Ok(());
         }
     }
+}
+
+/// Whether some attached volume has a replica to bring up to date.
+async fn is_awaited(context: &Context) -> Result<bool, Failure> {
+    let volumes = context.client.volumes(named("")).await?.list;
+    let behind = |v: &VolumeView| !v.held_by.is_empty() && v.slices.iter().any(|s| !s.in_sync);
+    Ok(volumes.iter().any(behind))
 }
 
 fn end_finished(shown: &mut BTreeMap<Key, Shown>, all: &Resilvers) {

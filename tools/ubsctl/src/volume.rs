@@ -9,13 +9,18 @@ use control::api::{PlanView, VolumeHealth, VolumeView};
 use control::core::{Domain, NewVolume, Phase};
 use serde_json::{Value, json};
 use shardmap::map::Layout;
-use shardmap::units::{SHARD_BYTES_DEFAULT, VolumeId};
+use shardmap::units::VolumeId;
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
 #[derive(Subcommand)]
 pub(crate) enum Verb {
     /// Make a volume.
+    #[command(
+        after_help = "Examples:\n  ubsctl volume create data --size 100GiB --wait\n  \
+        ubsctl volume create data --size 100GiB --dry-run   # where it would go\n  \
+        ubsctl volume create plain --size 10GiB --replicas 1 --stride 1 --open-access"
+    )]
     Create(Create),
     /// All volumes.
     Ls,
@@ -41,6 +46,7 @@ pub(crate) enum Verb {
         wait: bool,
     },
     /// Attach a volume to a host as a block device.
+    #[command(after_help = "Example: mkfs.ext4 \"$(ubsctl volume attach data --on web1 --wait)\"")]
     Attach {
         /// Name or uuid.
         volume: String,
@@ -51,7 +57,7 @@ pub(crate) enum Verb {
         #[arg(long)]
         wait: bool,
     },
-    /// Detach a volume from its host.
+    /// Detach a volume from its host: unmount it there first.
     Detach {
         /// Name or uuid.
         volume: String,
@@ -84,7 +90,7 @@ pub(crate) struct Create {
     #[arg(long, default_value_t = 1)]
     min_in_sync: u8,
     /// Shard size.
-    #[arg(long, value_parser = parse_size, default_value_t = SHARD_BYTES_DEFAULT)]
+    #[arg(long, value_parser = parse_size, default_value = "64MiB")]
     shard: u64,
     /// How shards are dealt over the stores.
     #[arg(long, value_enum, default_value_t = LayoutArg::Ring)]

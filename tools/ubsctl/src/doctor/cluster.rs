@@ -1,13 +1,14 @@
 //! What metad tells, judged. Nothing here asks or waits.
 
 use super::finding::{Finding, Level};
+use crate::cluster::Standing;
 use crate::explain;
 use crate::output::size;
 use crate::survey::{Asked, Survey};
 use control::api::{
     Liveness, MemberStatus, ResilverView, ServerView, StoreHealth, StoreView, VolumeView,
 };
-use control::core::Standing;
+use control::core::Standing as Wanted;
 
 /// Above this a store is close to full, in percent.
 const USED_PERCENT_MAX: u64 = 90;
@@ -32,32 +33,37 @@ pub(crate) fn members(asked: &[Asked]) -> Vec<Finding> {
         ));
         return found;
     };
-    let voters = newest.voters.len().max(newest.members.len());
-    if answers.iter().all(|s| s.leader == 0) {
-        found.push(
-            Finding::new(
-                Level::Problem,
-                CHECK,
-                format!(
-                    "{} of {voters} members answer and none knows a leader",
-                    answers.len()
-                ),
-                "start the others and see that they reach each other; attached volumes go on \
-                 meanwhile, and nothing can be attached, made or degraded",
-            )
-            .needs(format!("{} members that reach each other", voters / 2 + 1)),
-        );
-        return found;
+    let majority = |voters: usize| format!("{} members that reach each other", voters / 2 + 1);
+    let meanwhile = "start the others and see that they reach each other; attached volumes go on \
+                     meanwhile, and nothing can be attached, made or degraded";
+    match Standing::of(asked) {
+        Standing::Led => found.push(agreement(&answers, newest)),
+        Standing::Leaderless => {
+            let text = format!("{} members answer and none knows a leader", answers.len());
+            found.push(Finding::new(Level::Problem, CHECK, text, meanwhile));
+        }
+        Standing::Minority { answering, voters } => {
+            let text = format!("only {answering} of {voters} members answers");
+            let problem = Finding::new(Level::Problem, CHECK, text, meanwhile);
+            found.push(problem.needs(majority(voters)));
+        }
     }
+    found
+}
+
+/// Whether all know the same leader.
+fn agreement(answers: &[&MemberStatus], newest: &MemberStatus) -> Finding {
+    const CHECK: &str = "metad";
     let agree = answers
         .iter()
         .all(|s| (s.term, s.leader) == (newest.term, newest.leader));
-    found.push(if agree {
+    if agree {
         Finding::ok(
             CHECK,
             format!(
-                "{} of {voters} members answer; member {} leads in term {}",
+                "{} of {} members answer; member {} leads in term {}",
                 answers.len(),
+                newest.voters.len().max(newest.members.len()),
                 newest.leader,
                 newest.term
             ),
@@ -80,8 +86,7 @@ pub(crate) fn members(asked: &[Asked]) -> Vec<Finding> {
              between the members",
         )
         .needs("all to know the same leader")
-    });
-    found
+    }
 }
 
 fn silent((address, status): &Asked) -> Option<Finding> {
@@ -209,19 +214,19 @@ fn server(s: &ServerView) -> Option<Finding> {
                  only there, then `ubsctl store rm` and `ubsctl server rm {name}`"
             ),
         )),
-        (Liveness::Online | Liveness::Unknown, Standing::Cordoned) => Some(Finding::new(
+        (Liveness::Online | Liveness::Unknown, Wanted::Cordoned) => Some(Finding::new(
             Level::Hint,
             "server",
             format!("server {name} is cordoned: it takes nothing new"),
             format!("`ubsctl server uncordon {name}`"),
         )),
-        (Liveness::Unknown, Standing::Active) => Some(Finding::new(
+        (Liveness::Unknown, Wanted::Active) => Some(Finding::new(
             Level::Hint,
             "server",
             format!("server {name} has not reported to this leader yet"),
             "look again in half a minute",
         )),
-        (Liveness::Online, Standing::Active) => None,
+        (Liveness::Online, Wanted::Active) => None,
     }
 }
 
@@ -372,7 +377,8 @@ mod test {
                 .found
                 .contains("metad at h3:7700 does not answer: refused")
         );
-        let one = [status(1, 4, 0), away(2), away(3)];
+        // A leader that is cut off goes on calling itself one.
+        let one = [status(1, 4, 1), away(2), away(3)];
         let found = members(&one);
         assert_eq!(worst(&found), Level::Problem);
         assert!(
@@ -384,7 +390,13 @@ mod test {
 
     #[test]
     fn members_that_disagree_a_full_log_and_another_version_are_told() {
-        let split = [status(1, 4, 2), status(2, 5, 3)];
+        let split = [status(1, 4, 2), status(2, 5, 3), status(3, 5, 3)];
+        let none = [status(1, 4, 0), status(2, 4, 0)];
+        assert!(
+            members(&none)
+                .iter()
+                .any(|f| f.found.contains("none knows a leader"))
+        );
         assert!(
             members(&split)
                 .iter()
@@ -392,6 +404,7 @@ mod test {
         );
         let mut full = status(1, 1, 1);
         let inside = full.1.as_mut().unwrap();
+        inside.voters = vec![1];
         inside.log_fill_percent = 80;
         inside.version = "0.0.9".into();
         let found = members(&[full]);

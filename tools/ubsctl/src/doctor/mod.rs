@@ -15,6 +15,7 @@ mod ublk_driver;
 pub(crate) use cluster::{members, survey};
 pub(crate) use finding::{Finding, Level};
 
+use crate::cluster::Standing;
 use crate::context::{Context, Globals};
 use crate::failure::Failure;
 use crate::output::{Format, document, say};
@@ -113,26 +114,25 @@ async fn examine_cluster(
 
 async fn members_and_more(context: &Context, asked: &[crate::survey::Asked]) -> Vec<Finding> {
     let mut found = members(asked);
-    let led = asked.iter().flat_map(|(_, s)| s).any(|s| s.leader != 0);
-    if !led {
+    if Standing::of(asked) != Standing::Led {
         return found;
     }
-    match Survey::take(context).await {
+    match look_closer(context).await {
+        Ok(more) => found.extend(more),
         Err(failure) => found.push(Finding::of_error(Level::Problem, "metad", &failure)),
-        Ok(seen) => {
-            found.extend(survey(&seen));
-            found.extend(reach::servers(&seen.servers).await);
-            match seen.stuck_resilvers(context, RESILVER_PATIENCE).await {
-                Ok(stuck) => found.extend(cluster::stuck(&stuck)),
-                Err(failure) => found.push(Finding::of_error(Level::Problem, "metad", &failure)),
-            }
-        }
-    }
-    match context.client.fsck().await {
-        Ok(wrong) => found.extend(cluster::fsck(&wrong)),
-        Err(error) => found.push(Finding::of_error(Level::Problem, "metad", &error)),
     }
     found
+}
+
+/// What only a leader can tell.
+async fn look_closer(context: &Context) -> Result<Vec<Finding>, Failure> {
+    let seen = Survey::take(context).await?;
+    let mut found = survey(&seen);
+    found.extend(reach::servers(&seen.servers).await);
+    found.extend(cluster::fsck(&context.client.fsck().await?));
+    let stuck = seen.stuck_resilvers(context, RESILVER_PATIENCE).await?;
+    found.extend(cluster::stuck(&stuck));
+    Ok(found)
 }
 
 fn report(diagnosis: &Diagnosis, format: Format) -> Result<(), Failure> {
