@@ -28,6 +28,22 @@ fn known_pieces(
         })
 }
 
+/// Regions in which something is present: only there the replica changes and must say so beforehand.
+fn changed_regions(slice: &Slice, range: BlockRange) -> SmallVec<[u32; 2]> {
+    let mut changed = SmallVec::<[u32; 2]>::new();
+    for (leaf, index, piece) in known_pieces(slice, range) {
+        let states = slice.leaves[&leaf].get(index).1;
+        if present_lanes(states) & lanes(mask_of(piece)) != 0 {
+            let region = piece.start().0 / u64::from(REGION_BLOCKS);
+            let region = u32::try_from(region).expect("volume of at most 16 PiB");
+            if changed.last() != Some(&region) {
+                changed.push(region);
+            }
+        }
+    }
+    changed
+}
+
 impl Core {
     pub(super) fn admit_zero(
         &mut self,
@@ -38,18 +54,13 @@ impl Core {
         out: &mut Outbox,
     ) -> Result<(), StoreFault> {
         let slice = &self.slices[&nsid.0];
-        // Only where something is present does this replica change and must say so beforehand.
-        let mut marked = SmallVec::<[u32; 2]>::new();
-        for (leaf, index, piece) in known_pieces(slice, range) {
-            let states = slice.leaves[&leaf].get(index).1;
-            if present_lanes(states) & lanes(mask_of(piece)) != 0 {
-                let region = piece.start().0 / u64::from(REGION_BLOCKS);
-                let region = u32::try_from(region).expect("volume of at most 16 PiB");
-                if marked.last() != Some(&region) {
-                    marked.push(region);
-                }
-            }
-        }
+        let marked: SmallVec<[u32; 2]> = if slice.incomplete {
+            // It lacks what the others may hold there: even where nothing changes here, it comes to
+            // differ from those that have not zeroed yet. Model: `ResilverRecovery`, `FZeroMark`.
+            range.regions().map(|r| r.0).collect()
+        } else {
+            changed_regions(slice, range)
+        };
         let wait = self.require_marks(nsid.0, &marked)?;
         self.activate(
             id,

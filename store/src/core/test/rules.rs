@@ -469,6 +469,35 @@ fn a_slice_made_anew_for_a_lost_one_is_incomplete_until_it_is_completed() {
     assert!(!incomplete(&world, 5));
 }
 
+/// A blank resilver target took a discard that the in-sync stores had not, joined, and the client died:
+/// nobody had a mark, so the difference stayed. Found by `ResilverRecovery`.
+#[test]
+fn an_incomplete_slice_marks_what_is_zeroed_although_nothing_changes() {
+    let mut world = world();
+    world.ok(
+        5,
+        Command::Create {
+            spec: spec(5, SIZE),
+            incomplete: true,
+        },
+    );
+    world.open_session(5);
+    world.ok(5, zero(0, 8, false));
+    assert!(world.core.marked_regions(5).contains(0));
+    world.crash(true, 3);
+    assert!(
+        world.core.marked_regions(5).contains(0),
+        "the mark is durable"
+    );
+    world.open_session(5);
+    world.ok(5, Command::Complete(Stamp::default()));
+    world.ok(1, zero(0, 8, false));
+    assert!(
+        world.core.marked_regions(1).is_empty(),
+        "a whole slice that does not change needs no mark"
+    );
+}
+
 #[test]
 fn ranges_beyond_the_volume_or_on_other_stores_are_refused() {
     let mut world = world();
