@@ -62,6 +62,15 @@ pub(crate) enum EngineEvent {
         /// Why it failed, if it did.
         fault: Option<String>,
     },
+    /// A replica is being brought up to date.
+    ResilverBegan,
+    /// It is in sync.
+    ResilverEnded {
+        /// What it had missed.
+        bytes_missed: u64,
+        /// What was copied to it.
+        bytes_moved: u64,
+    },
     /// It cannot go on.
     Broken(String),
     /// After `stop`: everything is closed.

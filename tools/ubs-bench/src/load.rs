@@ -167,6 +167,13 @@ impl<E: Engine> Load<E> {
                 match event {
                     EngineEvent::Ready { size_blocks } => self.on_ready(io, size_blocks),
                     EngineEvent::Done { slot, body, fault } => self.on_done(io, slot, body, fault),
+                    EngineEvent::ResilverBegan => self.tally.resilver_began(io.now_ns()),
+                    EngineEvent::ResilverEnded {
+                        bytes_missed,
+                        bytes_moved,
+                    } => self
+                        .tally
+                        .resilver_ended(io.now_ns(), bytes_missed, bytes_moved),
                     EngineEvent::Broken(why) => self.fail(io, why),
                     EngineEvent::Gone => self.stage = Stage::Over,
                 }

@@ -1,6 +1,7 @@
 //! `ubs-bench`: closed-loop load on an NVMe/TCP namespace or on a volume, and the measured budgets.
 #![forbid(unsafe_code)]
 
+mod commits;
 mod cpu;
 mod engine;
 mod load;
@@ -13,9 +14,10 @@ mod suite;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use commits::CommitOptions;
 use engine::{TargetEngine, TargetOptions, VolumeEngine, VolumeOptions};
 use options::LoadOptions;
-use outcome::Outcome;
+use serde::Serialize;
 use serve::ServeOptions;
 use std::process::ExitCode;
 use suite::SuiteOptions;
@@ -49,6 +51,8 @@ enum Verb {
         #[command(flatten)]
         load: LoadOptions,
     },
+    /// Load on metad: clients that commit one command after another
+    Metad(CommitOptions),
     /// Serve a namespace for such loads until standard input ends
     Serve(ServeOptions),
     /// Measure the budgets of the architecture and write the report
@@ -81,28 +85,25 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Target { at, load } => {
             let iodepth = load.iodepth;
             let json = load.json;
-            print(
-                &load::run(load, |_| Ok(TargetEngine::new(at, iodepth)))?,
-                json,
-            )
+            let outcome = load::run(load, |_| Ok(TargetEngine::new(at, iodepth)))?;
+            print(&outcome, json, outcome::table)
         }
         Verb::Volume { at, load } => {
             let json = load.json;
-            print(
-                &load::run(load, |driver| VolumeEngine::new(&at, driver))?,
-                json,
-            )
+            let outcome = load::run(load, |driver| VolumeEngine::new(&at, driver))?;
+            print(&outcome, json, outcome::table)
         }
+        Verb::Metad(options) => print(&commits::run(&options)?, options.json, commits::line),
         Verb::Serve(options) => serve::run(options),
         Verb::Suite(options) => suite::run(&options),
     }
 }
 
-fn print(outcome: &Outcome, json: bool) -> Result<()> {
+fn print<T: Serialize>(found: &T, json: bool, text: impl FnOnce(&T) -> String) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string(outcome)?);
+        println!("{}", serde_json::to_string(found)?);
     } else {
-        println!("{}", outcome::table(outcome));
+        println!("{}", text(found));
     }
     Ok(())
 }

@@ -53,6 +53,21 @@ pub(crate) struct Outcome {
     pub(crate) foreign_share: f64,
     /// Requests that failed.
     pub(crate) failed: u64,
+    /// The last resilver that ended in that time.
+    pub(crate) resilver: Option<ResilverOutcome>,
+}
+
+/// A resilver, and what it cost the load.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ResilverOutcome {
+    pub(crate) bytes_missed: u64,
+    pub(crate) bytes_moved: u64,
+    pub(crate) seconds: f64,
+    /// Of the load while it went on, and from its end on.
+    pub(crate) iops_during: f64,
+    pub(crate) iops_after: f64,
+    pub(crate) p99_us_during: f64,
+    pub(crate) p99_us_after: f64,
 }
 
 impl Outcome {
@@ -90,6 +105,23 @@ pub(crate) struct Tally {
     longest_gap_ns: u64,
     /// Requests that failed.
     pub(crate) failed: u64,
+    resilver: Option<ResilverTally>,
+}
+
+/// Latencies during a resilver and after it.
+#[derive(Debug)]
+struct ResilverTally {
+    began_ns: u64,
+    ended: Option<ResilverEnd>,
+    during: Histogram<u64>,
+    after: Histogram<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ResilverEnd {
+    at_ns: u64,
+    bytes_missed: u64,
+    bytes_moved: u64,
 }
 
 /// What is read off the machine at both ends of the measured time.
@@ -105,14 +137,35 @@ pub(crate) struct Gauges {
 impl Tally {
     /// Nothing has happened.
     pub(crate) fn new(connections: u32) -> Self {
-        let new = || Histogram::new_with_bounds(1, 100_000_000_000, 3).expect("good bounds");
         Self {
-            reads: new(),
-            writes: new(),
+            reads: latencies(),
+            writes: latencies(),
             per_connection: vec![0; connections.max(1) as usize],
             last_ns: None,
             longest_gap_ns: 0,
             failed: 0,
+            resilver: None,
+        }
+    }
+
+    /// A replica is being brought up to date from now on.
+    pub(crate) fn resilver_began(&mut self, now_ns: u64) {
+        self.resilver = Some(ResilverTally {
+            began_ns: now_ns,
+            ended: None,
+            during: latencies(),
+            after: latencies(),
+        });
+    }
+
+    /// It is in sync now.
+    pub(crate) fn resilver_ended(&mut self, now_ns: u64, bytes_missed: u64, bytes_moved: u64) {
+        if let Some(resilver) = &mut self.resilver {
+            resilver.ended = Some(ResilverEnd {
+                at_ns: now_ns,
+                bytes_missed,
+                bytes_moved,
+            });
         }
     }
 
@@ -123,6 +176,13 @@ impl Tally {
         self.last_ns = Some(now_ns);
         let latency_ns = now_ns - since_ns;
         self.per_connection[connection] += 1;
+        if let Some(resilver) = &mut self.resilver {
+            let into = match resilver.ended {
+                None => &mut resilver.during,
+                Some(_) => &mut resilver.after,
+            };
+            into.saturating_record(latency_ns.max(1));
+        }
         match way {
             Way::Read => self.reads.saturating_record(latency_ns.max(1)),
             Way::Write => self.writes.saturating_record(latency_ns.max(1)),
@@ -186,8 +246,33 @@ impl Tally {
                 0.0
             },
             failed: self.failed,
+            resilver: self.resilver.as_ref().and_then(|r| r.outcome(end.at_ns)),
         }
     }
+}
+
+impl ResilverTally {
+    /// Once it has ended.
+    fn outcome(&self, until_ns: u64) -> Option<ResilverOutcome> {
+        let ended = self.ended?;
+        let during_s = float(ended.at_ns - self.began_ns) / 1e9;
+        let after_s = float(until_ns.saturating_sub(ended.at_ns)) / 1e9;
+        let iops = |of: &Histogram<u64>, seconds: f64| float(of.len()) / seconds.max(1e-9);
+        let p99_us = |of: &Histogram<u64>| float(of.value_at_percentile(99.0)) / 1e3;
+        Some(ResilverOutcome {
+            bytes_missed: ended.bytes_missed,
+            bytes_moved: ended.bytes_moved,
+            seconds: during_s,
+            iops_during: iops(&self.during, during_s),
+            iops_after: iops(&self.after, after_s),
+            p99_us_during: p99_us(&self.during),
+            p99_us_after: p99_us(&self.after),
+        })
+    }
+}
+
+fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 100_000_000_000, 3).expect("good bounds")
 }
 
 /// As a float; what is counted here stays far below 2^53.
@@ -294,6 +379,32 @@ mod test {
         assert!((seen.p50_us() - 500.0).abs() < 2.0, "{}", seen.p50_us());
         assert!((seen.p99_us() - 990.0).abs() < 2.0, "{}", seen.p99_us());
         assert_eq!(seen.write_us.unwrap().count, 1);
+    }
+
+    #[test]
+    fn a_resilver_is_told_from_what_comes_after_it() {
+        let options = options(&["--rw", "randwrite"]);
+        let mut tally = Tally::new(1);
+        tally.note(Way::Write, 0, 50_000, 0);
+        tally.resilver_began(1_000_000_000);
+        tally.note(Way::Write, 1_000_000_000, 1_000_200_000, 0);
+        let end = Gauges {
+            at_ns: 4_000_000_000,
+            ..Gauges::default()
+        };
+        let outcome =
+            |tally: &Tally| tally.outcome(("volume", &options), Gauges::default(), end, 2);
+        assert_eq!(outcome(&tally).resilver, None, "it has not ended");
+        tally.resilver_ended(2_000_000_000, 4096, 8192);
+        for _ in 0..4 {
+            tally.note(Way::Write, 2_000_000_000, 2_000_100_000, 0);
+        }
+        let found = outcome(&tally).resilver.unwrap();
+        assert_eq!((found.bytes_missed, found.bytes_moved), (4096, 8192));
+        assert!((found.seconds - 1.0).abs() < 1e-9);
+        assert!((found.iops_during - 1.0).abs() < 1e-9);
+        assert!((found.iops_after - 2.0).abs() < 1e-9);
+        assert!((found.p99_us_during / found.p99_us_after - 2.0).abs() < 0.01);
     }
 
     #[test]

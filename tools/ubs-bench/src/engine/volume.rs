@@ -8,7 +8,8 @@ use nvmf::initiator;
 use reactor::{Completion, Driver, Mailbox, Token, UringDriver};
 use shardmap::units::{BlockRange, Blocks, Lba};
 use volume::{
-    AttachGrant, HostBuffer, HostOp, HostRequest, MetadAnswer, VolumeEvent, Volumes, VolumesConfig,
+    AttachGrant, HostBuffer, HostOp, HostRequest, MetadAnswer, TraceEvent, VolumeEvent, Volumes,
+    VolumesConfig,
 };
 
 /// Answers of metad that may wait for the reactor.
@@ -111,9 +112,15 @@ impl VolumeEngine {
             VolumeEvent::Failed { why, .. } => {
                 out.push(EngineEvent::Broken(format!("the volume failed: {why}")));
             }
-            VolumeEvent::Progress { .. }
-            | VolumeEvent::Resilvered { .. }
-            | VolumeEvent::Transition { .. } => {}
+            VolumeEvent::Transition {
+                what: TraceEvent::StartRs { .. },
+                ..
+            } => out.push(EngineEvent::ResilverBegan),
+            VolumeEvent::Resilvered { record, .. } => out.push(EngineEvent::ResilverEnded {
+                bytes_missed: record.bytes_missed,
+                bytes_moved: record.bytes_moved,
+            }),
+            VolumeEvent::Progress { .. } | VolumeEvent::Transition { .. } => {}
         }
     }
 

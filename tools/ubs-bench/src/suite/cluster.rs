@@ -7,15 +7,19 @@ use super::paired::{self, Side};
 use super::report::{Bound, Budget, Figures, Row};
 use crate::outcome::Outcome;
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Bytes of each server's store: three volumes of [`VOLUME`] and what the store itself needs.
 const STORE_BYTES: u64 = 768 << 20;
 const VOLUME: &str = "128MiB";
 /// The grace of a member whose connection broke, and what may come on top.
 const GAP_MS: f64 = 300.0 + 50.0;
+/// The deadline of a command that is not answered, the grace of its member, and the same on top.
+const SILENT_GAP_MS: f64 = 5000.0 + 300.0 + 50.0;
 
 /// The workloads of T6, with aim and floor for two and for three replicas.
 const LOADS: [(Workload, [(f64, f64); 2]); 3] = [
@@ -28,13 +32,20 @@ const fn load(bs: &'static str, iodepth: u32, rw: &'static str) -> Workload {
     Workload { rw, bs, iodepth }
 }
 
-/// T6 and T14, or why not.
+/// What is started for T6, T9 and T14.
+const SERVERS: [&str; 5] = ["--metads", "1", "--storageds", "3", "--no-clientd"];
+
+/// T6, T9 and T14, or why not.
 pub(crate) fn run(effort: Effort, scratch: &Path) -> Vec<Budget> {
     let (fan_out, killed) = ("fan-out to 2 and 3 replicas", "replica killed at QD32");
     let (itself, deadline) = ("its own 1 replica", "the configured grace");
-    let measured = Cluster::up(scratch).and_then(|cluster| {
+    let healing = "resilver after scattered writes";
+    let md = "md with a bitmap of 64 KiB, a raw copy";
+    let measured = Cluster::up(&scratch.join("cluster"), &SERVERS).and_then(|cluster| {
+        cluster.make_volumes()?;
         let fan_out = cluster.fan_out(effort)?;
-        Ok((fan_out, cluster.kill(effort)))
+        let lost = cluster.lose(effort);
+        Ok((fan_out, lost, cluster.heal(effort)))
     });
     let budget = |key, what, against, found: Result<Vec<Row>>| match found {
         Ok(rows) => Budget {
@@ -45,57 +56,64 @@ pub(crate) fn run(effort: Effort, scratch: &Path) -> Vec<Budget> {
         Err(why) => Budget::absent(key, what, against, &format!("{why:#}")),
     };
     match measured {
-        Ok((t6, t14)) => vec![
+        Ok((t6, t14, t9)) => vec![
             budget("T6", fan_out, itself, Ok(t6)),
             budget("T14", killed, deadline, t14),
+            budget("T9", healing, md, t9),
         ],
         Err(why) => {
             let why = format!("{why:#}");
             vec![
                 Budget::absent("T6", fan_out, itself, &why),
                 Budget::absent("T14", killed, deadline, &why),
+                Budget::absent("T9", healing, md, &why),
             ]
         }
     }
 }
 
-/// One metad and three storage servers on the target's processor.
-struct Cluster {
+/// Daemons on the target's processor.
+pub(super) struct Cluster {
     ubsctl: PathBuf,
     dir: PathBuf,
-    metad: String,
+    pub(super) metad: String,
     storageds: Vec<String>,
 }
 
 impl Cluster {
-    fn up(scratch: &Path) -> Result<Self> {
-        super::progress("a cluster of three storage servers");
+    /// Starts daemons in a directory; they end with this value.
+    pub(super) fn up(dir: &Path, shape: &[&str]) -> Result<Self> {
+        super::progress(&format!("a cluster: {}", shape.join(" ")));
         let ubsctl = std::env::current_exe()?.with_file_name("ubsctl");
         if !ubsctl.exists() {
             bail!("{} is not built", ubsctl.display());
         }
         let mut cluster = Self {
             ubsctl,
-            dir: scratch.join("cluster"),
+            dir: dir.to_owned(),
             metad: String::new(),
             storageds: Vec::new(),
         };
         let size = STORE_BYTES.to_string();
-        let shape = ["--metads", "1", "--storageds", "3", "--no-clientd"];
         let wishes = ["--store-bytes", &size, "--timeout", "60"];
-        let up = [&["dev", "up"], &shape[..], &wishes[..]].concat();
+        let up = [&["dev", "up"], shape, &wishes[..]].concat();
         // Children stay where their parent was when it started them.
         crate::cpu::pinned(processors().0, || cluster.at_dir(&up))??;
         cluster.metad = members(&cluster.daemons()?, "metad", "address").join(",");
         cluster.storageds = members(&cluster.daemons()?, "storaged", "pid");
+        Ok(cluster)
+    }
+
+    /// A filled volume for each number of replicas.
+    fn make_volumes(&self) -> Result<()> {
         for replicas in ["1", "2", "3"] {
             let name = format!("bench{replicas}");
             let create = ["volume", "create", &name, "--size", VOLUME, "--wait"];
-            cluster.ctl(&[&create[..], &["--replicas", replicas]].concat())?;
+            self.ctl(&[&create[..], &["--replicas", replicas]].concat())?;
             let fill = ["--rw", "write", "--bs", "128k", "--iodepth", "16", "--once"];
-            cluster.sample(&name, &fill)?;
+            self.sample(&name, &fill)?;
         }
-        Ok(cluster)
+        Ok(())
     }
 
     fn ctl(&self, words: &[&str]) -> Result<String> {
@@ -163,35 +181,97 @@ impl Cluster {
         Ok(rows)
     }
 
-    /// T14: the longest silence when a server dies under load. Last, for it leaves a server dead.
-    fn kill(&self, effort: Effort) -> Result<Vec<Row>> {
-        super::progress("a storage server dies");
-        let what = load("4k", 32, "randwrite");
+    /// A load on the volume of three replicas; `meanwhile` happens after its ramp. For so many seconds.
+    fn during(&self, runtime: f64, meanwhile: impl FnOnce() -> Result<()>) -> Result<Outcome> {
         let effort = Effort {
-            runtime: 3.0,
-            ..effort
+            runtime,
+            ramp_time: 0.3,
+            pairs_count: 1,
         };
-        let options = what.options(effort);
+        let options = load("4k", 32, "randwrite").options(effort);
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let mut command = self.command("bench3", &options)?;
         let load = std::thread::spawn(move || outcome_of(&mut command));
-        std::thread::sleep(std::time::Duration::from_secs_f64(effort.ramp_time + 1.2));
-        self.at_dir(&["dev", "kill", "storaged2"])?;
+        std::thread::sleep(Duration::from_secs_f64(effort.ramp_time + 1.2));
+        let done = meanwhile();
         let Ok(outcome) = load.join() else {
             bail!("the load's thread panicked")
         };
-        let gap_ms = outcome?.longest_gap_ms;
-        Ok(vec![Row {
-            ours: Some(Figures::from([("value", gap_ms)])),
-            judged: Some(gap_ms),
-            bound: Bound::AtMost,
-            ..Row::new(
-                "longest gap in ms, connection reset",
-                Some(GAP_MS),
-                Some(1000.0),
-            )
-        }])
+        done.and(outcome)
     }
+
+    /// T14: the longest silence when a server stops answering, and when it dies, under load. Leaves
+    /// the second server dead.
+    fn lose(&self, effort: Effort) -> Result<Vec<Row>> {
+        let gap = |name, outcome: &Outcome, aim, floor| Row {
+            ours: Some(Figures::from([("value", outcome.longest_gap_ms)])),
+            judged: Some(outcome.longest_gap_ms),
+            bound: Bound::AtMost,
+            ..Row::new(name, Some(aim), Some(floor))
+        };
+        let mut rows = Vec::new();
+        if effort.pairs_count > 1 {
+            super::progress("a storage server falls silent");
+            let third: i32 = self.storageds[2].parse().context("a process id")?;
+            let third = Pid::from_raw(third).context("a process id")?;
+            let silent = self.during(8.0, || Ok(kill_process(third, Signal::STOP)?));
+            kill_process(third, Signal::CONT)?;
+            let name = "longest gap in ms, server silent";
+            rows.push(gap(name, &silent?, SILENT_GAP_MS, SILENT_GAP_MS + 450.0));
+            self.settled()?;
+        }
+        super::progress("a storage server dies");
+        let dies = || self.at_dir(&["dev", "kill", "storaged2"]).map(|_| ());
+        let name = "longest gap in ms, connection reset";
+        rows.push(gap(name, &self.during(3.0, dies)?, GAP_MS, 1000.0));
+        Ok(rows)
+    }
+
+    /// Attaches once more, for as long as it takes until every replica is in sync.
+    fn settled(&self) -> Result<()> {
+        let options = ["--rw", "randread", "--runtime", "3"];
+        self.sample("bench3", &options).map(|_| ())
+    }
+
+    /// T9: the server that died comes back under load.
+    fn heal(&self, effort: Effort) -> Result<Vec<Row>> {
+        super::progress("the storage server comes back");
+        let comes = || self.at_dir(&["dev", "start", "storaged2"]).map(|_| ());
+        let outcome = self.during(if effort.pairs_count > 1 { 8.0 } else { 5.0 }, comes)?;
+        let Some(found) = outcome.resilver else {
+            bail!("the server that came back was not in sync again in time");
+        };
+        let row = |name: &str, value: f64, bound, (aim, floor)| Row {
+            ours: Some(Figures::from([("value", value)])),
+            judged: Some(value),
+            bound,
+            ..Row::new(name, Some(aim), Some(floor))
+        };
+        Ok(vec![
+            row(
+                "bytes moved / bytes missed",
+                ratio_of(found.bytes_moved, found.bytes_missed),
+                Bound::AtMost,
+                (1.1, 1.5),
+            ),
+            row(
+                "foreground IOPS during / after",
+                found.iops_during / found.iops_after,
+                Bound::AtLeast,
+                (0.7, 0.5),
+            ),
+            row(
+                "foreground p99 during / after",
+                found.p99_us_during / found.p99_us_after,
+                Bound::AtMost,
+                (2.0, 4.0),
+            ),
+        ])
+    }
+}
+
+fn ratio_of(a: u64, b: u64) -> f64 {
+    crate::outcome::float(a) / crate::outcome::float(b.max(1))
 }
 
 impl Drop for Cluster {

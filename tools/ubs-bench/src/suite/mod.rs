@@ -2,6 +2,7 @@
 
 mod child;
 mod cluster;
+mod commits;
 mod guest;
 mod native;
 mod paired;
@@ -69,6 +70,7 @@ pub(crate) fn run(options: &SuiteOptions) -> Result<()> {
     let found = native::run(effort, &scratch.0, size)?;
     let mut budgets = found.budgets;
     budgets.extend(cluster::run(effort, &scratch.0));
+    budgets.push(commits::run(effort, into));
     budgets.extend(in_guest(options, into));
     budgets.extend(not_yet());
     budgets.sort_by_key(|budget| budget.key[1..].parse::<u32>().unwrap_or(u32::MAX));
@@ -127,17 +129,7 @@ fn not_yet() -> Vec<Budget> {
     let later = "not part of this benchmark yet";
     [
         ("T5", "idle, 100 volumes, 60 s", "zero"),
-        (
-            "T9",
-            "resilver after scattered writes",
-            "md with a bitmap of 64 KiB, a raw copy",
-        ),
         ("T10", "snapshots", "SPDK lvol"),
-        (
-            "T11",
-            "metad, 3 members on one disk",
-            "that disk's fdatasync rate",
-        ),
     ]
     .map(|(key, what, against)| Budget::absent(key, what, against, later))
     .into()
