@@ -45,7 +45,7 @@ pub(crate) fn run(effort: Effort, scratch: &Path) -> Vec<Budget> {
         cluster.make_volumes()?;
         let fan_out = cluster.fan_out(effort)?;
         let lost = cluster.lose(effort);
-        Ok((fan_out, lost, cluster.heal(effort)))
+        Ok((fan_out, lost, cluster.heal()))
     });
     let budget = |key, what, against, found: Result<Vec<Row>>| match found {
         Ok(rows) => Budget {
@@ -234,10 +234,11 @@ impl Cluster {
     }
 
     /// T9: the server that died comes back under load.
-    fn heal(&self, effort: Effort) -> Result<Vec<Row>> {
+    fn heal(&self) -> Result<Vec<Row>> {
         super::progress("the storage server comes back");
         let comes = || self.at_dir(&["dev", "start", "storaged2"]).map(|_| ());
-        let outcome = self.during(if effort.pairs_count > 1 { 8.0 } else { 5.0 }, comes)?;
+        // Connecting anew slows down to once in 5 s.
+        let outcome = self.during(12.0, comes)?;
         let Some(found) = outcome.resilver else {
             bail!("the server that came back was not in sync again in time");
         };
