@@ -47,6 +47,10 @@ tla: deps ## Check the models with TLC, small sizes; what must fail must (minute
 tla-long: deps ## The larger sizes (LIMIT= seconds for each)
 	@$(CARGO) xtask tla --long $(if $(LIMIT),--limit-s $(LIMIT))
 
+.PHONY: trace
+trace: deps ## Follow runs of the real machines in the models; broken runs must be refused
+	@$(CARGO) xtask trace
+
 .PHONY: bench
 bench: deps ## Measure the budgets into target/bench/report.json (QUICK=1: under two minutes)
 	$(CARGO) build -q --release -p ubs-bench -p metad -p storaged -p clientd -p ubsctl

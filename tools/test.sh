@@ -61,7 +61,12 @@ units
 if [ "$wanted" = verify ]; then
     step docs env RUSTDOCFLAGS="-D warnings" "$cargo" doc --workspace --no-deps --document-private-items
 else
-    if has java; then step tla "$cargo" xtask tla; else skip tla "java is not installed"; fi
+    if has java; then
+        step tla "$cargo" xtask tla
+        step trace "$cargo" xtask trace
+    else
+        skip "tla, trace" "java is not installed"
+    fi
     printf '\n== vm\n'
     vm_tests
 fi

@@ -30,6 +30,8 @@ enum What {
     Layers,
     /// Model-check the configurations of `tla/checks.txt`.
     Tla(tla::TlaArgs),
+    /// Follow runs of the real machines in the models; refuse runs that were tampered with.
+    Trace,
 }
 
 /// One thing that is wrong, and where.
@@ -60,6 +62,7 @@ fn main() -> Result<ExitCode> {
     let fine = match command {
         What::Layers => check_layers(&metadata)?,
         What::Tla(args) => tla::run(root_of(&metadata), &args)?,
+        What::Trace => tla::trace::run(root_of(&metadata))?,
     };
     Ok(if fine {
         ExitCode::SUCCESS

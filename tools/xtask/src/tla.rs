@@ -7,6 +7,7 @@
 mod checker;
 mod checks;
 mod outcome;
+pub(crate) mod trace;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
