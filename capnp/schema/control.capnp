@@ -165,6 +165,10 @@ struct Command {
     removeHost @30 :UInt32;
     removeStore @31 :UInt32;
     removeServer @32 :UInt32;
+    beginLineage @33 :UInt16;
+    verifyMembership :group {
+      volume @34 :Uuid; epoch @35 :UInt64; seq @36 :UInt64; foundSeq @37 :UInt64; isr @38 :List(UInt32);
+    }
   }
 }
 
@@ -177,6 +181,8 @@ struct AttachGrant {
   isr @5 :List(UInt32);
   minInSync @6 :UInt8;
   slices @7 :List(SliceAddress);
+  unverified @8 :Bool;       # restored: the stores' stamps decide first
+  heldSince @9 :UInt64;
 }
 
 struct Reply {

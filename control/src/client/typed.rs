@@ -238,6 +238,31 @@ impl MetadClient {
             seq,
             new_isr,
         };
+        self.run_membership(command).await
+    }
+
+    /// clientd: the newest membership that the stores of a restored volume know of.
+    ///
+    /// # Errors
+    /// As [`Self::set_isr`].
+    pub async fn verify_membership(
+        &self,
+        volume: VolumeId,
+        epoch: Epoch,
+        seq: MembershipSeq,
+        (found_seq, isr): (MembershipSeq, BTreeSet<StoreId>),
+    ) -> Result<IsrAnswer, MetadError> {
+        let command = Command::VerifyMembership {
+            volume,
+            epoch,
+            seq,
+            found_seq,
+            isr,
+        };
+        self.run_membership(command).await
+    }
+
+    async fn run_membership(&self, command: Command) -> Result<IsrAnswer, MetadError> {
         self.run(command, |r| {
             if let Reply::IsrSet(seq) = r {
                 Ok(IsrAnswer::Set(seq))

@@ -206,6 +206,25 @@ pub enum Command {
         /// Which.
         server: ServerId,
     },
+    /// This state was restored from a backup: it is a new history, whose epochs are past all that
+    /// anybody can have seen. Nobody holds a volume, and every membership is to be verified.
+    BeginLineage {
+        /// Number of the history, above that in the state.
+        lineage: u16,
+    },
+    /// The holder of an unverified volume has found its newest membership on the stores.
+    VerifyMembership {
+        /// Which volume.
+        volume: VolumeId,
+        /// The epoch of the asker.
+        epoch: Epoch,
+        /// The membership it was granted.
+        seq: MembershipSeq,
+        /// Version of the newest one found, at least `seq`.
+        found_seq: MembershipSeq,
+        /// Its in-sync set, every member of which has answered.
+        isr: BTreeSet<StoreId>,
+    },
 }
 
 /// Where the slice at a position is reached.
@@ -240,6 +259,10 @@ pub struct AttachGrant {
     pub seq: MembershipSeq,
     /// The in-sync set.
     pub isr: BTreeSet<StoreId>,
+    /// The membership is sure; otherwise the stores must be asked first.
+    pub verified: bool,
+    /// The epoch since which nobody but this host has held the volume.
+    pub held_since: Epoch,
     /// In-sync replicas of a shard below which IO is held.
     pub min_in_sync: u8,
     /// Where the slices are, by position.
@@ -340,6 +363,17 @@ pub enum Change {
         left: Vec<StoreId>,
         /// Who joined.
         joined: Vec<StoreId>,
+    },
+    /// The state was restored and a new history begins.
+    LineageBegan(u16),
+    /// A restored membership is the newest one again.
+    MembershipVerified {
+        /// Which volume.
+        volume: VolumeId,
+        /// Its version now.
+        seq: MembershipSeq,
+        /// The in-sync set.
+        isr: Vec<StoreId>,
     },
     /// Something worth knowing that is not part of the state.
     Noted(Subject, String),

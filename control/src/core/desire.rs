@@ -74,7 +74,8 @@ pub fn slices_of_server(state: &State, server: ServerId) -> Vec<DesiredSlice> {
                 shape: volume.map.shape,
                 position: slice.position,
                 open_access: volume.open_access,
-                confirmed: slice.confirmed,
+                // A restored state may not know that it was: one made anew would look whole.
+                confirmed: slice.confirmed || !volume.verified,
                 remove: volume.phase == Phase::Deleting,
             })
         })

@@ -182,6 +182,12 @@ fn check_holder(state: &State, volume: &Volume, found: &mut Findings) {
                 held.epoch, volume.epoch
             )
         });
+        found.unless(held.since <= held.epoch, || {
+            format!(
+                "volume {name}: held since {}, after its epoch {}",
+                held.since, held.epoch
+            )
+        });
         found.unless(volume.phase == Phase::Ready, || {
             format!("volume {name}: held and not ready")
         });

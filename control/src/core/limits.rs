@@ -1,7 +1,7 @@
 //! Every bound of the replicated state, with its reason.
 
 /// Version of the replicated state and of the commands; a member refuses a log it does not know.
-pub const SCHEMA: u16 = 1;
+pub const SCHEMA: u16 = 2;
 /// Servers of a cluster: what one listing and one placement may scan.
 pub const SERVERS_MAX: usize = 1024;
 /// Stores of a cluster.
@@ -30,6 +30,8 @@ pub const NOTE_BYTES_MAX: usize = 512;
 pub const VOLUME_BYTES_MIN: u64 = 4 * 1024 * 1024;
 /// Largest volume, in bytes (16 TiB at the default shard; the map allows 16 PiB).
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
+/// Namespace ids left out after a restore: more than can have been minted since the backup.
+pub const NSIDS_SKIPPED: u32 = 1 << 20;
 /// Thin promises a store may make, in percent of its size, unless the cluster says otherwise.
 pub const OVERCOMMIT_PERCENT_DEFAULT: u32 = 250;
 

@@ -207,6 +207,9 @@ pub struct Attachment {
     pub host: HostId,
     /// Minted for this attachment.
     pub epoch: Epoch,
+    /// The epoch with which the host began to hold it. Since then nobody else has, so a device that
+    /// the host's clientd left in the kernel under this or a later epoch may be taken over.
+    pub since: Epoch,
 }
 
 /// A volume.
@@ -236,6 +239,9 @@ pub struct Volume {
     pub seq: MembershipSeq,
     /// The in-sync set.
     pub isr: BTreeSet<StoreId>,
+    /// The membership is the newest there ever was. False after a disaster restore, until a clientd
+    /// has asked the stores for their stamps.
+    pub verified: bool,
 }
 
 impl Volume {

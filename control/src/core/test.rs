@@ -664,8 +664,8 @@ fn the_event_log_is_bounded_and_counts_without_holes() {
 /// Commands over a small world, so that they collide often.
 pub(crate) fn any_command() -> impl Strategy<Value = Command> {
     let vol = || (0u8..4).prop_map(|i| VolumeId([i; 16]));
-    let isr = proptest::collection::btree_set((0u32..7).prop_map(StoreId), 0..5);
-    let epoch = || (0u64..6).prop_map(|c| Epoch::new(1, c).unwrap());
+    let isr = || proptest::collection::btree_set((0u32..7).prop_map(StoreId), 0..5);
+    let epoch = || (1u16..3, 0u64..6).prop_map(|(l, c)| Epoch::new(l, c).unwrap());
     prop_oneof![
         (1u32..6).prop_map(server),
         ((1u32..7), (1u32..6)).prop_map(|(i, s)| store(i, s)),
@@ -697,7 +697,7 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
         }),
         (vol(), epoch()).prop_map(|(volume, epoch)| Command::Detach { volume, epoch }),
         vol().prop_map(|volume| Command::ForceDetach { volume }),
-        (vol(), epoch(), 0u64..6, isr).prop_map(|(volume, epoch, seq, new_isr)| {
+        (vol(), epoch(), 0u64..6, isr()).prop_map(|(volume, epoch, seq, new_isr)| {
             Command::SetIsr {
                 volume,
                 epoch,
@@ -705,6 +705,16 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
                 new_isr,
             }
         }),
+        (vol(), epoch(), 0u64..6, 0u64..9, isr()).prop_map(|(volume, epoch, seq, found, isr)| {
+            Command::VerifyMembership {
+                volume,
+                epoch,
+                seq: MembershipSeq(seq),
+                found_seq: MembershipSeq(found),
+                isr,
+            }
+        }),
+        (0u16..4).prop_map(|lineage| Command::BeginLineage { lineage }),
         (1u32..7, 1u32..30).prop_map(|(s, n)| Command::ConfirmSlice {
             store: StoreId(s),
             nsid: Nsid(n)
@@ -776,6 +786,90 @@ proptest! {
         };
         prop_assert_eq!(run(), run());
     }
+}
+
+#[test]
+fn a_host_that_attaches_again_has_held_the_volume_all_along() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let first = it.attach(1);
+    let again = it.attach(1);
+    assert!(again.epoch > first.epoch);
+    assert_eq!(again.held_since, first.epoch);
+    it.run(Command::ForceDetach { volume: VOL });
+    let other = it.attach(2);
+    assert_eq!(other.held_since, other.epoch);
+    it.run(Command::ForceDetach { volume: VOL });
+    let back = it.attach(1);
+    assert_eq!(
+        back.held_since, back.epoch,
+        "somebody else had it in between"
+    );
+}
+
+/// A state restored from a backup with the three stores in sync at seq 1, as its lineage begins.
+fn restored() -> Cluster0 {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    it.attach(1);
+    assert_eq!(it.run(Command::BeginLineage { lineage: 2 }), Reply::Done);
+    it
+}
+
+fn verify(epoch: Epoch, found_seq: u64, isr: &[u32]) -> Command {
+    Command::VerifyMembership {
+        volume: VOL,
+        epoch,
+        seq: MembershipSeq(1),
+        found_seq: MembershipSeq(found_seq),
+        isr: stores(isr),
+    }
+}
+
+#[test]
+fn after_a_restore_epochs_are_past_all_that_was_seen_and_nobody_holds_a_volume() {
+    let mut it = restored();
+    let old = Epoch::new(1, 1 << 40).unwrap();
+    assert!(it.state.volumes[&VOL].epoch > old);
+    assert_eq!(it.state.volumes[&VOL].attachment, None);
+    assert_eq!(it.state.minted.nsid, 3 + limits::NSIDS_SKIPPED);
+    let grant = it.attach(1);
+    assert_eq!(grant.epoch, Epoch::new(2, 1).unwrap());
+    assert_eq!((grant.verified, grant.held_since), (false, grant.epoch));
+    let again = Command::BeginLineage { lineage: 2 };
+    assert_eq!(it.refused(again), RefusalCode::Invalid);
+    for slice in slices_of_server(&it.state, ServerId(1)) {
+        assert!(slice.confirmed, "one made anew must not look whole");
+    }
+}
+
+#[test]
+fn an_unverified_membership_changes_only_by_what_the_stores_say() {
+    let mut it = restored();
+    let epoch = it.attach(1).epoch;
+    let shrink = Command::SetIsr {
+        volume: VOL,
+        epoch,
+        seq: MembershipSeq(1),
+        new_isr: stores(&[1, 2]),
+    };
+    assert_eq!(it.refused(shrink), RefusalCode::NotReady);
+    let old = Epoch::new(1, 1).unwrap();
+    assert_eq!(it.run(verify(old, 4, &[2])), Reply::Fenced { epoch });
+    assert_eq!(it.refused(verify(epoch, 4, &[9])), RefusalCode::Invalid);
+    assert_eq!(it.refused(verify(epoch, 4, &[])), RefusalCode::LastReplica);
+    let new = MembershipSeq(2 << 48);
+    assert_eq!(it.run(verify(epoch, 4, &[2])), Reply::IsrSet(new));
+    let volume = &it.state.volumes[&VOL];
+    assert_eq!((&volume.isr, volume.verified), (&stores(&[2]), true));
+    let lost_answer = it.run(verify(epoch, 4, &[2]));
+    assert_eq!(lost_answer, Reply::IsrSet(new));
+    let (seq, isr) = (new, stores(&[2]));
+    assert_eq!(
+        it.run(verify(epoch, 4, &[1, 2])),
+        Reply::Stale { seq, isr },
+        "once verified, stamps decide nothing"
+    );
 }
 
 #[test]

@@ -53,9 +53,11 @@ pub(crate) fn put_command(
         Command::RemoveHost { host } => to.set_remove_host(host.0),
         Command::RemoveStore { store } => to.set_remove_store(store.0),
         Command::RemoveServer { server } => to.set_remove_server(server.0),
+        Command::BeginLineage { lineage } => to.set_begin_lineage(*lineage),
         Command::Attach { .. }
         | Command::Detach { .. }
         | Command::SetIsr { .. }
+        | Command::VerifyMembership { .. }
         | Command::ConfirmSlice { .. }
         | Command::ConfirmSliceGone { .. } => put_daemon_command(command, to),
     }
@@ -85,6 +87,20 @@ fn put_daemon_command(command: &Command, to: wire::command::Builder<'_>) {
             to.set_seq(seq.0);
             put_stores(new_isr.iter(), |n| to.init_new_isr(n));
         }
+        Command::VerifyMembership {
+            volume,
+            epoch,
+            seq,
+            found_seq,
+            isr,
+        } => {
+            let mut to = to.init_verify_membership();
+            put_volume_id(*volume, to.reborrow().init_volume());
+            to.set_epoch(epoch.0);
+            to.set_seq(seq.0);
+            to.set_found_seq(found_seq.0);
+            put_stores(isr.iter(), |n| to.init_isr(n));
+        }
         Command::ConfirmSlice { store, nsid } => {
             let mut to = to.init_confirm_slice();
             to.set_store(store.0);
@@ -106,6 +122,7 @@ fn put_daemon_command(command: &Command, to: wire::command::Builder<'_>) {
         | Command::ForceDetach { .. }
         | Command::SetServerStanding { .. }
         | Command::Note { .. }
+        | Command::BeginLineage { .. }
         | Command::AddHost(_)
         | Command::RemoveHost { .. }
         | Command::RemoveStore { .. }
@@ -225,6 +242,14 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         Which::SetServerStanding(c) => Command::SetServerStanding {
             server: ServerId(c.get_server()),
             standing: get_standing(c.get_standing()?),
+        },
+        Which::BeginLineage(lineage) => Command::BeginLineage { lineage },
+        Which::VerifyMembership(c) => Command::VerifyMembership {
+            volume: get_volume_id(c.get_volume()?),
+            epoch: Epoch(c.get_epoch()),
+            seq: MembershipSeq(c.get_seq()),
+            found_seq: MembershipSeq(c.get_found_seq()),
+            isr: get_store_set(c.get_isr()?),
         },
         Which::Note(c) => Command::Note {
             subject: get_subject(c.get_subject()?)?,

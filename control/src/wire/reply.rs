@@ -56,6 +56,8 @@ fn put_grant(grant: &AttachGrant, mut to: wire::attach_grant::Builder<'_>) {
     to.set_epoch(grant.epoch.0);
     to.set_seq(grant.seq.0);
     to.set_min_in_sync(grant.min_in_sync);
+    to.set_unverified(!grant.verified);
+    to.set_held_since(grant.held_since.0);
     put_slice_addresses(
         &grant.slices,
         to.reborrow().init_slices(len(grant.slices.len())),
@@ -71,6 +73,8 @@ fn get_grant(from: wire::attach_grant::Reader<'_>) -> Decoded<AttachGrant> {
         epoch: Epoch(from.get_epoch()),
         seq: MembershipSeq(from.get_seq()),
         isr: get_store_set(from.get_isr()?),
+        verified: !from.get_unverified(),
+        held_since: Epoch(from.get_held_since()),
         min_in_sync: from.get_min_in_sync(),
         slices: get_slice_addresses(from.get_slices()?)?,
     })

@@ -10,7 +10,7 @@ use shardmap::units::{Epoch, MembershipSeq, ShardIndex, StoreId, VolumeId};
 use std::collections::BTreeSet;
 
 impl Step<'_> {
-    fn volume(&mut self, id: VolumeId) -> Result<&mut Volume, Refusal> {
+    pub(super) fn volume(&mut self, id: VolumeId) -> Result<&mut Volume, Refusal> {
         self.state
             .volumes
             .get_mut(&id)
@@ -109,12 +109,10 @@ impl Step<'_> {
             ));
         }
         let floor = Epoch::new(lineage, 0).expect("counter zero fits");
-        volume.epoch = volume.epoch.max(floor).next();
-        volume.attachment = Some(Attachment {
-            host,
-            epoch: volume.epoch,
-        });
-        let epoch = volume.epoch;
+        let epoch = volume.epoch.max(floor).next();
+        let since = volume.attachment.map_or(epoch, |held| held.since);
+        volume.epoch = epoch;
+        volume.attachment = Some(Attachment { host, epoch, since });
         self.say(Change::Attached(id, host, epoch));
         self.wake_host(host);
         Ok(Reply::Granted(Box::new(self.grant(id))))
@@ -129,6 +127,8 @@ impl Step<'_> {
             epoch: volume.epoch,
             seq: volume.seq,
             isr: volume.isr.clone(),
+            verified: volume.verified,
+            held_since: volume.attachment.map_or(volume.epoch, |held| held.since),
             min_in_sync: volume.min_in_sync,
             slices: slice_addresses(self.state, volume),
         }
@@ -178,6 +178,16 @@ impl Step<'_> {
                 epoch: volume.epoch,
             });
         }
+        if !volume.verified {
+            return Err(Refusal::new(
+                RefusalCode::NotReady,
+                format!(
+                    "the membership of volume {} was restored and is not verified",
+                    volume.name
+                ),
+                "attach it again; that asks its stores",
+            ));
+        }
         if seq != volume.seq {
             let answered = seq.0 + 1 == volume.seq.0 && new_isr == volume.isr;
             return Ok(if answered {
@@ -189,12 +199,7 @@ impl Step<'_> {
                 }
             });
         }
-        if let Some(stranger) = new_isr.iter().find(|s| !volume.map.stores.contains(s)) {
-            return Err(Refusal::invalid(
-                format!("{stranger} holds nothing of volume {}", volume.name),
-                "name stores of the volume's stride set only",
-            ));
-        }
+        no_stranger(volume, &new_isr)?;
         let staying: BTreeSet<StoreId> = volume.isr.intersection(&new_isr).copied().collect();
         if let Some(shard) = shard_without(&volume.map, &staying) {
             return Err(Refusal::new(
@@ -221,6 +226,17 @@ impl Step<'_> {
             joined,
         });
         Ok(Reply::IsrSet(seq))
+    }
+}
+
+/// Refuses a set that names a store outside the volume's stride set.
+pub(super) fn no_stranger(volume: &Volume, isr: &BTreeSet<StoreId>) -> Result<(), Refusal> {
+    match isr.iter().find(|s| !volume.map.stores.contains(s)) {
+        None => Ok(()),
+        Some(stranger) => Err(Refusal::invalid(
+            format!("{stranger} holds nothing of volume {}", volume.name),
+            "name stores of the volume's stride set only",
+        )),
     }
 }
 

@@ -116,6 +116,8 @@ fn tell(state: &State, change: &Change) -> Told {
             left,
             joined,
         } => isr(state, *id, *seq, left, joined),
+        Change::LineageBegan(lineage) => lineage_began(*lineage),
+        Change::MembershipVerified { volume, seq, isr } => verified(state, *volume, *seq, isr),
         Change::Noted(subject, text) => (*subject, "Noted", text.clone()),
         Change::HostRemoved(id, was) => forgotten(Subject::Host(*id), "HostRemoved", was),
         Change::StoreRemoved(id, was) => forgotten(Subject::Store(*id), "StoreRemoved", was),
@@ -138,6 +140,19 @@ fn isr(
     let out = stores(state, left, "out of sync: ");
     let back = stores(state, joined, "in sync again: ");
     volume(state, id, kind, &format!("{out}{back}({seq})"))
+}
+
+fn lineage_began(lineage: u16) -> Told {
+    (
+        Subject::Cluster,
+        "LineageBegan",
+        format!("restored from a backup; lineage {lineage} begins"),
+    )
+}
+
+fn verified(state: &State, id: VolumeId, seq: MembershipSeq, isr: &[StoreId]) -> Told {
+    let isr = stores(state, isr, "the stores agree on ");
+    volume(state, id, "MembershipVerified", &format!("{isr}({seq})"))
 }
 
 /// `was`: what it was called, with its kind.

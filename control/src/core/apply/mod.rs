@@ -7,6 +7,7 @@ mod attach;
 mod cluster;
 mod event;
 mod forget;
+mod restore;
 mod volume;
 
 pub(in crate::core) use attach::shard_without;
@@ -162,6 +163,14 @@ impl Step<'_> {
             Command::RemoveHost { host } => self.remove_host(host),
             Command::RemoveStore { store } => self.remove_store(store),
             Command::RemoveServer { server } => self.remove_server(server),
+            Command::BeginLineage { lineage } => self.begin_lineage(lineage),
+            Command::VerifyMembership {
+                volume,
+                epoch,
+                seq,
+                found_seq,
+                isr,
+            } => self.verify_membership(volume, epoch, seq, (found_seq, isr)),
         }
     }
 

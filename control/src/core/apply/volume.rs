@@ -197,6 +197,7 @@ impl Step<'_> {
             epoch: Epoch(0),
             seq: MembershipSeq(1),
             isr: choice.stores.iter().copied().collect(),
+            verified: true,
         };
         self.state.volumes.insert(new.id, volume);
         for store in choice.stores {
