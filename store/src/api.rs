@@ -84,12 +84,15 @@ pub enum StoreOp {
     Tick,
     /// Needs a session. Unmarks, durably, the regions whose last write is older than `tick` by more
     /// than `idle_ticks` ticks and that have no write in flight. Zero idle ticks: everything older.
-    /// Answer: [`StoreReply::Stable`].
+    /// If more than `keep_max` stay, those written longest ago go too, as far as they are older than
+    /// `tick`. Answer: [`StoreReply::Stable`].
     Stable {
         /// From an earlier [`StoreOp::Tick`] of this session.
         tick: WriteTick,
         /// How many ticks a region must have been idle.
         idle_ticks: u32,
+        /// Marks that may stay; zero is no limit.
+        keep_max: u32,
     },
     /// Needs a session. Durable when answered.
     AddMarks {

@@ -632,7 +632,15 @@ fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
         StoreOp::ReadState => control(Command::State),
         StoreOp::Stamp(stamp) => control(Command::Stamp(stamp)),
         StoreOp::Tick => control(Command::Tick),
-        StoreOp::Stable { tick, idle_ticks } => control(Command::Stable { tick, idle_ticks }),
+        StoreOp::Stable {
+            tick,
+            idle_ticks,
+            keep_max,
+        } => control(Command::Stable {
+            tick,
+            idle_ticks,
+            keep_max,
+        }),
         StoreOp::AddMarks { regions } => control(Command::AddMarks(regions)),
         StoreOp::Complete(stamp) => control(Command::Complete(stamp)),
         StoreOp::SetIncomplete => control(Command::SetIncomplete),

@@ -33,6 +33,11 @@ pub struct AttachGrant {
     pub seq: MembershipSeq,
     /// The in-sync set.
     pub isr: BTreeSet<StoreId>,
+    /// False after a disaster restore of metad: the stores' stamps decide what is in sync.
+    pub verified: bool,
+    /// `Some` if what uses the volume has outlived the client before us: what that one was told by
+    /// [`VolumeEvent::Remember`] last. Only stores with these incarnations are trusted then.
+    pub survived: Option<BTreeMap<StoreId, Incarnation>>,
     /// Generation that takes writes.
     pub head: Generation,
     /// Proof for the stores that metad minted the epoch.
@@ -52,6 +57,9 @@ pub struct VolumeOptions {
     pub degrade_grace_ms: u64,
     /// How long an attach waits for members to answer, in milliseconds.
     pub attach_wait_ms: u64,
+    /// How long a member may keep a write or flush waiting that others have done before it is
+    /// removed, in milliseconds; zero is for ever.
+    pub slow_ms: u64,
     /// Resilver speed limit in bytes per second; zero is none.
     pub resilver_bytes_per_s_max: u64,
     /// How long after a write marks are cleaned, in milliseconds; zero is never.
@@ -64,6 +72,7 @@ impl Default for VolumeOptions {
             min_in_sync: 1,
             degrade_grace_ms: 300,
             attach_wait_ms: 3_000,
+            slow_ms: 3_000,
             resilver_bytes_per_s_max: 0,
             stable_period_ms: 45_000,
         }
@@ -230,6 +239,32 @@ pub enum VolumeEvent {
         seq: MembershipSeq,
         /// The set wanted.
         new_isr: BTreeSet<StoreId>,
+    },
+    /// Ask metad to record as verified the membership that the stores have confirmed. Answer by
+    /// `Volumes::on_metad`. A repetition keeps `request`.
+    AskVerify {
+        /// Which volume.
+        volume: VolumeId,
+        /// Name of the request.
+        request: u64,
+        /// Our epoch.
+        epoch: Epoch,
+        /// Version that was granted.
+        seq: MembershipSeq,
+        /// Newest version found.
+        found_seq: MembershipSeq,
+        /// Its in-sync set.
+        isr: BTreeSet<StoreId>,
+    },
+    /// Keep this where it outlives the process and not the machine, for [`AttachGrant::survived`];
+    /// the first one before the device appears.
+    Remember {
+        /// Which volume.
+        volume: VolumeId,
+        /// Our epoch.
+        epoch: Epoch,
+        /// Stores that hold all that was acknowledged, while their incarnation is this one.
+        stores: BTreeMap<StoreId, Incarnation>,
     },
     /// A clean detach is done and the volume forgotten: tell metad.
     Detached {

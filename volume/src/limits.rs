@@ -17,6 +17,13 @@ pub const COPIES_MAX: usize = 8;
 pub const COPIES_BUSY_MAX: usize = 2;
 /// Chunks of a region being equalised at a time during reconciliation.
 pub const RECONCILE_COPIES_MAX: usize = 4;
+/// Read repairs at a time; each holds a lock and an arena slot, and a medium that fails everywhere
+/// must not take all of them.
+pub const REPAIRS_MAX: usize = 4;
+/// Marks a store may keep per slice (16 GiB of the volume): what a crash may make us compare.
+pub const MARKS_MAX: u32 = 4_096;
+/// Least time between two passes over the marks that their number asks for.
+pub const STABLE_PAUSE_MS: u64 = 2_000;
 /// Regions whose presence is asked for at a time (64 MiB: a bitmap of at most 2 KiB).
 pub const PRESENCE_REGIONS: u32 = 16;
 /// Marks handed to a store in one command. A store takes 16 384, and 64 KiB of bitmap: so many fit

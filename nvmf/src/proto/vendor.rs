@@ -32,7 +32,8 @@ pub mod opcode {
     pub const ADD_MARKS: u8 = 0xc9;
     /// Bitmap of present or zeroed blocks out; CDW11: first region, CDW12: regions.
     pub const READ_PRESENCE: u8 = 0xca;
-    /// Unmarks idle regions last written before the tick in CDW11-12.
+    /// Unmarks regions last written before the tick in CDW11-12; CDW13: ticks they must have been
+    /// idle, CDW14: marks that may stay (0: any number). Result: marks left.
     pub const STABLE: u8 = 0xcc;
     /// [`SliceStamp`](super::SliceStamp) in: the slice is complete again, durable before the reply.
     pub const COMPLETE_SLICE: u8 = 0xcd;

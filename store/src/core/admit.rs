@@ -109,7 +109,11 @@ impl Core {
             Command::Complete(stamp) => self.stamp(id, nsid, stamp, true),
             Command::SetIncomplete => self.set_incomplete(id, nsid),
             Command::Tick => self.tick(id, nsid, out),
-            Command::Stable { tick, idle_ticks } => self.stable(id, nsid, tick, idle_ticks, out),
+            Command::Stable {
+                tick,
+                idle_ticks,
+                keep_max,
+            } => self.stable(id, nsid, (tick, idle_ticks, keep_max), out),
             Command::AddMarks(regions) => self.add_marks(id, nsid, &regions, out),
             Command::ReadMarks { from } => self.read_marks(id, nsid, from, out),
             Command::ReadPresence { from, regions } => {

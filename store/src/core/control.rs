@@ -189,8 +189,7 @@ impl Core {
         &mut self,
         id: CommandId,
         nsid: Nsid,
-        tick: WriteTick,
-        idle_ticks: u32,
+        (tick, idle_ticks, keep_max): (WriteTick, u32, u32),
         out: &mut Outbox,
     ) -> Result<(), StoreFault> {
         let slice = &self.slices[&nsid.0];
@@ -198,7 +197,9 @@ impl Core {
         if tick.0 < first || tick.0 > slice.tick {
             return Err(StoreFault::UnknownTick { nsid, asked: tick });
         }
-        let (ticket, marks_left) = self.unmark(nsid.0, tick.0.saturating_sub(idle_ticks.into()));
+        let idle_since = tick.0.saturating_sub(idle_ticks.into());
+        let keep_max = if keep_max == 0 { u32::MAX } else { keep_max };
+        let (ticket, marks_left) = self.unmark(nsid.0, idle_since, (tick.0, keep_max));
         let answer = Answer::Stable { marks_left };
         match ticket {
             None => out.push(Effect::Answer {

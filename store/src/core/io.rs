@@ -51,6 +51,7 @@ pub enum Command {
     Stable {
         tick: WriteTick,
         idle_ticks: u32,
+        keep_max: u32,
     },
     AddMarks(RoaringBitmap),
     Complete(Stamp),

@@ -113,14 +113,30 @@ impl Core {
         }
     }
 
-    /// Unmarks regions whose last write is older than `before` and that nobody is writing.
-    pub(super) fn unmark(&mut self, nsid: u32, before: u64) -> (Option<Ticket>, u64) {
+    /// Unmarks regions whose last write is older than `before` and that nobody is writing; and if
+    /// too many marks stay, the coldest of those last written before the tick.
+    pub(super) fn unmark(
+        &mut self,
+        nsid: u32,
+        before: u64,
+        (tick, keep_max): (u64, u32),
+    ) -> (Option<Ticket>, u64) {
         let slice = self.slices.get_mut(&nsid).expect("admitted");
-        let settled: Vec<u32> = slice
+        let (mut settled, hot): (Vec<u32>, Vec<u32>) = slice
             .marks
             .iter()
-            .filter(|r| slice.is_settled(*r, before))
-            .collect();
+            .partition(|r| slice.is_settled(*r, before));
+        let excess = hot.len().saturating_sub(keep_max as usize);
+        if excess > 0 {
+            let mut older: Vec<(u64, u32)> = hot
+                .into_iter()
+                .filter(|r| slice.is_settled(*r, tick))
+                .map(|r| (slice.regions.get(&r).map_or(0, |n| n.last_tick), r))
+                .collect();
+            older.sort_unstable();
+            settled.extend(older.into_iter().take(excess).map(|(_, region)| region));
+            settled.sort_unstable();
+        }
         for region in &settled {
             slice.marks.remove(*region);
             slice.regions.remove(region);

@@ -4,8 +4,9 @@ use crate::bridge::{MembershipRequest, News, NewsSender, Order};
 use crate::disks::{DiskNews, Disks};
 use crate::left_behind;
 use crate::metrics;
+use crate::survival::Survival;
 use reactor::{App, Completion, Driver, Mailbox, Token};
-use shardmap::units::{StoreId, VolumeId};
+use shardmap::units::{Epoch, StoreId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use volume::{AttachFault, AttachGrant, VolumeEvent, Volumes};
@@ -44,6 +45,8 @@ enum Stage {
 struct Guest {
     stage: Stage,
     size_blocks: u64,
+    /// Device that an earlier clientd left.
+    left_behind: Option<u32>,
 }
 
 /// The app of clientd's reactor.
@@ -52,6 +55,7 @@ pub(crate) struct Clientd {
     news: NewsSender,
     volumes: Volumes,
     disks: Disks,
+    survival: Survival,
     guests: BTreeMap<VolumeId, Guest>,
     events: Vec<VolumeEvent>,
     disk_news: Vec<DiskNews>,
@@ -64,12 +68,14 @@ impl Clientd {
         news: NewsSender,
         volumes: Volumes,
         disks: Disks,
+        survival: Survival,
     ) -> Self {
         Self {
             orders,
             news,
             volumes,
             disks,
+            survival,
             guests: BTreeMap::new(),
             events: Vec::new(),
             disk_news: Vec::new(),
@@ -78,7 +84,7 @@ impl Clientd {
 
     fn on_order(&mut self, io: &mut dyn Driver, order: Order) {
         match order {
-            Order::Attach(grant) => self.attach(io, &grant),
+            Order::Attach { grant, held_since } => self.attach(io, *grant, held_since),
             Order::Detach { volume } => self.detach(io, volume),
             Order::Metad(answer) => self.volumes.on_metad(io, answer),
             Order::Status(volume, answer) => drop(answer.send(self.volumes.status(volume))),
@@ -86,17 +92,24 @@ impl Clientd {
         }
     }
 
-    fn attach(&mut self, io: &mut dyn Driver, grant: &AttachGrant) {
+    /// If a device has been waiting for us, whoever uses it has not noticed anything: then only
+    /// stores count that have not restarted since.
+    fn attach(&mut self, io: &mut dyn Driver, mut grant: AttachGrant, held_since: Epoch) {
         let volume = grant.volume;
-        if let Err(fault) = self.volumes.attach(io, grant) {
-            return self.tell(News::AttachFailed {
-                volume,
-                why: fault.to_string(),
-            });
-        }
+        let begun = left_behind::find(volume).and_then(|left_behind| {
+            let recall = |_| self.survival.recall(volume, held_since);
+            grant.survived = left_behind.map(recall);
+            let attached = self.volumes.attach(io, &grant);
+            attached.map(|()| left_behind).map_err(|e| e.to_string())
+        });
+        let left_behind = match begun {
+            Ok(left_behind) => left_behind,
+            Err(why) => return self.tell(News::AttachFailed { volume, why }),
+        };
         let guest = Guest {
             stage: Stage::Attaching,
             size_blocks: grant.map.size_blocks,
+            left_behind,
         };
         self.guests.insert(volume, guest);
     }
@@ -128,44 +141,75 @@ impl Clientd {
                 volume,
                 why,
                 stores_needed,
-            } => {
-                self.guests.remove(&volume);
-                let why = attach_fault(why, &stores_needed);
-                self.tell(News::AttachFailed { volume, why });
-            }
+            } => self.attach_failed(volume, why, &stores_needed),
             VolumeEvent::AskMetad {
                 volume,
                 request,
                 epoch,
                 seq,
                 new_isr,
+            } => self.tell(News::AskMetad(MembershipRequest {
+                volume,
+                request,
+                epoch,
+                seq,
+                new_isr,
+                found_seq: None,
+            })),
+            VolumeEvent::AskVerify {
+                volume,
+                request,
+                epoch,
+                seq,
+                found_seq,
+                isr,
+            } => self.tell(News::AskMetad(MembershipRequest {
+                volume,
+                request,
+                epoch,
+                seq,
+                new_isr: isr,
+                found_seq: Some(found_seq),
+            })),
+            VolumeEvent::Remember {
+                volume,
+                epoch,
+                stores,
             } => {
-                let ask = MembershipRequest {
-                    volume,
-                    request,
-                    epoch,
-                    seq,
-                    new_isr,
-                };
-                self.tell(News::AskMetad(ask));
+                if let Err(error) = self.survival.remember(volume, epoch, &stores) {
+                    tracing::error!(%volume, %error, "a restart may cost the device");
+                }
             }
-            VolumeEvent::Detached { volume } => {
+            VolumeEvent::Detached { volume }
+            | VolumeEvent::Failed { volume, .. }
+            | VolumeEvent::Progress { volume, .. }
+            | VolumeEvent::Resilvered { volume, .. }
+            | VolumeEvent::Transition { volume, .. } => self.pass_on(volume, event),
+        }
+    }
+
+    /// What control reports.
+    fn pass_on(&mut self, volume: VolumeId, event: VolumeEvent) {
+        match event {
+            VolumeEvent::Detached { .. } => {
                 self.guests.remove(&volume);
+                self.survival.forget(volume);
                 self.tell(News::Detached { volume });
             }
-            VolumeEvent::Failed { volume, why } => {
+            VolumeEvent::Failed { why, .. } => {
                 tracing::error!(%volume, %why, "the device answers with errors from now on");
+                self.survival.forget(volume); // nobody shall make it answer again
                 self.tell(News::Failed {
                     volume,
                     why: why.to_string(),
                 });
             }
             VolumeEvent::Progress {
-                volume,
                 store,
                 bytes_total,
                 bytes_done,
                 bytes_per_s,
+                ..
             } => {
                 let news = News::Progress {
                     volume,
@@ -176,13 +220,37 @@ impl Clientd {
                 };
                 self.tell(news);
             }
-            VolumeEvent::Resilvered { volume, record } => {
+            VolumeEvent::Resilvered { record, .. } => {
                 tracing::info!(%volume, store = %record.store, missed = record.bytes_missed,
                     moved = record.bytes_moved, ms = record.duration_ms, "resilvered");
                 self.tell(News::Resilvered { volume, record });
             }
-            VolumeEvent::Transition { volume, .. } => self.tell(News::Changed(volume)),
+            VolumeEvent::Transition { .. } => self.tell(News::Changed(volume)),
+            VolumeEvent::HostDone { .. }
+            | VolumeEvent::Attached { .. }
+            | VolumeEvent::AttachFailed { .. }
+            | VolumeEvent::AskMetad { .. }
+            | VolumeEvent::AskVerify { .. }
+            | VolumeEvent::Remember { .. } => unreachable!("not for reports alone"),
         }
+    }
+
+    fn attach_failed(
+        &mut self,
+        volume: VolumeId,
+        why: AttachFault,
+        stores_needed: &BTreeSet<StoreId>,
+    ) {
+        self.guests.remove(&volume);
+        let lost = why == AttachFault::DataLost;
+        let why = attach_fault(why, stores_needed);
+        self.tell(if lost {
+            tracing::error!(%volume, why, "the device of the clientd before has to fail");
+            self.survival.forget(volume);
+            News::DeviceLost { volume, why }
+        } else {
+            News::AttachFailed { volume, why }
+        });
     }
 
     fn make_device(&mut self, io: &mut dyn Driver, volume: VolumeId) {
@@ -193,13 +261,11 @@ impl Clientd {
             return;
         }
         guest.stage = Stage::Device;
-        let opened = left_behind::find(volume).and_then(|left| {
-            if let Some(device) = left {
-                tracing::info!(%volume, device, "taking over the device of an earlier clientd");
-            }
-            self.disks.open(io, volume, guest.size_blocks, left)
-        });
-        if let Err(why) = opened {
+        let left = guest.left_behind;
+        if let Some(device) = left {
+            tracing::info!(%volume, device, "taking over the device of an earlier clientd");
+        }
+        if let Err(why) = self.disks.open(io, volume, guest.size_blocks, left) {
             self.device_failed(io, volume, why);
         }
     }

@@ -16,7 +16,12 @@ pub(crate) const NEWS_MAX: usize = 4096;
 #[derive(Debug)]
 pub(crate) enum Order {
     /// Attach a volume and make its device.
-    Attach(Box<AttachGrant>),
+    Attach {
+        /// From metad.
+        grant: Box<AttachGrant>,
+        /// Since when this host has held the volume without a break.
+        held_since: Epoch,
+    },
     /// Take the device away and detach.
     Detach {
         /// Which.
@@ -43,6 +48,8 @@ pub(crate) struct MembershipRequest {
     pub(crate) seq: MembershipSeq,
     /// The set wanted.
     pub(crate) new_isr: BTreeSet<StoreId>,
+    /// The set is not wanted but found on the stores of a restored volume, as this version.
+    pub(crate) found_seq: Option<MembershipSeq>,
 }
 
 /// From the reactor to control.
@@ -57,6 +64,14 @@ pub(crate) enum News {
     },
     /// An attach did not succeed; the volume is forgotten here.
     AttachFailed {
+        /// Which volume.
+        volume: VolumeId,
+        /// A sentence.
+        why: String,
+    },
+    /// An attach did not succeed because stores lost what the device of an earlier clientd was told:
+    /// that device has to go.
+    DeviceLost {
         /// Which volume.
         volume: VolumeId,
         /// A sentence.

@@ -13,6 +13,9 @@ pub(crate) struct ClientdConfig {
     pub(crate) name: String,
     /// Where the host's identity is kept.
     pub(crate) data_dir: PathBuf,
+    /// Where this process leaves word for the next one; a directory that a reboot empties.
+    #[serde(default = "runtime_dir_default")]
+    pub(crate) runtime_dir: PathBuf,
     /// Addresses of the metad members.
     pub(crate) metad: Vec<SocketAddr>,
     /// Where `/metrics` answers; absent: nowhere.
@@ -33,6 +36,10 @@ pub(crate) struct ClientdConfig {
     /// The block devices.
     #[serde(default)]
     pub(crate) ublk: UblkKnobs,
+}
+
+fn runtime_dir_default() -> PathBuf {
+    PathBuf::from("/run/ublkstor/clientd")
 }
 
 const fn report_interval_ms_default() -> u64 {
@@ -73,6 +80,9 @@ pub(crate) struct VolumeKnobs {
     pub(crate) degrade_grace_ms: u64,
     /// How long an attach waits for stores to answer, in milliseconds.
     pub(crate) attach_wait_ms: u64,
+    /// How long a store may keep a write waiting that others have done before the volume goes on
+    /// without it, in milliseconds; zero is for ever.
+    pub(crate) slow_ms: u64,
     /// Resilver speed limit in bytes per second; zero is none.
     pub(crate) resilver_bytes_per_s_max: u64,
     /// How long after a write marks are cleaned, in milliseconds; zero is never.
@@ -85,6 +95,7 @@ impl Default for VolumeKnobs {
         Self {
             degrade_grace_ms: usual.degrade_grace_ms,
             attach_wait_ms: usual.attach_wait_ms,
+            slow_ms: usual.slow_ms,
             resilver_bytes_per_s_max: usual.resilver_bytes_per_s_max,
             stable_period_ms: usual.stable_period_ms,
         }
@@ -189,6 +200,7 @@ impl Config for ClientdConfig {
             100,
             600_000,
         )?;
+        within("volume.slow_ms", self.volume.slow_ms, 0, 600_000)?;
         self.ublk.check()?;
         self.arena.check()
     }

@@ -309,8 +309,9 @@ impl Control {
                 };
                 held.epoch = Some(grant.epoch);
                 held.stage = Stage::Here;
-                let grant = self.grant(*grant);
-                self.order(Order::Attach(Box::new(grant)));
+                let held_since = grant.held_since;
+                let grant = Box::new(self.grant(*grant));
+                self.order(Order::Attach { grant, held_since });
             }
             Outcome::Granted(volume, Err(error)) => {
                 self.retry_later(volume, &error.to_string());
@@ -365,6 +366,8 @@ impl Control {
             epoch: grant.epoch,
             seq: grant.seq,
             isr: grant.isr,
+            verified: grant.verified,
+            survived: None,
             head: Generation(0),
             ticket: [0; 32],
             slices: grant.slices.into_iter().map(path).collect(),
@@ -372,6 +375,7 @@ impl Control {
                 min_in_sync: grant.min_in_sync,
                 degrade_grace_ms: knobs.degrade_grace_ms,
                 attach_wait_ms: knobs.attach_wait_ms,
+                slow_ms: knobs.slow_ms,
                 resilver_bytes_per_s_max: knobs.resilver_bytes_per_s_max,
                 stable_period_ms: knobs.stable_period_ms,
             },
@@ -388,6 +392,16 @@ impl Control {
                 self.look(volume);
             }
             News::AttachFailed { volume, why } => self.retry_later(volume, &why),
+            News::DeviceLost { volume, why } => {
+                if let Some(held) = self.held.get_mut(&volume)
+                    && let Some(epoch) = held.epoch
+                {
+                    held.health = VolumeHealth::Failed;
+                    held.stage = Stage::LettingGo;
+                    held.note = why;
+                    self.clear_away(volume, epoch);
+                }
+            }
             News::DeviceFailed { volume, why } => {
                 if let Some(held) = self.held.get_mut(&volume) {
                     held.note = why;
@@ -440,8 +454,16 @@ impl Control {
                 epoch,
                 seq,
                 new_isr,
+                found_seq,
             } = ask;
-            let answer = client.set_isr(volume, epoch, seq, new_isr.clone()).await;
+            let isr = new_isr.clone();
+            let answer = match found_seq {
+                None => client.set_isr(volume, epoch, seq, isr).await,
+                Some(found) => {
+                    let found = (found, isr);
+                    client.verify_membership(volume, epoch, seq, found).await
+                }
+            };
             let verdict = verdict(answer, new_isr);
             let answer = MetadAnswer {
                 volume,

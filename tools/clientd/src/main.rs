@@ -9,12 +9,14 @@ mod disks;
 mod left_behind;
 mod metrics;
 mod refusal;
+mod survival;
 
 use crate::app::{CONTROL_TOKEN, Clientd, ROOM_DISKS, ROOM_INITIATOR, ROOM_VOLUMES};
 use crate::bridge::{NEWS_MAX, ORDERS_MAX, Order};
 use crate::config::ClientdConfig;
 use crate::control::Control;
 use crate::disks::Disks;
+use crate::survival::Survival;
 use anyhow::{Context, Result};
 use daemon::identity::Identity;
 use daemon::{Cli, service};
@@ -56,8 +58,11 @@ fn main() -> ExitCode {
 
 /// Starts both threads. The devices outlive the process: the next clientd takes them over.
 fn serve(config: ClientdConfig) -> Result<()> {
+    let runtime_dir = &config.runtime_dir;
+    std::fs::create_dir_all(runtime_dir)
+        .with_context(|| format!("cannot make runtime_dir {}", runtime_dir.display()))?;
     // Before the first thread: what is set here is inherited.
-    ublk::protect_process(&[&config.data_dir])?;
+    ublk::protect_process(&[&config.data_dir, runtime_dir])?;
     let identity = Identity::load_or_create(&config.data_dir)?;
     let ring = UringConfig {
         arena: config.arena.to_reactor(),
@@ -77,7 +82,8 @@ fn serve(config: ClientdConfig) -> Result<()> {
         seed,
     });
     let disks = Disks::new(ROOM_DISKS, config.ublk.clone());
-    let mut app = Clientd::new(Arc::clone(&orders), news, volumes, disks);
+    let survival = Survival::new(&config.runtime_dir);
+    let mut app = Clientd::new(Arc::clone(&orders), news, volumes, disks, survival);
     let control = thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || {

@@ -131,9 +131,10 @@ fn storaged_toml(daemon: &Daemon, dir: &Path, members: &[SocketAddr], store_byte
 
 fn clientd_toml(daemon: &Daemon, dir: &Path, members: &[SocketAddr]) -> String {
     format!(
-        "name = \"dev\"\ndata_dir = {}\nmetrics_listen = {}\n{}\n\
+        "name = \"dev\"\ndata_dir = {}\nruntime_dir = {}\nmetrics_listen = {}\n{}\n\
          [arena]\nslots_4k = 1024\nslots_16k = 512\nslots_128k = 192\n",
         quoted(dir.join(&daemon.name).display()),
+        quoted(dir.join(&daemon.name).join("run").display()),
         quoted(daemon.metrics),
         metad_list(members),
     )

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 /// Reads a command. CDW10 (version) to CDW15 as given, `data` as transferred.
 pub(crate) fn operation(op: u8, cdws: [u32; 6], data: Option<&[u8]>) -> Result<StoreOp, Status> {
-    let [version, cdw11, cdw12, cdw13, ..] = cdws;
+    let [version, cdw11, cdw12, cdw13, cdw14, _] = cdws;
     if version & 0xffff != u32::from(vendor::PROTOCOL_VERSION) {
         return Err(Status::PROTOCOL_VERSION);
     }
@@ -32,6 +32,7 @@ pub(crate) fn operation(op: u8, cdws: [u32; 6], data: Option<&[u8]>) -> Result<S
         opcode::STABLE => Ok(StoreOp::Stable {
             tick: WriteTick(long),
             idle_ticks: cdw13,
+            keep_max: cdw14,
         }),
         opcode::READ_MARKS => Ok(StoreOp::ReadMarks {
             from: RegionIndex(cdw11),

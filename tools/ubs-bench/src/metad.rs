@@ -210,6 +210,8 @@ fn translate(grant: control::core::AttachGrant) -> AttachGrant {
         epoch: grant.epoch,
         seq: grant.seq,
         isr: grant.isr,
+        verified: grant.verified,
+        survived: None,
         head: Generation(0),
         ticket: [0; 32],
         slices: grant.slices.into_iter().map(path).collect(),

@@ -4,7 +4,9 @@ use crate::context::{Context, named};
 use crate::failure::Failure;
 use crate::output::{Format, Listing, Row, say, size, time};
 use clap::Subcommand;
-use control::api::{Filter, ResilverOutcome, ResilverView, Resilvers, VolumeView};
+use control::api::{
+    Filter, ResilverOutcome, ResilverReport, ResilverView, Resilvers, VolumeView,
+};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use shardmap::units::{StoreId, VolumeId};
@@ -31,7 +33,9 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
 async fn ls(context: &Context) -> Result<(), Failure> {
     let all = context.client.resilvers(Filter::default()).await?;
     let rows = all.running.iter().chain(all.history.iter().rev()).map(row);
-    let columns = &["VOLUME", "TO", "STATE", "DONE", "TOTAL", "RATE", "STARTED"];
+    let columns = &[
+        "VOLUME", "TO", "STATE", "DONE", "TOTAL", "RATE", "ETA", "STARTED",
+    ];
     Listing {
         kind: "ResilverList",
         columns,
@@ -53,6 +57,7 @@ fn row(r: &ResilverView) -> Row {
             size(report.done_bytes),
             size(report.total_bytes),
             format!("{}/s", size(report.bytes_per_s)),
+            eta_s(&report).map_or_else(|| "-".to_owned(), eta),
             time(report.started_unix_ms),
         ],
         json: json!({
@@ -64,9 +69,26 @@ fn row(r: &ResilverView) -> Row {
             "doneBytes": report.done_bytes,
             "totalBytes": report.total_bytes,
             "bytesPerSecond": report.bytes_per_s,
+            "etaSeconds": eta_s(&report),
             "startedUnixMs": report.started_unix_ms,
             "endedUnixMs": report.ended_unix_ms,
         }),
+    }
+}
+
+/// Seconds that are left at the rate so far; `None` if it does not run or has not moved yet.
+fn eta_s(report: &ResilverReport) -> Option<u64> {
+    let left = report.total_bytes.saturating_sub(report.done_bytes);
+    let running = report.outcome == ResilverOutcome::Running;
+    left.checked_div(report.bytes_per_s).filter(|_| running)
+}
+
+/// `45 s`, `3 min 5 s`, `2 h 7 min`.
+fn eta(s: u64) -> String {
+    match (s / 3600, s / 60 % 60, s % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, min, s) => format!("{min} min {s} s"),
+        (h, min, _) => format!("{h} h {min} min"),
     }
 }
 
@@ -173,7 +195,10 @@ impl Shown {
 
     fn update(&mut self, r: &ResilverView) {
         let report = r.report;
-        let rate = format!("{}/s", size(report.bytes_per_s));
+        let mut rate = format!("{}/s", size(report.bytes_per_s));
+        if let Some(left) = eta_s(&report) {
+            rate += &format!(", {} left", eta(left));
+        }
         if let Some(bar) = &self.bar {
             bar.set_length(report.total_bytes);
             bar.set_position(report.done_bytes);
@@ -200,5 +225,18 @@ impl Shown {
             Some(bar) => bar.abandon_with_message(how.to_owned()),
             None => say(&format!("{}: {how}", self.title)),
         }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_told_in_two_units() {
+        assert_eq!(
+            [0, 45, 185, 7_625].map(eta),
+            ["0 s", "45 s", "3 min 5 s", "2 h 7 min"]
+        );
     }
 }

@@ -42,6 +42,15 @@ impl Replicator {
         if self.phase != Phase::Attaching {
             return;
         }
+        if !self.verified {
+            return self.verify_forward(out);
+        }
+        if self.knows_newer_stamp() {
+            return self.end_attach(AttachFault::MetadBehind, out);
+        }
+        if self.is_lost_above() {
+            return self.end_attach(AttachFault::DataLost, out);
+        }
         if self.attach_due && self.pending.is_none() {
             let usable = self.usable(self.isr);
             if let Some(homes) = self.copysets.iter().find(|h| usable.and(**h).is_empty()) {
@@ -55,6 +64,24 @@ impl Replicator {
         }
     }
 
+    /// metad commits a membership before any store is stamped with it, so a newer stamp means that
+    /// metad has lost commits without saying so.
+    fn knows_newer_stamp(&self) -> bool {
+        let open = |at: &Position| self.leg(*at).session == Session::Open;
+        let newer = |at: Position| self.leg(at).facts.stamp_seq > self.seq;
+        self.pending.is_none() && self.all.iter().filter(open).any(newer)
+    }
+
+    /// What is above us has outlived our predecessor, and some shard has no member left that is sure
+    /// to hold all that was acknowledged (protocol §10).
+    fn is_lost_above(&self) -> bool {
+        let lost = |homes: &Members| {
+            let members = homes.and(self.isr);
+            !members.is_empty() && members.iter().all(|at| self.leg(at).suspect)
+        };
+        self.survived && self.copysets.iter().any(lost)
+    }
+
     fn establish(&mut self, out: &mut Outbox) {
         let mut regions = RegionSet::new();
         for at in self.isr.iter() {
@@ -66,6 +93,9 @@ impl Replicator {
         for at in self.isr.iter() {
             self.leg_mut(at).witnessed = true;
         }
+        if self.survived {
+            self.inherit_unflushed(&regions);
+        }
         self.trace(
             TraceEvent::Establish {
                 regions: regions.len_regions(),
@@ -73,8 +103,41 @@ impl Replicator {
             out,
         );
         self.begin_reconcile(regions);
+        self.remember(out);
         out.push(Effect::Attached);
         self.changed = true;
+    }
+
+    /// What our predecessor acknowledged and no flush covered lies in marked regions: a member that
+    /// restarts from now on may lose it, and a flush from above has to cover it.
+    fn inherit_unflushed(&mut self, regions: &RegionSet) {
+        let size_blocks = self.map.size_blocks;
+        for region in regions.iter() {
+            for at in self.homes_of_region(region).and(self.isr).iter() {
+                self.legs[at.index()].unflushed.inherit(region, size_blocks);
+            }
+        }
+        self.legs.iter_mut().for_each(|leg| leg.inherited = false);
+    }
+
+    /// Hands out under which incarnations members hold all that is acknowledged, if that changed. A
+    /// member without a session at the moment keeps its entry: it may come back as it was.
+    pub(super) fn remember(&mut self, out: &mut Outbox) {
+        if !matches!(self.phase, Phase::Serving | Phase::Detaching) {
+            return;
+        }
+        let trusted = self.isr.iter().filter(|at| !self.leg(*at).suspect);
+        let entry = |at: Position| {
+            let leg = self.leg(at);
+            let open = leg.session == Session::Open;
+            let now = leg.incarnation.filter(|_| open);
+            Some((at, now.or_else(|| self.remembered.get(&at).copied())?))
+        };
+        let now: std::collections::BTreeMap<_, _> = trusted.filter_map(entry).collect();
+        if now != self.remembered {
+            self.remembered = now;
+            out.push(Effect::Remember(self.remembered.clone()));
+        }
     }
 
     /// Nothing was served: gives up without a trace at metad.
@@ -86,8 +149,8 @@ impl Replicator {
 
     /// Tells the membership to every in-sync member that does not hold its stamp. Model: `Stamp`.
     pub(super) fn send_stamps(&mut self, out: &mut Outbox) {
-        if self.seq == MembershipSeq(0) || self.pending.is_some() {
-            return;
+        if self.seq == MembershipSeq(0) || self.pending.is_some() || !self.verified {
+            return; // a restored membership must not look like a newer one
         }
         let missing = self
             .usable(self.isr)
@@ -117,7 +180,7 @@ impl Replicator {
             let why = match why {
                 FailReason::Fenced => AttachFault::Fenced,
                 FailReason::Membership => AttachFault::Membership,
-                FailReason::DataLost => AttachFault::StoresNeeded(Members::EMPTY),
+                FailReason::DataLost => AttachFault::DataLost,
             };
             return self.end_attach(why, out);
         }

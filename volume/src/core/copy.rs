@@ -15,6 +15,17 @@ pub(super) enum CopyFor {
     Resilver,
     /// Durable on completion; its region's lock is held by the reconciliation.
     Reconcile,
+    /// Durable on completion; queues for its lock like a read.
+    Repair,
+}
+
+impl CopyFor {
+    const fn is_durable(self) -> bool {
+        match self {
+            Self::Resilver => false,
+            Self::Reconcile | Self::Repair => true,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +54,13 @@ pub(super) struct Copy {
     pub(super) zero: bool,
 }
 
+impl Copy {
+    /// The end of a write may let it begin.
+    pub(super) fn waits_for_writes(&self) -> bool {
+        self.purpose == CopyFor::Resilver && self.stage == CopyStage::Locking
+    }
+}
+
 impl Replicator {
     pub(super) fn new_copy(
         &mut self,
@@ -53,7 +71,7 @@ impl Replicator {
         let id = CopyId(self.next_copy);
         self.next_copy += 1;
         let stage = match purpose {
-            CopyFor::Resilver => CopyStage::Locking,
+            CopyFor::Resilver | CopyFor::Repair => CopyStage::Locking,
             CopyFor::Reconcile => CopyStage::Sourcing,
         };
         let copy = Copy {
@@ -105,8 +123,8 @@ impl Replicator {
             return;
         };
         match copy.stage {
-            CopyStage::Locking => self.try_copy(id, out),
-            CopyStage::Reading(_) => {}
+            CopyStage::Locking if copy.purpose == CopyFor::Resilver => self.try_copy(id, out),
+            CopyStage::Locking | CopyStage::Reading(_) => {}
             CopyStage::Sourcing => self.read_source(id, out),
             CopyStage::Writing => self.write_targets(id, out),
         }
@@ -114,12 +132,17 @@ impl Replicator {
 
     fn read_source(&mut self, id: CopyId, out: &mut Outbox) {
         let copy = &self.copies[&id];
-        let range = copy.range;
-        let source = match copy.purpose {
-            CopyFor::Resilver => self.choose_reader(copy.homes, copy.tried, id.0),
+        let (range, purpose) = (copy.range, copy.purpose);
+        let source = match purpose {
+            CopyFor::Resilver | CopyFor::Repair => self.choose_reader(copy.homes, copy.tried, id.0),
             CopyFor::Reconcile => self.reconcile_source(),
         };
-        let Some(at) = source else { return };
+        let Some(at) = source else {
+            if purpose == CopyFor::Repair {
+                self.end_copy(id, out);
+            }
+            return;
+        };
         self.copies.get_mut(&id).expect("just seen").stage = CopyStage::Reading(at);
         let into = Payload::Copy(id);
         self.send(
@@ -142,7 +165,7 @@ impl Replicator {
 
     fn write_targets(&mut self, id: CopyId, out: &mut Outbox) {
         let copy = &self.copies[&id];
-        let (range, zero, fua) = (copy.range, copy.zero, copy.purpose == CopyFor::Reconcile);
+        let (range, zero, fua) = (copy.range, copy.zero, copy.purpose.is_durable());
         let targets = copy.targets.and(self.write_set());
         let (asked, done) = (copy.sent.or(copy.done), copy.done);
         if done.covers(targets) {
@@ -175,15 +198,18 @@ impl Replicator {
         };
         copy.sent.remove(at);
         copy.done.insert(at);
-        let (range, durable) = (copy.range, copy.purpose == CopyFor::Reconcile);
+        let (range, durable) = (copy.range, copy.purpose.is_durable());
         self.leg_mut(at).unflushed.on_written(range, durable);
         self.advance_copy(id, out);
     }
 
     fn copy_done(&mut self, id: CopyId, out: &mut Outbox) {
-        let (purpose, range) = (self.copies[&id].purpose, self.copies[&id].range);
-        if purpose == CopyFor::Resilver {
-            self.resilver_copied(range, out);
+        let copy = &self.copies[&id];
+        let (range, done) = (copy.range, copy.done);
+        match copy.purpose {
+            CopyFor::Resilver => self.resilver_copied(range, out),
+            CopyFor::Repair => done.iter().for_each(|at| self.repaired(at, range, out)),
+            CopyFor::Reconcile => {}
         }
         self.end_copy(id, out);
     }
@@ -211,8 +237,8 @@ impl Replicator {
             return self.abandon_copy(id, out);
         }
         copy.stage = CopyStage::Sourcing;
-        let exhausted = copy.tried.covers(copy.homes.and(self.read_set()));
-        if exhausted {
+        let (purpose, tried, homes) = (copy.purpose, copy.tried, copy.homes);
+        if purpose == CopyFor::Resilver && tried.covers(homes.and(self.read_set())) {
             self.drop_resilver(out);
         } else {
             self.advance_copy(id, out);
@@ -222,7 +248,12 @@ impl Replicator {
     /// Gives back lock and buffer.
     pub(super) fn end_copy(&mut self, id: CopyId, out: &mut Outbox) {
         let copy = self.copies.remove(&id).expect("ends once");
-        if copy.purpose == CopyFor::Resilver && copy.stage != CopyStage::Locking {
+        let locks = match copy.purpose {
+            CopyFor::Resilver => copy.stage != CopyStage::Locking,
+            CopyFor::Repair => true, // waiting for it counts
+            CopyFor::Reconcile => false,
+        };
+        if locks {
             self.lock.release(Holder::Copy(id), &mut self.granted);
         }
         out.push(Effect::DropCopy(id));

@@ -10,7 +10,7 @@ impl Replicator {
     /// Asks for the in-sync set without the condemned members, as far as that leaves every shard
     /// a connected member that lost nothing. Model: `Propose`.
     pub(super) fn propose(&mut self, out: &mut Outbox) {
-        if self.pending.is_some() {
+        if self.pending.is_some() || !self.verified {
             return;
         }
         if self.phase == Phase::Attaching && self.attach_due {
@@ -66,18 +66,24 @@ impl Replicator {
             request,
             isr,
             tries: 0,
+            found: None,
         });
         self.abort_stable(out);
         self.repeat_request(out);
         self.changed = true;
     }
 
-    fn repeat_request(&mut self, out: &mut Outbox) {
+    pub(super) fn repeat_request(&mut self, out: &mut Outbox) {
         let pending = self.pending.expect("asked for");
-        out.push(Effect::AskMetad {
-            request: pending.request,
-            seq: self.seq,
-            isr: pending.isr,
+        let (request, seq, isr) = (pending.request, self.seq, pending.isr);
+        out.push(match pending.found {
+            None => Effect::AskMetad { request, seq, isr },
+            Some(found_seq) => Effect::AskVerify {
+                request,
+                seq,
+                found_seq,
+                isr,
+            },
         });
         let at = self.now.plus_ms(self.config.metad_retry_ms);
         out.push(Effect::Arm {
@@ -105,10 +111,17 @@ impl Replicator {
             return; // an answer to an earlier sending of a request that is settled
         };
         match verdict {
-            Verdict::Committed { seq, isr } | Verdict::Stale { seq, isr } if isr == pending.isr => {
+            Verdict::Committed { seq, isr } if pending.found.is_some() => {
+                self.on_verified(seq, isr, out);
+            }
+            Verdict::Committed { seq, isr } | Verdict::Stale { seq, isr }
+                if pending.found.is_none() && isr == pending.isr =>
+            {
                 self.learn(seq, isr, out);
             }
-            Verdict::Stale { seq, isr } if isr == self.isr && seq > self.seq => {
+            Verdict::Stale { seq, isr }
+                if pending.found.is_none() && isr == self.isr && seq > self.seq =>
+            {
                 self.seq = seq;
                 self.pending = None;
                 self.stamped = Members::EMPTY;
@@ -149,6 +162,7 @@ impl Replicator {
     /// A member is out: what it lacks is noted, its session closed, its return put off if it has
     /// been in and out before.
     fn exclude(&mut self, at: Position, out: &mut Outbox) {
+        let slow = self.leg(at).condemned == Some(super::leg::Condemned::Slow);
         if self.leg(at).session == Session::Open {
             self.send(at, Purpose::Close, super::event::Command::CloseSlice, out);
         }
@@ -163,6 +177,9 @@ impl Replicator {
         leg.suspect = false;
         leg.condemned = None;
         leg.failures = if flapping { leg.failures + 1 } else { 0 };
+        if slow {
+            self.keep_out(at);
+        }
         self.retry_later(at);
     }
 

@@ -57,7 +57,8 @@ impl Replicator {
         match self.detach.stage {
             DetachStage::Draining => {
                 let host = |f: &super::flush::FlushTicket| matches!(f.purpose, FlushFor::Host(_));
-                if self.ops.is_empty() && !self.flushes.values().any(host) {
+                let repairing = self.repairs().next().is_some();
+                if self.ops.is_empty() && !self.flushes.values().any(host) && !repairing {
                     self.detach.stage = DetachStage::Flushing;
                     self.start_flush(FlushFor::Detach, self.write_set(), false, out);
                 }

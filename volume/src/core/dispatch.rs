@@ -30,6 +30,7 @@ impl Replicator {
             Timer::Reopen(_) | Timer::Resilver => self.changed = true,
             Timer::Metad => self.on_metad_timer(out),
             Timer::Stable => self.on_stable_timer(out),
+            Timer::Slow => self.on_slow_timer(out),
         }
     }
 
@@ -53,13 +54,15 @@ impl Replicator {
         self.reconcile_forward(out);
         self.stable_forward(out);
         self.resilver_forward(out);
+        self.repair_forward(out);
+        self.remember(out);
         self.detach_forward(out);
     }
 
     pub(super) fn on_granted(&mut self, holder: Holder, out: &mut Outbox) {
         match holder {
             Holder::Host(op) => self.start_op(op, out),
-            Holder::Copy(copy) => unreachable!("{copy:?} never waits in the queue"),
+            Holder::Copy(copy) => self.on_repair_locked(copy, out),
             Holder::Region(region) => self.on_region_locked(region, out),
         }
     }
@@ -143,7 +146,8 @@ impl Replicator {
             }
             (Purpose::Stamp(seq), Answer::Done) => self.on_stamped(at, seq, out),
             (Purpose::HostRead { op, piece }, Answer::Done) => {
-                self.on_read_done(op, piece, at, out)
+                self.note_read_time(at, command.sent_at);
+                self.on_read_done(op, piece, at, out);
             }
             (Purpose::HostWrite { op, piece }, Answer::Done) => {
                 self.on_write_done(op, piece, at, out);
@@ -164,7 +168,9 @@ impl Replicator {
                 self.on_resilver_step(purpose, out);
             }
             (Purpose::Tick(pass), Answer::Tick(tick)) => self.on_tick(at, pass, tick),
-            (Purpose::Stable(pass), Answer::Done) => self.on_stable_done(at, pass, out),
+            (Purpose::Stable(pass), Answer::MarksLeft(left)) => {
+                self.on_stable_done(at, pass, left, out);
+            }
             (Purpose::Close, Answer::Done) => self.on_closed(at, out),
             (purpose, answer) => panic!("position {at}: {purpose:?} answered by {answer:?}"),
         }
@@ -177,6 +183,9 @@ impl Replicator {
             Purpose::HostRead { op, piece } => self.on_read_fault(op, piece, at, fault, out),
             Purpose::HostWrite { op, piece } => self.on_write_fault(op, piece, at, fault, out),
             Purpose::CopyRead(copy) => self.on_copy_unreadable(copy, at, out),
+            Purpose::CopyWrite(copy) if self.repairs().any(|(id, _)| id == copy) => {
+                self.repair_refused(copy, at, out);
+            }
             Purpose::CopyWrite(_)
             | Purpose::Flush
             | Purpose::Stamp(_)

@@ -6,9 +6,10 @@ use super::members::{Members, Position};
 use shardmap::dirty::{BlockSet, RegionSet};
 use shardmap::map::VolumeMap;
 use shardmap::units::{
-    BlockRange, Epoch, Generation, Incarnation, MembershipSeq, Moment, RegionIndex, StoreId,
+    BlockRange, Epoch, Generation, Incarnation, Lba, MembershipSeq, Moment, RegionIndex, StoreId,
     WriteTick,
 };
+use std::collections::BTreeMap;
 
 /// What the core needs of metad's answer to an attach.
 #[derive(Clone, Debug)]
@@ -21,6 +22,13 @@ pub struct Grant {
     pub seq: MembershipSeq,
     /// The in-sync set.
     pub isr: Members,
+    /// The membership is the newest there is. Otherwise (after a disaster restore of metad) the
+    /// stores' stamps decide.
+    pub verified: bool,
+    /// `Some` if what is above the volume has outlived our predecessor: the incarnations under
+    /// which members hold all that was acknowledged ([`Effect::Remember`]). Members that are
+    /// missing here, or have another incarnation, may lack some of it.
+    pub survived: Option<BTreeMap<Position, Incarnation>>,
     /// Generation that takes writes.
     pub head: Generation,
 }
@@ -126,8 +134,16 @@ pub enum Command {
     Stamp(Stamp),
     /// Take a moment on the store's own logical clock.
     Tick,
-    /// Unmark regions last written before the tick.
-    Stable(WriteTick),
+    /// Unmark regions last written more than `idle_ticks` before the tick, and as many of those
+    /// last written before the tick as it takes to keep at most `keep_max`.
+    Stable {
+        /// Taken earlier on this session.
+        tick: WriteTick,
+        /// How long a region must have been idle.
+        idle_ticks: u32,
+        /// Marks that may stay; zero is no limit.
+        keep_max: u32,
+    },
     /// Ask for the marks at and above a region.
     ReadMarks {
         /// First region asked for.
@@ -196,6 +212,8 @@ pub enum Answer {
     Presence(BlockSet),
     /// To [`Command::Hash`].
     Hashes(Vec<u64>),
+    /// To [`Command::Stable`]: marks that stayed.
+    MarksLeft(u64),
 }
 
 /// Why a store did not do a command.
@@ -262,6 +280,8 @@ pub enum Timer {
     Resilver,
     /// Look whether marks can be cleaned.
     Stable,
+    /// Look whether a member is slow.
+    Slow,
 }
 
 /// Something that happened.
@@ -333,6 +353,21 @@ pub enum Effect {
         /// The set wanted.
         isr: Members,
     },
+    /// Ask metad to record the membership that the stores have confirmed; answered by
+    /// [`Event::Metad`].
+    AskVerify {
+        /// The request; repeated with the same id until answered.
+        request: RequestId,
+        /// Version that was granted.
+        seq: MembershipSeq,
+        /// Newest version found.
+        found_seq: MembershipSeq,
+        /// Its in-sync set.
+        isr: Members,
+    },
+    /// Keep this where it outlives our process and not the machine, for [`Grant::survived`]. One
+    /// that is out of date is safe: it only trusts fewer members.
+    Remember(BTreeMap<Position, Incarnation>),
     /// Arm an alarm, replacing an earlier one of the same name.
     Arm {
         /// Which.
@@ -386,6 +421,13 @@ pub enum AttachFault {
     /// metad's record is not what we asked for.
     #[error("the recorded membership changed under our epoch")]
     Membership,
+    /// A store was told of a newer membership than metad knows of.
+    #[error("metad knows an older membership than the stores: it has lost part of its history")]
+    MetadBehind,
+    /// What is above the volume has outlived our predecessor, and no in-sync store of some shard is
+    /// sure to hold all that was acknowledged.
+    #[error("every in-sync store of a shard restarted and may have lost unflushed writes")]
+    DataLost,
     /// The volume was detached first.
     #[error("detached before it was attached")]
     Detached,
@@ -488,6 +530,27 @@ pub enum TraceEvent {
         seq: MembershipSeq,
         /// The set.
         isr: Members,
+    },
+    /// The newest membership was found on the stores. Model: `Verify`.
+    Verify {
+        /// Its new version.
+        seq: MembershipSeq,
+        /// The set.
+        isr: Members,
+    },
+    /// A member keeps writes waiting that others have taken.
+    Slow {
+        /// Which.
+        store: StoreId,
+    },
+    /// What a member could not read was written to it again.
+    Repaired {
+        /// Which.
+        store: StoreId,
+        /// First block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
     },
     /// A member holds the current stamp. Model: `Stamp`.
     Stamp {

@@ -43,8 +43,7 @@ impl Replicator {
         let mut needs = Members::EMPTY;
         for at in over.iter() {
             let leg = self.leg_mut(at);
-            let idle = leg.flush.running.is_none() && !leg.unflushed.wants_flush();
-            if forced || !idle || !leg.usable() {
+            if forced || !leg.has_all_flushed() {
                 needs.insert(at);
                 leg.flush.next.push(id);
                 leg.flush.forced |= forced;
@@ -141,8 +140,8 @@ impl Replicator {
         leg.flush.next.clear();
         leg.flush.forced = false;
         for (id, ticket) in &mut self.flushes {
-            if ticket.over.has(at) {
-                ticket.needs.insert(at);
+            // Who has its answer from this store keeps it: what was durable then still is.
+            if ticket.needs.has(at) {
                 leg.flush.next.push(*id);
                 leg.flush.forced |= ticket.forced;
             }

@@ -19,7 +19,13 @@ impl Replicator {
             assert_eq!(joining, asked, "joining means asked for");
         }
         if let Some(pending) = &self.pending {
-            assert!(!pending.isr.is_empty() && pending.isr != self.isr);
+            let changes = pending.found.is_some() || pending.isr != self.isr;
+            assert!(!pending.isr.is_empty() && changes);
+            assert_eq!(
+                pending.found.is_none(),
+                self.verified,
+                "verified once, first"
+            );
         }
         if cfg!(debug_assertions) {
             self.scan();

@@ -3,7 +3,7 @@
 use super::event::{CommandId, SliceFacts};
 use super::flush::FlushId;
 use shardmap::dirty::{BlockSet, RegionSet};
-use shardmap::units::{BlockRange, Incarnation, Moment, StoreId};
+use shardmap::units::{BlockRange, Incarnation, Moment, RegionIndex, StoreId};
 
 /// How far a session is.
 ///
@@ -27,6 +27,8 @@ pub(super) enum Condemned {
     Grace,
     /// The store does not serve the slice. Forgiven by a session.
     Refused,
+    /// It keeps writes waiting that others have taken long ago.
+    Slow,
     /// It failed a write that others took, or lost what it had acknowledged.
     Diverged,
 }
@@ -50,6 +52,11 @@ impl Unflushed {
         } else {
             self.completed.insert(range);
         }
+    }
+
+    /// Writes of our predecessor that completed on the store, as far as marks tell.
+    pub(super) fn inherit(&mut self, region: RegionIndex, size_blocks: u64) {
+        self.completed.insert_region(region, size_blocks);
     }
 
     /// True if a flush sent now would have something to cover.
@@ -116,6 +123,13 @@ pub(super) struct Leg {
     pub(super) marks: RegionSet,
     /// It lost what it had acknowledged: no reads, no flush credit.
     pub(super) suspect: bool,
+    /// It may hold acknowledged writes of our predecessor that no flush has covered, while what is
+    /// above us is still the same. Only while attaching; then `unflushed` has them.
+    pub(super) inherited: bool,
+    /// How long reads take, smoothed; zero before the first.
+    pub(super) read_ns: u64,
+    /// How often it was removed for being slow.
+    pub(super) slow_exits: u32,
     pub(super) condemned: Option<Condemned>,
     pub(super) unflushed: Unflushed,
     pub(super) flush: LegFlush,
@@ -145,6 +159,9 @@ impl Leg {
             facts: SliceFacts::default(),
             marks: RegionSet::new(),
             suspect: false,
+            inherited: false,
+            read_ns: 0,
+            slow_exits: 0,
             condemned: None,
             unflushed: Unflushed::default(),
             flush: LegFlush::default(),
@@ -155,6 +172,14 @@ impl Leg {
             retry_at: Moment::default(),
             joined_at: None,
         }
+    }
+
+    /// Nothing that was acknowledged can be lost with its cache: a flush has nothing to do there,
+    /// even if the store cannot be reached.
+    pub(super) fn has_all_flushed(&self) -> bool {
+        let flush = &self.flush;
+        let quiet = flush.running.is_none() && flush.next.is_empty();
+        quiet && !self.unflushed.wants_flush() && !self.suspect
     }
 
     /// Data commands may be sent and their answers count.

@@ -5,8 +5,8 @@
 //! promises the rules of `docs/replication.md`; the caller owes it every [`Event`] that an
 //! [`Effect`] asks for, exactly once, and never re-enters [`Replicator::step`].
 //!
-//! Handlers by concern: `attach`, `on_path` (sessions), `on_host`, `on_write`, `on_read`, `flush`,
-//! `degrade`, `reconcile`, `copy`, `resilver`, `stable`, `detach`. Each is a small part of one
+//! Handlers by concern: `attach`, `verify`, `on_path` (sessions), `on_host`, `on_write`, `on_read`,
+//! `repair`, `flush`, `degrade`, `slow`, `reconcile`, `copy`, `resilver`, `stable`, `detach`. Each is a small part of one
 //! machine; `ReplicatedShard.tla` is its model and the names are the same.
 
 pub mod event;
@@ -24,11 +24,15 @@ mod on_host;
 mod on_path;
 mod on_read;
 mod on_write;
+mod pace;
 mod range_lock;
 mod reconcile;
+mod repair;
 mod resilver;
+mod slow;
 mod stable;
 mod state;
+mod verify;
 
 pub use event::{
     Answer, AttachFault, Command, CommandId, CopyId, Effect, Event, FailReason, Fault, Grant,

@@ -32,6 +32,7 @@ impl Replicator {
             what,
             range,
             stage: Stage::Locking,
+            began: self.now,
             pieces: self.pieces_of(range),
             start_no: 0,
             fault: None,
@@ -54,6 +55,7 @@ impl Replicator {
                 done: Members::EMPTY,
                 failed: Members::EMPTY,
                 full: Members::EMPTY,
+                unreadable: Members::EMPTY,
                 finished: false,
             })
             .collect()
@@ -91,7 +93,7 @@ impl Replicator {
                     self.legs[at.index()].dirty.insert(piece.range);
                 }
             }
-            self.note_write(out);
+            self.note_write(id, out);
         }
         self.advance_op(id, out);
     }
@@ -137,10 +139,16 @@ impl Replicator {
         }
         let op = self.ops.remove(&id).expect("just seen");
         self.lock.release(Holder::Host(id), &mut self.granted);
+        let took_ns = self.now.since_ns(op.began);
+        if let Some(resilver) = &mut self.resilver {
+            self.changed |= resilver.pace.on_host_done(self.now, took_ns);
+        }
         let result = op.fault.map_or(Ok(()), Err);
         out.push(Effect::Complete { op: id, result });
-        let waits = |c: &super::copy::Copy| c.stage == super::copy::CopyStage::Locking;
-        self.changed |= self.copies.values().any(waits);
+        self.changed |= self
+            .copies
+            .values()
+            .any(super::copy::Copy::waits_for_writes);
         if self.ops.is_empty() && (self.resilver.is_some() || self.phase == Phase::Detaching) {
             self.changed = true; // detach goes on, the resilver may go faster
         }

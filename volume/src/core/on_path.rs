@@ -98,18 +98,19 @@ impl Replicator {
     }
 
     pub(super) fn on_opened(&mut self, at: Position, incarnation: Incarnation, out: &mut Outbox) {
-        let in_sync = self.ack_set().has(at);
+        // Before the stores have said who is in sync, anybody may turn out to be.
+        let in_sync = self.ack_set().has(at) || !self.verified;
         let leg = &mut self.legs[at.index()];
         assert_eq!(leg.session, Session::Opening);
         let was = leg.incarnation.replace(incarnation);
-        if let Some(was) = was.filter(|was| *was != incarnation) {
+        if was != Some(incarnation) {
             let lost = leg.unflushed.take_lost();
-            if in_sync && !lost.is_empty() {
+            if in_sync && (leg.inherited || !lost.is_empty()) {
                 leg.suspect = true;
                 leg.condemned = Some(Condemned::Diverged);
                 out.push(Effect::Trace(TraceEvent::Suspect {
                     store: leg.store,
-                    was,
+                    was: was.unwrap_or_default(),
                     now: incarnation,
                 }));
             }
@@ -121,7 +122,9 @@ impl Replicator {
     }
 
     pub(super) fn on_facts(&mut self, at: Position, facts: SliceFacts, out: &mut Outbox) {
-        let (attaching, in_sync) = (self.phase == Phase::Attaching, self.ack_set().has(at));
+        let attaching = self.phase == Phase::Attaching;
+        let in_sync = self.ack_set().has(at);
+        let wants_marks = attaching && (in_sync || !self.verified) && facts.mark_count > 0;
         let leg = &mut self.legs[at.index()];
         assert_eq!(leg.session, Session::Learning);
         if leg.incarnation != Some(facts.incarnation) {
@@ -134,7 +137,7 @@ impl Replicator {
             leg.condemned = Some(Condemned::Diverged);
         }
         leg.marks.clear();
-        if attaching && in_sync && facts.mark_count > 0 {
+        if wants_marks {
             leg.session = Session::Marks;
             let from = shardmap::units::RegionIndex(0);
             return self.send(at, Purpose::AttachMarks, Command::ReadMarks { from }, out);

@@ -40,8 +40,8 @@ impl Replicator {
         None
     }
 
-    /// The least busy member of ISR ∩ pending that is not suspect; equals take turns. Members that
-    /// are about to be removed come last.
+    /// The quickest member of ISR ∩ pending that is not suspect, the least busy of those that are
+    /// about as quick; equals take turns. Members that are about to be removed come last.
     pub(super) fn choose_reader(
         &self,
         homes: Members,
@@ -55,6 +55,7 @@ impl Replicator {
             let leg = self.leg(*at);
             (
                 leg.condemned.is_some(),
+                self.read_cost(*at, turn),
                 leg.outstanding,
                 (order + count - start) % count,
             )
@@ -71,7 +72,11 @@ impl Replicator {
         assert!(piece.sent.has(at) && !piece.finished);
         piece.sent.remove(at);
         piece.finished = true;
+        let (range, unreadable) = (piece.range, piece.unreadable);
         self.advance_op(id, out);
+        unreadable
+            .iter()
+            .for_each(|bad| self.start_repair(bad, range, out));
     }
 
     /// The read's session ended; its buffer is free. Another member is asked.
@@ -103,8 +108,12 @@ impl Replicator {
             .ops
             .get_mut(&id)
             .expect("a read is not over while it is outstanding");
-        op.pieces[index].sent.remove(at);
-        op.pieces[index].failed.insert(at);
+        let piece = &mut op.pieces[index];
+        piece.sent.remove(at);
+        piece.failed.insert(at);
+        if fault == Fault::Medium {
+            piece.unreadable.insert(at);
+        }
         self.advance_op(id, out);
     }
 }

@@ -82,6 +82,11 @@ impl Replicator {
         range.regions().for_each(|r| {
             self.reconcile.regions.insert(r);
         });
+        // What a member has of it may sit in its cache, and must be durable before it is the truth.
+        self.reconcile.flushed = false;
+        if std::mem::take(&mut self.reconcile.flushing) {
+            self.cancel_flush(FlushFor::Reconcile);
+        }
         self.changed = true;
     }
 
@@ -145,7 +150,7 @@ impl Replicator {
             .expect("the region's work waits for its lock");
         assert!(work.region == region && work.stage == WorkStage::Locking);
         work.stage = WorkStage::Hashing;
-        self.hash_members(out);
+        self.reconcile_forward(out); // a write that failed meanwhile may have asked for a flush
     }
 
     fn hash_members(&mut self, out: &mut Outbox) {
@@ -279,6 +284,7 @@ impl Replicator {
         if self.reconcile.regions.is_empty() {
             self.reconcile.flushed = false;
             self.trace(TraceEvent::Reconciled, out);
+            self.note_marks(out);
         }
         let parked = std::mem::take(&mut self.parked);
         parked.into_iter().for_each(|op| self.admit(op, out));

@@ -5,11 +5,12 @@
 //!   any failure of the target: dropped, its session closed, begun again from what is known
 //! ```
 
-use super::copy::{Copy, CopyFor, CopyStage};
+use super::copy::{Copy, CopyFor};
 use super::event::{Command, Effect, Progress, Resilvered, Timer, TraceEvent};
 use super::flush::FlushFor;
 use super::leg::{Condemned, Session};
 use super::members::{Members, Position};
+use super::pace::Pace;
 use super::state::{Outbox, Phase, Purpose, Replicator};
 use crate::limits::{
     COPIES_BUSY_MAX, COPIES_MAX, COPY_BLOCKS_MAX, MARKS_PER_COMMAND_MAX, PRESENCE_REGIONS,
@@ -50,8 +51,10 @@ pub(super) struct Resilver {
     pub(super) blocks_missed: u64,
     pub(super) blocks_moved: u64,
     started: Moment,
-    /// The speed limit is kept until then.
-    pub(super) next_copy_at: Moment,
+    /// The configured speed limit is kept until then.
+    next_copy_at: Moment,
+    /// Holds copies back for the host's sake.
+    pub(super) pace: Pace,
     reported_at: Moment,
 }
 
@@ -110,6 +113,7 @@ impl Replicator {
             blocks_moved: 0,
             started: self.now,
             next_copy_at: self.now,
+            pace: Pace::new(self.now),
             reported_at: self.now,
         });
         self.trace(TraceEvent::StartRs { store }, out);
@@ -291,15 +295,15 @@ impl Replicator {
         let window = if busy { COPIES_BUSY_MAX } else { COPIES_MAX };
         while self.resilver_copies() < window && self.usable(self.target()) == self.target() {
             let (now, rs) = (self.now, self.resilver_mut());
-            if rs.next_copy_at > now {
-                let at = rs.next_copy_at;
-                out.push(Effect::Arm {
-                    timer: Timer::Resilver,
-                    at,
-                });
+            let limit = Some(rs.next_copy_at).filter(|at| *at > now);
+            let at = rs.pace.held_until(now, busy).max(limit);
+            let Some(range) = self.next_run() else { break };
+            if let Some(at) = at {
+                self.resilver_mut().cursor = range.start();
+                let timer = Timer::Resilver;
+                out.push(Effect::Arm { timer, at });
                 return;
             }
-            let Some(range) = self.next_run() else { break };
             self.start_copy(range, out);
         }
         let Some(rs) = self.resilver.as_ref() else {
@@ -319,7 +323,7 @@ impl Replicator {
     /// wait for that write: the write may wait for a member's removal, that for the target.
     fn drop_outrun_copies(&mut self, out: &mut Outbox) {
         let dirty = &self.legs[self.resilver.as_ref().expect("copying").target.index()].dirty;
-        let outrun = |c: &Copy| c.stage == CopyStage::Locking && !dirty.contains_all(c.range);
+        let outrun = |c: &Copy| c.waits_for_writes() && !dirty.contains_all(c.range);
         let outrun: Vec<_> = self
             .copies
             .iter()
@@ -332,11 +336,12 @@ impl Replicator {
     /// The next dirty run that no copy is at work on, within one shard.
     fn next_run(&mut self) -> Option<BlockRange> {
         let shard_blocks = self.map.shape.shard_blocks;
+        let none_in_flight = self.resilver_copies() == 0;
         let rs = self.resilver.as_mut().expect("copying");
         let dirty = &self.legs[rs.target.index()].dirty;
         let run = match dirty.first_run(rs.cursor, COPY_BLOCKS_MAX) {
             Some(run) => run,
-            None if self.copies.is_empty() => dirty.first_run(Lba(0), COPY_BLOCKS_MAX)?,
+            None if none_in_flight => dirty.first_run(Lba(0), COPY_BLOCKS_MAX)?,
             None => return None,
         };
         let run = run
@@ -353,6 +358,7 @@ impl Replicator {
         if let Some(cost_ns) = (range.len_bytes() * 1_000_000_000).checked_div(limit) {
             rs.next_copy_at = Moment(rs.next_copy_at.max(now).0.saturating_add(cost_ns));
         }
+        rs.pace.on_copy(now, range.len_bytes());
         let target = Members::one(rs.target);
         let id = self.new_copy(CopyFor::Resilver, range, target);
         self.try_copy(id, out);

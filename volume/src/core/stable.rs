@@ -1,12 +1,15 @@
 //! Cleaning marks (protocol §8): what is everywhere and durable needs no mark.
 //!
-//! Armed by a write, twice in a row at most without another one: an idle volume has no timer.
+//! Armed by a write, twice in a row at most without another one: an idle volume has no timer. Hot
+//! regions keep their marks, at most [`MARKS_MAX`] of them: beyond that the coldest go, sooner.
 
-use super::event::{Command, Effect, Timer};
+use super::event::{Command, Effect, OpId, Timer};
 use super::flush::FlushFor;
 use super::members::{Members, Position};
 use super::state::{Outbox, Phase, Purpose, Replicator};
-use shardmap::units::WriteTick;
+use crate::limits::{MARKS_MAX, STABLE_PAUSE_MS};
+use shardmap::dirty::RegionSet;
+use shardmap::units::{Moment, WriteTick};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RunStage {
@@ -30,14 +33,22 @@ struct Run {
 
 #[derive(Debug, Default)]
 pub(super) struct Stable {
-    armed: bool,
+    due: Option<Moment>,
     rounds_left: u8,
     passes: u64,
     run: Option<Run>,
+    /// When the last pass began.
+    began: Moment,
+    /// Regions written since the last pass began: what may be marked besides `marks_left`.
+    written: RegionSet,
+    /// Marks that the last pass left on the store that has most.
+    marks_left: u64,
 }
 
-/// Regions are left alone while hot; after the last write this many passes find them cold.
+/// A region that was written since the pass before keeps its mark, so that a hot one costs no
+/// metadata IO: after the last write, this many passes clean everything.
 const ROUNDS: u8 = 2;
+const HOT_TICKS: u32 = 1;
 
 impl Stable {
     /// Whether the end of that write lets a pass go on.
@@ -53,27 +64,40 @@ impl Stable {
 }
 
 impl Replicator {
-    pub(super) fn note_write(&mut self, out: &mut Outbox) {
+    pub(super) fn note_write(&mut self, id: OpId, out: &mut Outbox) {
         if self.config.stable_period_ms == 0 {
             return;
         }
-        self.stable.rounds_left = ROUNDS;
-        self.arm_stable(out);
+        let regions = self.ops[&id].range.regions();
+        regions.for_each(|region| {
+            self.stable.written.insert(region);
+        });
+        self.note_marks(out);
+        let marks = self.stable.written.len_regions() + self.stable.marks_left;
+        if marks > u64::from(MARKS_MAX) && !self.stable.is_running() {
+            let soonest = self.stable.began.plus_ms(STABLE_PAUSE_MS);
+            self.arm_stable(soonest.max(self.now), out);
+        }
     }
 
-    fn arm_stable(&mut self, out: &mut Outbox) {
-        if !self.stable.armed {
-            self.stable.armed = true;
-            let at = self.now.plus_ms(self.config.stable_period_ms);
-            out.push(Effect::Arm {
-                timer: Timer::Stable,
-                at,
-            });
+    /// There may be marks to clean.
+    pub(super) fn note_marks(&mut self, out: &mut Outbox) {
+        if self.config.stable_period_ms > 0 {
+            self.stable.rounds_left = ROUNDS;
+            self.arm_stable(self.now.plus_ms(self.config.stable_period_ms), out);
+        }
+    }
+
+    fn arm_stable(&mut self, at: Moment, out: &mut Outbox) {
+        if self.stable.due.is_none_or(|due| at < due) {
+            self.stable.due = Some(at);
+            let timer = Timer::Stable;
+            out.push(Effect::Arm { timer, at });
         }
     }
 
     pub(super) fn on_stable_timer(&mut self, out: &mut Outbox) {
-        self.stable.armed = false;
+        self.stable.due = None;
         if self.phase != Phase::Serving || self.stable.rounds_left == 0 {
             return;
         }
@@ -82,7 +106,7 @@ impl Replicator {
             self.begin_stable(out);
         }
         if self.stable.rounds_left > 0 {
-            self.arm_stable(out);
+            self.arm_stable(self.now.plus_ms(self.config.stable_period_ms), out);
         }
     }
 
@@ -102,6 +126,9 @@ impl Replicator {
     pub(super) fn begin_stable(&mut self, out: &mut Outbox) {
         assert!(self.may_clean() && !self.stable.is_running());
         self.stable.passes += 1;
+        self.stable.began = self.now;
+        self.stable.written.clear();
+        self.stable.marks_left = 0;
         let (awaiting, pass) = (self.all, self.stable.passes);
         let stage = RunStage::Ticking;
         self.stable.run = Some(Run {
@@ -157,17 +184,34 @@ impl Replicator {
         run.stage = RunStage::Cleaning;
         run.awaiting = run.ticks.iter().map(|(at, _)| *at).collect();
         let (ticks, pass) = (run.ticks.clone(), run.pass);
+        let (idle_ticks, keep_max) = if self.phase == Phase::Detaching {
+            (0, 0)
+        } else {
+            (HOT_TICKS, MARKS_MAX)
+        };
         for (at, tick) in ticks {
-            self.send(at, Purpose::Stable(pass), Command::Stable(tick), out);
+            let what = Command::Stable {
+                tick,
+                idle_ticks,
+                keep_max,
+            };
+            self.send(at, Purpose::Stable(pass), what, out);
         }
     }
 
-    pub(super) fn on_stable_done(&mut self, at: Position, pass: u64, out: &mut Outbox) {
+    pub(super) fn on_stable_done(
+        &mut self,
+        at: Position,
+        pass: u64,
+        marks_left: u64,
+        out: &mut Outbox,
+    ) {
         let asked = |r: &&mut Run| r.pass == pass && r.stage == RunStage::Cleaning;
         let Some(run) = self.stable.run.as_mut().filter(asked) else {
             return;
         };
         run.awaiting.remove(at);
+        self.stable.marks_left = self.stable.marks_left.max(marks_left);
         if run.awaiting.is_empty() {
             self.stable.run = None;
             self.changed = true;
@@ -182,9 +226,8 @@ impl Replicator {
         }
         self.cancel_flush(FlushFor::Stable);
         self.changed = true;
-        if self.config.stable_period_ms > 0 && self.phase == Phase::Serving {
-            self.stable.rounds_left = ROUNDS;
-            self.arm_stable(out);
+        if self.phase == Phase::Serving {
+            self.note_marks(out);
         }
     }
 }

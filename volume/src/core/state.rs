@@ -14,7 +14,7 @@ use super::resilver::Resilver;
 use super::stable::Stable;
 use shardmap::map::VolumeMap;
 use shardmap::units::{
-    BlockRange, Epoch, Generation, MembershipSeq, Moment, REGION_BLOCKS, RegionIndex,
+    BlockRange, Epoch, Generation, Incarnation, MembershipSeq, Moment, REGION_BLOCKS, RegionIndex,
 };
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
@@ -59,6 +59,10 @@ pub struct Config {
     pub metad_retry_ms: u64,
     /// First and longest pause before a store is opened again.
     pub reopen_ms: (u64, u64),
+    /// How long a member may keep a write or flush waiting that others have done; zero is for ever.
+    pub slow_ms: u64,
+    /// How long a member that was removed for being slow stays out: the first time, at most.
+    pub slow_return_ms: (u64, u64),
     /// Resilver speed limit; zero is none.
     pub resilver_bytes_per_s_max: u64,
     /// How long after a write marks are cleaned; zero is never.
@@ -75,6 +79,8 @@ impl Default for Config {
             attach_wait_ms: 3_000,
             metad_retry_ms: 2_000,
             reopen_ms: (100, 10_000),
+            slow_ms: 3_000,
+            slow_return_ms: (10_000, 300_000),
             resilver_bytes_per_s_max: 0,
             stable_period_ms: 45_000,
             seed: 1,
@@ -104,6 +110,8 @@ pub(super) struct Pending {
     pub(super) request: RequestId,
     pub(super) isr: Members,
     pub(super) tries: u32,
+    /// The set is not wanted but found on the stores, as this version.
+    pub(super) found: Option<MembershipSeq>,
 }
 
 /// How far a host operation is.
@@ -135,6 +143,8 @@ pub(super) struct Piece {
     pub(super) failed: Members,
     /// Those of `failed` that are full.
     pub(super) full: Members,
+    /// Those of `failed` whose medium could not be read.
+    pub(super) unreadable: Members,
     pub(super) finished: bool,
 }
 
@@ -144,6 +154,8 @@ pub(super) struct HostOp {
     pub(super) what: HostWhat,
     pub(super) range: BlockRange,
     pub(super) stage: Stage,
+    /// When the host asked.
+    pub(super) began: Moment,
     pub(super) pieces: SmallVec<[Piece; 1]>,
     /// Order in which operations started.
     pub(super) start_no: u64,
@@ -189,6 +201,7 @@ pub(super) enum Purpose {
 pub(super) struct Outstanding {
     pub(super) to: Position,
     pub(super) session_no: u32,
+    pub(super) sent_at: Moment,
     pub(super) purpose: Purpose,
 }
 
@@ -212,6 +225,14 @@ pub struct Replicator {
     pub(super) stamped: Members,
     pub(super) stamping: Members,
     pub(super) attach_due: bool,
+    /// See [`Grant::verified`].
+    pub(super) verified: bool,
+    /// See [`Grant::survived`].
+    pub(super) survived: bool,
+    /// As last handed out by [`Effect::Remember`].
+    pub(super) remembered: BTreeMap<Position, Incarnation>,
+    /// When [`super::Timer::Slow`] is due, if it is armed.
+    pub(super) slow_due: Option<Moment>,
     pub(super) ops: BTreeMap<OpId, HostOp>,
     pub(super) parked: VecDeque<OpId>,
     pub(super) lock: RangeLock,
@@ -253,8 +274,15 @@ impl Replicator {
             .collect();
         copysets.sort_unstable();
         copysets.dedup();
+        let mut legs: Vec<Leg> = grant.map.stores.iter().map(|s| Leg::new(*s)).collect();
+        if let Some(survived) = &grant.survived {
+            for (leg, at) in legs.iter_mut().zip(all.iter()) {
+                leg.inherited = true;
+                leg.incarnation = survived.get(&at).copied();
+            }
+        }
         Self {
-            legs: grant.map.stores.iter().map(|s| Leg::new(*s)).collect(),
+            legs,
             config,
             epoch: grant.epoch,
             head: grant.head,
@@ -269,6 +297,10 @@ impl Replicator {
             stamped: Members::EMPTY,
             stamping: Members::EMPTY,
             attach_due: false,
+            verified: grant.verified,
+            survived: grant.survived.is_some(),
+            remembered: BTreeMap::new(),
+            slow_due: None,
             ops: BTreeMap::new(),
             parked: VecDeque::new(),
             lock: RangeLock::default(),
@@ -392,10 +424,12 @@ impl Replicator {
         let entry = Outstanding {
             to,
             session_no: leg.session_no,
+            sent_at: self.now,
             purpose,
         };
         assert!(self.commands.insert(command, entry).is_none());
         out.push(Effect::Send { command, to, what });
+        self.arm_slow(purpose, out);
     }
 
     /// A pause that doubles with every failure in a row, spread by a quarter.

@@ -5,13 +5,11 @@ use super::servers::Link;
 use super::{SERVER_TIMER, Ticket, Volumes, is_zero, timer_value, translate};
 use crate::api::VolumeEvent;
 use crate::core::{
-    Answer, AttachFault, Command, CommandId, Effect, Event, Fault, Outbox, Payload, Position,
-    TraceEvent,
+    Answer, Command, CommandId, Effect, Event, Fault, Outbox, Payload, Position, Timer, TraceEvent,
 };
 use nvmf::initiator::{AssociationId, Failure, InitiatorEvent, Reply, Request};
 use reactor::{Driver, Token};
 use shardmap::units::{BLOCK_BYTES, Moment, Nsid};
-use std::collections::BTreeSet;
 
 impl Volumes {
     /// Runs one event through a volume's core, and everything that follows from it at once.
@@ -35,7 +33,6 @@ impl Volumes {
             .hosted
             .as_mut()
             .expect("its core just spoke");
-        let volume = hosted.volume;
         match effect {
             Effect::Connect(at) => self.want(io, slot, turn, at),
             Effect::Send { command, to, what } => self.send(io, (slot, turn), command, to, what),
@@ -47,56 +44,30 @@ impl Volumes {
                     hosted.copies.remove(&copy);
                 }
             }
-            Effect::AskMetad { request, seq, isr } => {
-                hosted.counters.metad_requests += 1;
-                let (epoch, new_isr) = (hosted.epoch, hosted.stores(isr));
-                let request = request.0;
-                events.push(VolumeEvent::AskMetad {
-                    volume,
-                    request,
-                    epoch,
-                    seq,
-                    new_isr,
-                });
-            }
-            Effect::Arm { timer, at } => {
-                let token = Token {
-                    room: self.config.room,
-                    index: slot,
-                    value: timer_value(timer),
-                };
-                let armed = io.arm(token, at.0);
-                if let Some(earlier) = hosted.timers.insert(timer, armed) {
-                    io.disarm(earlier);
-                }
-            }
-            Effect::Attached => events.push(VolumeEvent::Attached { volume }),
-            Effect::AttachFailed(why) => {
-                let stores_needed = match why {
-                    AttachFault::StoresNeeded(members) => hosted.stores(members),
-                    AttachFault::Fenced | AttachFault::Membership | AttachFault::Detached => {
-                        BTreeSet::new()
-                    }
-                };
-                hosted.farewell = Some(VolumeEvent::AttachFailed {
-                    volume,
-                    why,
-                    stores_needed,
-                });
-            }
-            Effect::Detached => hosted.farewell = Some(VolumeEvent::Detached { volume }),
-            Effect::Failed(why) => {
-                tracing::error!(%volume, %why, "device fails");
-                events.push(VolumeEvent::Failed { volume, why });
-            }
-            Effect::Progress(progress) => events.push(VolumeEvent::Progress {
-                volume,
-                store: progress.store,
-                bytes_total: progress.bytes_total,
-                bytes_done: progress.bytes_done,
-                bytes_per_s: progress.bytes_per_s,
-            }),
+            Effect::Arm { timer, at } => self.arm(io, slot, timer, at),
             Effect::Trace(what) => self.on_trace(slot, what),
+            Effect::AskMetad { .. }
+            | Effect::AskVerify { .. }
+            | Effect::Remember(_)
+            | Effect::Attached
+            | Effect::AttachFailed(_)
+            | Effect::Detached
+            | Effect::Failed(_)
+            | Effect::Progress(_) => hosted.tell(effect, events),
+        }
+    }
+
+    fn arm(&mut self, io: &mut dyn Driver, slot: u32, timer: Timer, at: Moment) {
+        let token = Token {
+            room: self.config.room,
+            index: slot,
+            value: timer_value(timer),
+        };
+        let armed = io.arm(token, at.0);
+        let hosted = self.slots[slot as usize].hosted.as_mut();
+        let hosted = hosted.expect("its core just spoke");
+        if let Some(earlier) = hosted.timers.insert(timer, armed) {
+            io.disarm(earlier);
         }
     }
 

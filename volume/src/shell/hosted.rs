@@ -3,7 +3,8 @@
 use super::translate::Credentials;
 use crate::api::{AttachGrant, HostBuffer, VolumeCounters, VolumeEvent};
 use crate::core::{
-    CopyId, HostFault, HostWhat, Members, OpId, Payload, Position, Replicator, Timer,
+    AttachFault, CopyId, Effect, HostFault, HostWhat, Members, OpId, Payload, Position, Replicator,
+    Timer,
 };
 use reactor::{Buf, BufMut, TimerId};
 use shardmap::map::VolumeMap;
@@ -159,6 +160,18 @@ impl Hosted {
             .collect()
     }
 
+    /// What is known of stores, by position; strangers are left out.
+    pub(super) fn by_position<T: Copy>(
+        map: &VolumeMap,
+        known: &BTreeMap<StoreId, T>,
+    ) -> BTreeMap<Position, T> {
+        let place = |(store, what): (&StoreId, &T)| {
+            let position = map.position_of(*store)?;
+            Some((Position::new(usize::from(position)), *what))
+        };
+        known.iter().filter_map(place).collect()
+    }
+
     /// The stable bytes of a write; every replica gets a clone.
     pub(super) fn write_data(&self, from: &Payload, blocks: u32) -> Buf {
         match from {
@@ -175,6 +188,88 @@ impl Hosted {
                 assert_eq!(data.len_bytes(), blocks * BLOCK_BYTES);
                 data.clone()
             }
+        }
+    }
+
+    fn stores_needed(&self, why: AttachFault) -> BTreeSet<StoreId> {
+        match why {
+            AttachFault::StoresNeeded(members) => self.stores(members),
+            AttachFault::Fenced
+            | AttachFault::Membership
+            | AttachFault::MetadBehind
+            | AttachFault::DataLost
+            | AttachFault::Detached => BTreeSet::new(),
+        }
+    }
+
+    /// What the program must know.
+    pub(super) fn tell(&mut self, effect: Effect, events: &mut Vec<VolumeEvent>) {
+        let volume = self.volume;
+        match effect {
+            Effect::AskMetad { request, seq, isr } => {
+                self.counters.metad_requests += 1;
+                let (epoch, new_isr) = (self.epoch, self.stores(isr));
+                let request = request.0;
+                events.push(VolumeEvent::AskMetad {
+                    volume,
+                    request,
+                    epoch,
+                    seq,
+                    new_isr,
+                });
+            }
+            Effect::AskVerify {
+                request,
+                seq,
+                found_seq,
+                isr,
+            } => {
+                self.counters.metad_requests += 1;
+                events.push(VolumeEvent::AskVerify {
+                    volume,
+                    request: request.0,
+                    epoch: self.epoch,
+                    seq,
+                    found_seq,
+                    isr: self.stores(isr),
+                });
+            }
+            Effect::Remember(trusted) => {
+                let stores = trusted.into_iter();
+                let stores = stores.map(|(at, incarnation)| (self.store(at), incarnation));
+                events.push(VolumeEvent::Remember {
+                    volume,
+                    epoch: self.epoch,
+                    stores: stores.collect(),
+                });
+            }
+            Effect::Attached => events.push(VolumeEvent::Attached { volume }),
+            Effect::AttachFailed(why) => {
+                let stores_needed = self.stores_needed(why);
+                self.farewell = Some(VolumeEvent::AttachFailed {
+                    volume,
+                    why,
+                    stores_needed,
+                });
+            }
+            Effect::Detached => self.farewell = Some(VolumeEvent::Detached { volume }),
+            Effect::Failed(why) => {
+                tracing::error!(%volume, %why, "device fails");
+                events.push(VolumeEvent::Failed { volume, why });
+            }
+            Effect::Progress(progress) => events.push(VolumeEvent::Progress {
+                volume,
+                store: progress.store,
+                bytes_total: progress.bytes_total,
+                bytes_done: progress.bytes_done,
+                bytes_per_s: progress.bytes_per_s,
+            }),
+            Effect::Connect(_)
+            | Effect::Send { .. }
+            | Effect::Complete { .. }
+            | Effect::DropCopy(_)
+            | Effect::Arm { .. }
+            | Effect::Trace(_) => unreachable!("the shell's own"),
         }
     }
 

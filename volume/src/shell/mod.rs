@@ -146,6 +146,8 @@ impl Volumes {
             epoch: grant.epoch,
             seq: grant.seq,
             isr,
+            verified: grant.verified,
+            survived: grant.survived.as_ref().map(|s| Hosted::by_position(map, s)),
             head: grant.head,
         };
         let core = Replicator::new(self.core_config(grant), core_grant);
@@ -175,6 +177,7 @@ impl Volumes {
             min_in_sync: u32::from(options.min_in_sync),
             degrade_grace_ms: options.degrade_grace_ms,
             attach_wait_ms: options.attach_wait_ms,
+            slow_ms: options.slow_ms,
             resilver_bytes_per_s_max: options.resilver_bytes_per_s_max,
             stable_period_ms: options.stable_period_ms,
             seed: self.config.seed ^ grant.epoch.0,
@@ -420,6 +423,7 @@ fn timer_value(timer: Timer) -> u64 {
         Timer::Metad => 4,
         Timer::Resilver => 5,
         Timer::Stable => 6,
+        Timer::Slow => 7,
     }
 }
 
@@ -432,6 +436,7 @@ fn timer_of(value: u64) -> Timer {
         4 => Timer::Metad,
         5 => Timer::Resilver,
         6 => Timer::Stable,
+        7 => Timer::Slow,
         other => unreachable!("timer {other}"),
     }
 }

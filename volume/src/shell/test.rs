@@ -330,6 +330,8 @@ impl Cluster {
             epoch: Epoch(1),
             seq: MembershipSeq(1),
             isr: ids.iter().copied().collect(),
+            verified: true,
+            survived: None,
             head: Generation(0),
             ticket: [0; 32],
             slices: ids

@@ -51,15 +51,20 @@ pub(super) fn request(nsid: u32, who: &Credentials, what: &Command) -> Request {
             let len_bytes = u32::try_from(size_of::<SliceState>()).expect("128");
             vendor_out(nsid, opcode::SLICE_STATE, [0; 3], len_bytes)
         }
-        Command::CloseSlice => vendor(nsid, opcode::CLOSE_SLICE, [0; 3], None, 0),
+        Command::CloseSlice => vendor(nsid, opcode::CLOSE_SLICE, [0; 4], None, 0),
         Command::Stamp(stamp) => vendor_in(nsid, opcode::STAMP_SLICE, stamp_bytes(stamp)),
         Command::CompleteSlice(stamp) => {
             vendor_in(nsid, opcode::COMPLETE_SLICE, stamp_bytes(stamp))
         }
-        Command::Tick => vendor(nsid, opcode::TICK, [0; 3], None, 0),
-        Command::Stable(tick) => {
+        Command::Tick => vendor(nsid, opcode::TICK, [0; 4], None, 0),
+        Command::Stable {
+            tick,
+            idle_ticks,
+            keep_max,
+        } => {
             let [low, high] = halves(tick.0);
-            vendor(nsid, opcode::STABLE, [low, high, 0], None, 0)
+            let cdws = [low, high, *idle_ticks, *keep_max];
+            vendor(nsid, opcode::STABLE, cdws, None, 0)
         }
         Command::ReadMarks { from } => vendor_out(
             nsid,
@@ -91,23 +96,24 @@ fn halves(word: u64) -> [u32; 2] {
     [low, high].map(|half| u32::try_from(half).expect("32 bits"))
 }
 
-fn vendor(nsid: u32, op: u8, cdws: [u32; 3], data: Option<Vec<u8>>, reply: u32) -> Request {
-    let [cdw11, cdw12, cdw13] = cdws;
+fn vendor(nsid: u32, op: u8, cdws: [u32; 4], data: Option<Vec<u8>>, reply: u32) -> Request {
+    let [cdw11, cdw12, cdw13, cdw14] = cdws;
     Request::Vendor {
         nsid,
         opcode: op,
-        cdw10_15: [u32::from(PROTOCOL_VERSION), cdw11, cdw12, cdw13, 0, 0],
+        cdw10_15: [u32::from(PROTOCOL_VERSION), cdw11, cdw12, cdw13, cdw14, 0],
         data,
         reply_len_bytes: reply,
     }
 }
 
 fn vendor_in(nsid: u32, op: u8, data: Vec<u8>) -> Request {
-    vendor(nsid, op, [0; 3], Some(data), 0)
+    vendor(nsid, op, [0; 4], Some(data), 0)
 }
 
 fn vendor_out(nsid: u32, op: u8, cdws: [u32; 3], reply_len_bytes: u32) -> Request {
-    vendor(nsid, op, cdws, None, reply_len_bytes)
+    let [cdw11, cdw12, cdw13] = cdws;
+    vendor(nsid, op, [cdw11, cdw12, cdw13, 0], None, reply_len_bytes)
 }
 
 fn stamp_bytes(stamp: &Stamp) -> Vec<u8> {
@@ -133,9 +139,9 @@ pub(super) fn answer(what: &Command, reply: &Reply) -> Result<Answer, Fault> {
         | Command::CloseSlice
         | Command::Stamp(_)
         | Command::CompleteSlice(_)
-        | Command::Stable(_)
         | Command::AddMarks(_) => Ok(Answer::Done),
         Command::OpenSlice { .. } => Ok(Answer::Opened(Incarnation(reply.result))),
+        Command::Stable { .. } => Ok(Answer::MarksLeft(reply.result)),
         Command::Tick => Ok(Answer::Tick(WriteTick(reply.result))),
         Command::SliceState => facts(&reply.data),
         Command::ReadMarks { .. } => {
@@ -251,7 +257,11 @@ mod test {
             Command::Stamp(Stamp::default()),
             Command::CompleteSlice(Stamp::default()),
             Command::Tick,
-            Command::Stable(WriteTick(1 << 40)),
+            Command::Stable {
+                tick: WriteTick(1 << 40),
+                idle_ticks: 1,
+                keep_max: 4096,
+            },
             Command::ReadMarks {
                 from: RegionIndex(0),
             },

@@ -132,6 +132,7 @@ fn clean(world: &mut World, nsid: u32) {
         Command::Stable {
             tick,
             idle_ticks: 0,
+            keep_max: 0,
         },
     );
     let kept = world.must_mark.keys().filter(|(n, _)| *n == nsid).count() as u64;
@@ -142,6 +143,7 @@ fn clean(world: &mut World, nsid: u32) {
         Command::Stable {
             tick: next,
             idle_ticks: 0,
+            keep_max: 0,
         },
     );
     assert!(matches!(refused, Err(StoreFault::UnknownTick { .. })));

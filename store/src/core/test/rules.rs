@@ -5,12 +5,20 @@ use super::world::{Pending, World, create, range, read, spec, write, zero};
 use crate::core::facts::{OpenFault, Stamp, StoreFault};
 use crate::core::format::geometry::{JOURNAL_OFFSET, SUPERBLOCK_OFFSETS};
 use crate::core::io::{Answer, Command};
-use shardmap::units::{Epoch, MembershipSeq, Nsid, RegionIndex, VolumeId};
+use shardmap::units::{Epoch, MembershipSeq, Nsid, RegionIndex, VolumeId, WriteTick};
 
 const SIZE: u64 = 4096;
 
 fn world() -> World {
     World::new(32 << 20, SIZE)
+}
+
+fn stable(tick: WriteTick, idle_ticks: u32, keep_max: u32) -> Command {
+    Command::Stable {
+        tick,
+        idle_ticks,
+        keep_max,
+    }
 }
 
 /// What the outstanding device operations are, in order.
@@ -234,13 +242,7 @@ fn stable_keeps_what_was_written_since_or_is_being_written() {
     let Ok(Answer::Tick(t)) = world.answers[&id] else {
         panic!("no tick")
     };
-    let id = world.submit(
-        1,
-        Command::Stable {
-            tick: t,
-            idle_ticks: 0,
-        },
-    );
+    let id = world.submit(1, stable(t, 0, 0));
     while !world.answers.contains_key(&id) {
         // The journal's record; the slow write stays where it is.
         let at = world.order.len() - 1;
@@ -252,44 +254,78 @@ fn stable_keeps_what_was_written_since_or_is_being_written() {
     world.settle();
     let t = tick(&mut world);
     world.ok(1, write(1024, 1, false));
-    let kept = world.ok(
-        1,
-        Command::Stable {
-            tick: t,
-            idle_ticks: 0,
-        },
-    );
+    let kept = world.ok(1, stable(t, 0, 0));
     assert_eq!(kept, Answer::Stable { marks_left: 1 });
     let t = tick(&mut world);
-    let hot = world.ok(
-        1,
-        Command::Stable {
-            tick: t,
-            idle_ticks: 1,
-        },
-    );
+    let hot = world.ok(1, stable(t, 1, 0));
     assert_eq!(hot, Answer::Stable { marks_left: 1 });
-    let cold = world.ok(
-        1,
-        Command::Stable {
-            tick: t,
-            idle_ticks: 0,
-        },
-    );
+    let cold = world.ok(1, stable(t, 0, 0));
     assert_eq!(cold, Answer::Stable { marks_left: 0 });
     world.ok(1, write(1024, 1, false));
     world.crash(false, 9);
-    let unknown = world.run(
-        1,
-        Command::Stable {
-            tick: t,
-            idle_ticks: 0,
-        },
-    );
+    let unknown = world.run(1, stable(t, 0, 0));
     assert!(
         matches!(unknown, Err(StoreFault::UnknownTick { .. })),
         "a tick of another life"
     );
+}
+
+#[test]
+fn a_hot_working_set_writes_no_metadata() {
+    let mut world = world();
+    for region in 0..4 {
+        world.ok(1, write(region * 1024, 8, false));
+    }
+    world.ok(1, Command::Flush);
+    let before = *world.core.counts();
+    for round in 0..200 {
+        for region in 0..4 {
+            world.ok(1, write(region * 1024 + round % 8, 1, round % 3 == 0));
+            world.ok(1, read(region * 1024, 8));
+        }
+        world.ok(1, Command::Flush);
+        if round % 20 == 10 {
+            // The client looks for marks to drop; everything was written since it did last.
+            let Answer::Tick(tick) = world.ok(1, Command::Tick) else {
+                panic!("no tick")
+            };
+            let left = world.ok(1, stable(tick, 1, 4096));
+            assert_eq!(left, Answer::Stable { marks_left: 4 });
+        }
+    }
+    let after = *world.core.counts();
+    assert_eq!(after.overwrites - before.overwrites, 800);
+    let metadata = |c: super::super::CoreCounts| (c.journal_commits, c.marks, c.checkpoints);
+    assert_eq!(metadata(after), metadata(before));
+}
+
+#[test]
+fn hot_regions_keep_their_marks_and_only_so_many() {
+    let mut world = world();
+    let tick = |world: &mut World| {
+        let Answer::Tick(tick) = world.ok(1, Command::Tick) else {
+            panic!("no tick")
+        };
+        tick
+    };
+    let left = |world: &mut World, tick, keep_max| world.ok(1, stable(tick, 1, keep_max));
+    let [first, second] = [0, 1024];
+    world.ok(1, write(first, 1, false));
+    tick(&mut world);
+    world.ok(1, write(second, 1, false));
+    world.ok(1, Command::Flush);
+    let t = tick(&mut world);
+    // The first was idle for a whole tick, the second was not.
+    world.must_mark.remove(&(1, 0));
+    assert_eq!(left(&mut world, t, 0), Answer::Stable { marks_left: 1 });
+    world.ok(1, write(first, 1, false));
+    let t = tick(&mut world);
+    world.ok(1, write(first, 1, false));
+    world.ok(1, Command::Flush);
+    // Both are hot. One may stay: the one that was written since the tick, however many may.
+    world.must_mark.remove(&(1, 1));
+    assert_eq!(left(&mut world, t, 1), Answer::Stable { marks_left: 1 });
+    assert_eq!(left(&mut world, t, 1), Answer::Stable { marks_left: 1 });
 }
 
 #[test]

@@ -120,7 +120,14 @@ impl VolumeEngine {
                 bytes_missed: record.bytes_missed,
                 bytes_moved: record.bytes_moved,
             }),
-            VolumeEvent::Progress { .. } | VolumeEvent::Transition { .. } => {}
+            VolumeEvent::AskVerify { .. } => {
+                let why = "metad was restored and the volume is not verified; attach it once";
+                out.push(EngineEvent::Broken(why.into()));
+            }
+            // Nothing outlives a bench.
+            VolumeEvent::Remember { .. }
+            | VolumeEvent::Progress { .. }
+            | VolumeEvent::Transition { .. } => {}
         }
     }
 

@@ -1,7 +1,13 @@
 //! Tests of the whole machine: scripts with exact effects, and a seeded world that breaks things.
 
+mod degraded;
 mod oracle;
+mod recovery;
+mod repair;
+mod resilvering;
+mod script;
 mod scripted;
 mod seeds;
+mod steady;
 mod store;
 mod world;

@@ -89,9 +89,10 @@ fn what_the_source_holds_as_zeroes_is_not_moved_as_data() {
             zeroed.push((range.start().0, range.blocks().0));
         }
         assert!(!is_write(&what), "{what:?}");
-        let answer = match &what {
-            Command::Read { .. } => Answer::Copied { all_zero: true },
-            other => script.told[to.index()].reply(other),
+        let answer = if matches!(what, Command::Read { .. }) {
+            Answer::Copied { all_zero: true }
+        } else {
+            script.told[to.index()].reply(&what)
         };
         todo.extend(script.answer(command, answer));
     }

@@ -1,184 +1,13 @@
-//! Scripts with exact effects: one claim each.
+//! The rules of writing, flushing and reading: one claim each.
 
+use super::script::{MS, Script, any, at, command_to, done, members, range, write};
+use crate::core::OpId;
 use crate::core::{
-    Answer, Command, CommandId, Config, Effect, Event, FailReason, Fault, Grant, HostFault,
-    HostWhat, Members, OpId, Outbox, Position, Replicator, RequestId, SliceFacts, Timer, Verdict,
+    Answer, Command, Effect, Event, FailReason, Fault, HostFault, HostWhat, RequestId, SliceFacts,
+    Timer, Verdict,
 };
 use shardmap::dirty::RegionSet;
-use shardmap::map::{Layout, Shape, VolumeMap};
-use shardmap::units::{
-    BlockRange, Blocks, Epoch, Generation, Incarnation, Lba, MembershipSeq, Moment, RegionIndex,
-    StoreId,
-};
-
-const MS: u64 = 1_000_000;
-
-/// A machine over one shard, and the effects of its last step without traces and alarms.
-struct Script {
-    machine: Replicator,
-    now: u64,
-    incarnations: Vec<u64>,
-}
-
-fn at(index: usize) -> Position {
-    Position::new(index)
-}
-
-fn members(of: &[usize]) -> Members {
-    of.iter().copied().map(at).collect()
-}
-
-fn range(start: u64, blocks: u32) -> BlockRange {
-    BlockRange::new(Lba(start), Blocks(blocks)).unwrap()
-}
-
-fn write(start: u64, fua: bool) -> HostWhat {
-    HostWhat::Write {
-        range: range(start, 1),
-        fua,
-    }
-}
-
-fn done(op: u64) -> Effect {
-    Effect::Complete {
-        op: OpId(op),
-        result: Ok(()),
-    }
-}
-
-impl Script {
-    fn new(stores: u16) -> Self {
-        Self::sized(stores, 1)
-    }
-
-    fn sized(stores: u16, shards: u64) -> Self {
-        let replicas = u8::try_from(stores).unwrap();
-        let layout = Layout::Ring;
-        let map = VolumeMap {
-            size_blocks: shards * 1024,
-            shape: Shape {
-                shard_blocks: 1024,
-                stride: stores,
-                replicas,
-                layout,
-            },
-            stores: (0..u32::from(stores)).map(StoreId).collect(),
-        };
-        let isr = (0..usize::from(stores)).map(at).collect();
-        let (epoch, seq, head) = (Epoch(4), MembershipSeq(0), Generation(0));
-        let config = Config {
-            stable_period_ms: 0,
-            ..Config::default()
-        };
-        let machine = Replicator::new(
-            config,
-            Grant {
-                map,
-                epoch,
-                seq,
-                isr,
-                head,
-            },
-        );
-        Self {
-            machine,
-            now: 0,
-            incarnations: vec![1; usize::from(stores)],
-        }
-    }
-
-    /// Attached, with a session on every store.
-    fn attached(stores: u16) -> Self {
-        Self::new(stores).attach(stores)
-    }
-
-    fn attach(self, stores: u16) -> Self {
-        let mut script = self;
-        script.step(Event::Start);
-        let mut last = Vec::new();
-        for store in 0..usize::from(stores) {
-            last = script.open(store);
-        }
-        assert_eq!(last, [Effect::Attached]);
-        script
-    }
-
-    fn step(&mut self, event: Event) -> Vec<Effect> {
-        let mut out = Outbox::default();
-        self.machine.step(Moment(self.now), event, &mut out);
-        let quiet = |e: &Effect| !matches!(e, Effect::Trace(_) | Effect::Arm { .. });
-        out.drain().filter(quiet).collect()
-    }
-
-    fn host(&mut self, op: u64, what: HostWhat) -> Vec<Effect> {
-        self.step(Event::Host { op: OpId(op), what })
-    }
-
-    fn answer(&mut self, command: CommandId, answer: Answer) -> Vec<Effect> {
-        self.step(Event::Done {
-            command,
-            result: Ok(answer),
-        })
-    }
-
-    fn fault(&mut self, command: CommandId, fault: Fault) -> Vec<Effect> {
-        self.step(Event::Done {
-            command,
-            result: Err(fault),
-        })
-    }
-
-    /// Brings a path up and answers the opening; what followed the last answer.
-    fn open(&mut self, store: usize) -> Vec<Effect> {
-        let sent = self.step(Event::PathUp(at(store)));
-        self.answer_opening(store, &sent)
-    }
-
-    fn answer_opening(&mut self, store: usize, sent: &[Effect]) -> Vec<Effect> {
-        let incarnation = Incarnation(self.incarnations[store]);
-        let open = command_to(sent, store, |c| matches!(c, Command::OpenSlice { .. }));
-        let sent = self.answer(open, Answer::Opened(incarnation));
-        let state = command_to(&sent, store, |c| matches!(c, Command::SliceState));
-        self.answer(
-            state,
-            Answer::Facts(SliceFacts {
-                incarnation,
-                ..SliceFacts::default()
-            }),
-        )
-    }
-}
-
-/// The id of the one command to a store that fits.
-fn command_to(effects: &[Effect], store: usize, fits: impl Fn(&Command) -> bool) -> CommandId {
-    let mut found = effects.iter().filter_map(|e| match e {
-        Effect::Send { command, to, what } if *to == at(store) && fits(what) => Some(*command),
-        Effect::Send { .. }
-        | Effect::Connect(_)
-        | Effect::Complete { .. }
-        | Effect::DropCopy(_)
-        | Effect::AskMetad { .. }
-        | Effect::Arm { .. }
-        | Effect::Attached
-        | Effect::AttachFailed(_)
-        | Effect::Detached
-        | Effect::Failed(_)
-        | Effect::Progress(_)
-        | Effect::Trace(_) => None,
-    });
-    let id = found
-        .next()
-        .unwrap_or_else(|| panic!("no such command to {store} in {effects:?}"));
-    assert!(
-        found.next().is_none(),
-        "two such commands to {store} in {effects:?}"
-    );
-    id
-}
-
-fn any(_: &Command) -> bool {
-    true
-}
+use shardmap::units::{Incarnation, MembershipSeq, RegionIndex};
 
 #[test]
 fn write_is_not_acked_before_every_in_sync_replica_has_it() {
@@ -259,7 +88,7 @@ fn a_degraded_write_is_acked_only_after_metad_and_the_stamp() {
 #[test]
 fn a_target_inherits_many_marks_in_commands_that_a_store_takes() {
     let shards = 15_000_u32;
-    let mut script = Script::sized(2, shards.into()).attach(2);
+    let mut script = Script::sized(2, shards.into()).attach();
     script.step(Event::PathLost(at(1)));
     script.now += 300 * MS;
     script.step(Event::Timer(Timer::Grace(at(1))));
@@ -314,7 +143,7 @@ fn a_store_that_lost_acknowledged_writes_is_removed_at_once() {
         [done(1)]
     );
     script.step(Event::PathLost(at(1)));
-    script.incarnations[1] = 2;
+    script.told[1].incarnation = 2;
     let open = script.step(Event::PathUp(at(1)));
     let open = command_to(&open, 1, any);
     let after = script.answer(open, Answer::Opened(Incarnation(2)));
@@ -338,7 +167,7 @@ fn the_device_fails_when_the_only_copy_lost_acknowledged_writes() {
     script.answer(command_to(&sent, 0, any), Answer::Done);
     script.step(Event::PathLost(at(0)));
     script.host(2, HostWhat::Read(range(5, 1)));
-    script.incarnations[0] = 2;
+    script.told[0].incarnation = 2;
     let after = script.open(0);
     let failed = Effect::Complete {
         op: OpId(2),

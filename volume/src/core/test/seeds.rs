@@ -18,6 +18,8 @@ fn plan(seed: u64) -> Plan {
         } else {
             1
         },
+        restarts: seed % 8 == 3 || seed % 40 == 32,
+        restores: seed.is_multiple_of(8),
     }
 }
 
@@ -44,6 +46,10 @@ fn add(into: &mut Seen, seen: Seen) {
     into.device_failures += seen.device_failures;
     into.host_faults += seen.host_faults;
     into.reads += seen.reads;
+    into.takeovers += seen.takeovers;
+    into.lost_above += seen.lost_above;
+    into.verifies += seen.verifies;
+    into.repairs += seen.repairs;
 }
 
 #[test]
@@ -77,6 +83,10 @@ fn no_seed_breaks_a_promise() {
         all.reconciles,
         all.stables,
         all.device_failures,
+        all.takeovers,
+        all.lost_above,
+        all.verifies,
+        all.repairs,
     ];
     assert!(
         count < 300 || rare.iter().all(|n| *n > 0),

@@ -174,7 +174,7 @@ impl FakeStore {
             | Command::Stamp(_)
             | Command::CompleteSlice(_)
             | Command::Tick
-            | Command::Stable(_)
+            | Command::Stable { .. }
             | Command::ReadMarks { .. }
             | Command::AddMarks(_)
             | Command::ReadPresence { .. }
@@ -221,9 +221,12 @@ impl FakeStore {
                 self.tick += 1;
                 Answer::Tick(WriteTick(self.tick))
             }
-            Command::Stable(tick) => {
-                self.marks.retain(|_, last| *last >= tick.0);
-                Answer::Done
+            Command::Stable {
+                tick, idle_ticks, ..
+            } => {
+                let before = tick.0.saturating_sub(u64::from(*idle_ticks));
+                self.marks.retain(|_, last| *last >= before);
+                Answer::MarksLeft(self.marks.len() as u64)
             }
             Command::ReadMarks { from } => self.read_marks(*from),
             Command::AddMarks(regions) => {

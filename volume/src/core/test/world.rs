@@ -3,11 +3,13 @@
 use super::oracle::Oracle;
 use super::store::{FakeStore, Message, Rng, blocks};
 use crate::core::{
-    Answer, Command, CommandId, Config, CopyId, Effect, Event, Fault, Grant, HostWhat, Members,
-    OpId, Outbox, Payload, Position, Replicator, RequestId, Timer, TraceEvent, Verdict,
+    Answer, AttachFault, Command, CommandId, Config, CopyId, Effect, Event, Fault, Grant, HostWhat,
+    Members, OpId, Outbox, Payload, Position, Replicator, RequestId, Timer, TraceEvent, Verdict,
 };
 use shardmap::map::{Layout, Shape, VolumeMap};
-use shardmap::units::{BlockRange, Blocks, Epoch, Generation, Lba, MembershipSeq, Moment, StoreId};
+use shardmap::units::{
+    BlockRange, Blocks, Epoch, Generation, Incarnation, Lba, MembershipSeq, Moment, StoreId,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Adds a line to the story, if somebody wants to read it.
@@ -35,6 +37,10 @@ pub(super) struct Plan {
     pub(super) medium_errors: bool,
     pub(super) disk_swaps: bool,
     pub(super) min_in_sync: u32,
+    /// The client is killed and started again, and what is above the volume lives on.
+    pub(super) restarts: bool,
+    /// metad is restored from an older backup.
+    pub(super) restores: bool,
 }
 
 #[derive(Debug)]
@@ -42,7 +48,53 @@ struct Metad {
     epoch: u64,
     seq: u64,
     isr: Members,
+    verified: bool,
     down_until: u64,
+    backup: (u64, Members),
+}
+
+impl Metad {
+    /// Only high bits: past every epoch and version of earlier lineages.
+    const fn lineage(&self) -> u64 {
+        self.epoch >> 48
+    }
+
+    fn set_isr(&mut self, epoch: Epoch, seq: MembershipSeq, isr: Members) -> Verdict {
+        let answer = |m: &Self| (MembershipSeq(m.seq), m.isr);
+        if epoch.0 != self.epoch {
+            return Verdict::Fenced;
+        }
+        if !self.verified {
+            return Verdict::Unknown;
+        }
+        if seq.0 == self.seq {
+            self.isr = isr;
+            self.seq += 1;
+        }
+        let (seq, now) = answer(self);
+        if now == isr {
+            Verdict::Committed { seq, isr }
+        } else {
+            Verdict::Stale { seq, isr: now }
+        }
+    }
+
+    fn verify(&mut self, epoch: Epoch, found_seq: MembershipSeq, isr: Members) -> Verdict {
+        if epoch.0 != self.epoch {
+            return Verdict::Fenced;
+        }
+        let new = (found_seq.0 + 1).max(self.lineage() << 48);
+        if !self.verified {
+            (self.seq, self.isr, self.verified) = (new, isr, true);
+        }
+        let seq = MembershipSeq(self.seq);
+        if (self.seq, self.isr) == (new, isr) {
+            Verdict::Committed { seq, isr }
+        } else {
+            let isr = self.isr;
+            Verdict::Stale { seq, isr }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -101,8 +153,12 @@ enum Happening {
         epoch: Epoch,
         request: RequestId,
         seq: MembershipSeq,
+        /// Of a verification.
+        found_seq: Option<MembershipSeq>,
         isr: Members,
     },
+    /// What the host waits for is asked of the new client.
+    Reissue(u64),
     MetadSays {
         client: u64,
         request: RequestId,
@@ -127,6 +183,10 @@ pub(super) struct Seen {
     pub(super) device_failures: u64,
     pub(super) host_faults: u64,
     pub(super) reads: u64,
+    pub(super) takeovers: u64,
+    pub(super) lost_above: u64,
+    pub(super) verifies: u64,
+    pub(super) repairs: u64,
 }
 
 #[derive(Debug)]
@@ -149,6 +209,10 @@ pub(super) struct World {
     /// Faults are over: everything must heal.
     calm: bool,
     quiet: bool,
+    /// What a killed client left in the state directory.
+    remembered: BTreeMap<Position, Incarnation>,
+    /// The host has outlived its client, and waits for these.
+    surviving: Option<BTreeMap<OpId, HostCall>>,
     detached: bool,
     lost_volume: bool,
     pub(super) seen: Seen,
@@ -181,7 +245,9 @@ impl World {
                 epoch: 0,
                 seq: 0,
                 isr: (0..stores.len()).map(Position::new).collect(),
+                verified: true,
                 down_until: 0,
+                backup: (0, (0..stores.len()).map(Position::new).collect()),
             },
             map: VolumeMap {
                 size_blocks: u64::from(SHARD_BLOCKS) * 3 - 100,
@@ -197,6 +263,8 @@ impl World {
             ops_left: plan.host_ops,
             calm: plan.fault_ms == 0,
             quiet: false,
+            remembered: BTreeMap::new(),
+            surviving: None,
             detached: false,
             lost_volume: false,
             seen: Seen::default(),
@@ -294,8 +362,10 @@ impl World {
                 epoch,
                 request,
                 seq,
+                found_seq,
                 isr,
-            } => self.ask_metad(client, epoch, request, seq, isr),
+            } => self.ask_metad((client, epoch), request, (seq, found_seq), isr),
+            Happening::Reissue(client) => self.reissue(client),
             Happening::MetadSays {
                 client,
                 request,
@@ -332,6 +402,8 @@ impl World {
             epoch: Epoch(self.metad.epoch),
             seq: MembershipSeq(self.metad.seq),
             isr: self.metad.isr,
+            verified: self.metad.verified,
+            survived: self.surviving.as_ref().map(|_| self.remembered.clone()),
             head: Generation(0),
         };
         note!(
@@ -395,17 +467,15 @@ impl World {
                 client.copies.remove(&copy);
             }
             Effect::AskMetad { request, seq, isr } => {
-                let epoch = client.epoch;
-                let delay = self.delay();
-                let what = Happening::AskMetad {
-                    client: life,
-                    epoch,
-                    request,
-                    seq,
-                    isr,
-                };
-                self.after(delay, what);
+                self.send_to_metad(request, (seq, None), isr);
             }
+            Effect::AskVerify {
+                request,
+                seq,
+                found_seq,
+                isr,
+            } => self.send_to_metad(request, (seq, Some(found_seq)), isr),
+            Effect::Remember(trusted) => self.remembered = trusted,
             Effect::Arm { timer, at } => {
                 let no = client.timers.get(&timer).copied().unwrap_or(0) + 1;
                 client.timers.insert(timer, no);
@@ -422,10 +492,12 @@ impl World {
             Effect::Attached => {
                 client.attached = true;
                 note!(self, "attached");
+                self.after(0, Happening::Reissue(life));
             }
             Effect::AttachFailed(why) => {
                 note!(self, "attach failed: {why}");
                 self.client = None;
+                self.attach_failed(why);
                 self.attach_again();
             }
             Effect::Detached => {
@@ -442,6 +514,45 @@ impl World {
         Ok(())
     }
 
+    fn send_to_metad(
+        &mut self,
+        request: RequestId,
+        (seq, found_seq): (MembershipSeq, Option<MembershipSeq>),
+        isr: Members,
+    ) {
+        let client = self.client.as_ref().expect("it asks");
+        let what = Happening::AskMetad {
+            client: client.life,
+            epoch: client.epoch,
+            request,
+            seq,
+            found_seq,
+            isr,
+        };
+        let delay = self.delay();
+        self.after(delay, what);
+    }
+
+    fn attach_failed(&mut self, why: AttachFault) {
+        match why {
+            // The device answers with errors: for the host that is a machine crash.
+            AttachFault::DataLost => {
+                self.seen.lost_above += 1;
+                self.surviving = None;
+                self.oracle.crash();
+            }
+            // A blank disk cannot say what the restored metad does not know: an operator must decide.
+            AttachFault::StoresNeeded(needed) => {
+                let blank = |at: Position| self.stores[at.index()].incomplete;
+                self.lost_volume |= self.calm && !self.metad.verified && needed.iter().any(blank);
+            }
+            AttachFault::Fenced
+            | AttachFault::Membership
+            | AttachFault::MetadBehind
+            | AttachFault::Detached => {}
+        }
+    }
+
     fn trace(&mut self, event: TraceEvent) {
         note!(self, "trace {event:?}");
         match event {
@@ -451,7 +562,10 @@ impl World {
             TraceEvent::DropRs { .. } => self.seen.dropped_resilvers += 1,
             TraceEvent::Reconciled => self.seen.reconciles += 1,
             TraceEvent::Stable => self.seen.stables += 1,
-            TraceEvent::Open { .. }
+            TraceEvent::Verify { .. } => self.seen.verifies += 1,
+            TraceEvent::Repaired { .. } => self.seen.repairs += 1,
+            TraceEvent::Slow { .. }
+            | TraceEvent::Open { .. }
             | TraceEvent::ConnBreak { .. }
             | TraceEvent::Join { .. }
             | TraceEvent::Learn { .. }
@@ -471,9 +585,61 @@ impl World {
     /// kill -9 of clientd, or the end of a failed device: what is in the network stays there.
     fn client_dies(&mut self) -> Result<(), String> {
         self.client = None;
+        self.surviving = None;
         self.oracle.crash();
         self.attach_again();
         self.check_survivors("when the client died")
+    }
+
+    /// kill -9 of clientd under a host that does not notice: its requests wait in the kernel.
+    fn client_restarts(&mut self) -> Result<(), String> {
+        let client = self.client.take().expect("it is killed");
+        if client.attached {
+            let before = self.surviving.replace(client.calls);
+            assert!(
+                before.is_none_or(|calls| calls.is_empty()),
+                "reissued when it attached"
+            );
+        } else if self.surviving.is_none() {
+            self.oracle.crash(); // there was no device yet, so nothing survives it
+        }
+        self.attach_again();
+        Ok(())
+    }
+
+    /// The kernel asks the new client for what the old one has not answered.
+    fn reissue(&mut self, life: u64) -> Result<(), String> {
+        if self.client.as_ref().is_none_or(|c| c.life != life) {
+            return Ok(());
+        }
+        let Some(calls) = self.surviving.take() else {
+            return Ok(());
+        };
+        self.seen.takeovers += 1;
+        for (op, call) in calls {
+            note!(self, "again {op:?} {:?}", call.what);
+            let what = call.what;
+            let Some(client) = self.client.as_mut().filter(|c| c.life == life) else {
+                return Ok(()); // its device failed
+            };
+            client.calls.insert(op, call);
+            self.step(Event::Host { op, what })?;
+        }
+        Ok(())
+    }
+
+    /// A new lineage from the last backup.
+    fn restore_metad(&mut self) {
+        let metad = &mut self.metad;
+        metad.epoch = (metad.lineage() + 1) << 48;
+        (metad.seq, metad.isr) = metad.backup;
+        metad.verified = false;
+        note!(
+            self,
+            "fault: metad restored, seq {} isr {}",
+            self.metad.seq,
+            self.metad.isr
+        );
     }
 
     fn send(&mut self, id: CommandId, at: Position, what: Command) {
@@ -625,10 +791,9 @@ impl World {
 
     fn ask_metad(
         &mut self,
-        client: u64,
-        epoch: Epoch,
+        (client, epoch): (u64, Epoch),
         request: RequestId,
-        seq: MembershipSeq,
+        (seq, found_seq): (MembershipSeq, Option<MembershipSeq>),
         isr: Members,
     ) -> Result<(), String> {
         if self.metad.down_until > self.now {
@@ -645,26 +810,9 @@ impl World {
             }
             return Ok(());
         }
-        let metad = &mut self.metad;
-        let verdict = if epoch.0 != metad.epoch {
-            Verdict::Fenced
-        } else if seq.0 == metad.seq {
-            metad.isr = isr;
-            metad.seq += 1;
-            Verdict::Committed {
-                seq: MembershipSeq(metad.seq),
-                isr,
-            }
-        } else if isr == metad.isr {
-            Verdict::Committed {
-                seq: MembershipSeq(metad.seq),
-                isr,
-            }
-        } else {
-            Verdict::Stale {
-                seq: MembershipSeq(metad.seq),
-                isr: metad.isr,
-            }
+        let verdict = match found_seq {
+            None => self.metad.set_isr(epoch, seq, isr),
+            Some(found) => self.metad.verify(epoch, found, isr),
         };
         note!(self, "metad: {request:?} {verdict:?}");
         if !self.rng.one_in(8) {
@@ -787,6 +935,9 @@ impl World {
 
     /// Whatever a power cut leaves on a recorded member must be legal. Model: `DurOK`.
     fn check_survivors(&self, when: &str) -> Result<(), String> {
+        if !self.metad.verified {
+            return Ok(());
+        }
         for block in self.oracle.touched() {
             for at in self.holders(block).and(self.metad.isr).iter() {
                 let store = &self.stores[at.index()];
@@ -827,6 +978,18 @@ impl World {
                 let down = self.rng.below(500) * MS;
                 note!(self, "fault: metad away for {} ms", down / MS);
                 self.metad.down_until = self.now + down;
+                Ok(())
+            }
+            14 if self.plan.restarts && self.client.is_some() => {
+                note!(self, "fault: client is killed and started again");
+                self.client_restarts()
+            }
+            18 if self.plan.restores && self.metad.verified => {
+                self.metad.backup = (self.metad.seq, self.metad.isr);
+                Ok(())
+            }
+            19 if self.plan.restores && self.rng.one_in(3) => {
+                self.restore_metad();
                 Ok(())
             }
             15 if self.plan.client_crashes && self.client.is_some() => {
