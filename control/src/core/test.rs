@@ -661,11 +661,34 @@ fn the_event_log_is_bounded_and_counts_without_holes() {
     assert_eq!(it.state.events.len(), limits::EVENTS_MAX);
 }
 
+fn any_epoch() -> impl Strategy<Value = Epoch> {
+    (1u16..3, 0u64..6).prop_map(|(lineage, counter)| Epoch::new(lineage, counter).unwrap())
+}
+
+fn any_isr() -> impl Strategy<Value = BTreeSet<StoreId>> {
+    proptest::collection::btree_set((0u32..7).prop_map(StoreId), 0..5)
+}
+
+/// What follows a restore of metad.
+fn any_restore() -> impl Strategy<Value = Command> {
+    let vol = (0u8..4).prop_map(|i| VolumeId([i; 16]));
+    let verify = (vol, any_epoch(), 0u64..6, 0u64..9, any_isr());
+    let verify = verify.prop_map(
+        |(volume, epoch, seq, found, isr)| Command::VerifyMembership {
+            volume,
+            epoch,
+            seq: MembershipSeq(seq),
+            found_seq: MembershipSeq(found),
+            isr,
+        },
+    );
+    let begin = (0u16..4).prop_map(|lineage| Command::BeginLineage { lineage });
+    prop_oneof![verify, begin]
+}
+
 /// Commands over a small world, so that they collide often.
 pub(crate) fn any_command() -> impl Strategy<Value = Command> {
     let vol = || (0u8..4).prop_map(|i| VolumeId([i; 16]));
-    let isr = || proptest::collection::btree_set((0u32..7).prop_map(StoreId), 0..5);
-    let epoch = || (1u16..3, 0u64..6).prop_map(|(l, c)| Epoch::new(l, c).unwrap());
     prop_oneof![
         (1u32..6).prop_map(server),
         ((1u32..7), (1u32..6)).prop_map(|(i, s)| store(i, s)),
@@ -695,9 +718,9 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
             volume,
             host: HostId(h)
         }),
-        (vol(), epoch()).prop_map(|(volume, epoch)| Command::Detach { volume, epoch }),
+        (vol(), any_epoch()).prop_map(|(volume, epoch)| Command::Detach { volume, epoch }),
         vol().prop_map(|volume| Command::ForceDetach { volume }),
-        (vol(), epoch(), 0u64..6, isr()).prop_map(|(volume, epoch, seq, new_isr)| {
+        (vol(), any_epoch(), 0u64..6, any_isr()).prop_map(|(volume, epoch, seq, new_isr)| {
             Command::SetIsr {
                 volume,
                 epoch,
@@ -705,16 +728,7 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
                 new_isr,
             }
         }),
-        (vol(), epoch(), 0u64..6, 0u64..9, isr()).prop_map(|(volume, epoch, seq, found, isr)| {
-            Command::VerifyMembership {
-                volume,
-                epoch,
-                seq: MembershipSeq(seq),
-                found_seq: MembershipSeq(found),
-                isr,
-            }
-        }),
-        (0u16..4).prop_map(|lineage| Command::BeginLineage { lineage }),
+        any_restore(),
         (1u32..7, 1u32..30).prop_map(|(s, n)| Command::ConfirmSlice {
             store: StoreId(s),
             nsid: Nsid(n)
