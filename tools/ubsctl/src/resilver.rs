@@ -4,9 +4,7 @@ use crate::context::{Context, named};
 use crate::failure::Failure;
 use crate::output::{Format, Listing, Row, say, size, time};
 use clap::Subcommand;
-use control::api::{
-    Filter, ResilverOutcome, ResilverReport, ResilverView, Resilvers, VolumeView,
-};
+use control::api::{Filter, ResilverOutcome, ResilverReport, ResilverView, Resilvers, VolumeView};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use shardmap::units::{StoreId, VolumeId};
