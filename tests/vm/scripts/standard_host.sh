@@ -14,13 +14,13 @@ ubsctl dev up --dir $dir --metads 1 --storageds 1 --store-bytes 268435456 --no-c
 export $(grep '^export UBS_METAD' /tmp/up.out | cut -d' ' -f2)
 
 ubsctl volume create plain --size 128MiB --replicas 1 --stride 1 --open-access --wait
-field() { sed -n "s/.*\"$1\": \"\(.*\)\".*/\1/p" | head -n 1; }
-sub=$(ubsctl server show storaged1 -o json | field subsystemNqn)
-port=$(ubsctl server show storaged1 -o json | field address | cut -d: -f2)
+ubsctl volume show plain
+how=$(ubsctl volume show plain | grep '^nvme connect')
+sub=${how##* }
 uuid=$(cat /proc/sys/kernel/random/uuid)
 nqn=nqn.2014-08.org.nvmexpress:uuid:$uuid
 connect() {
-    nvme connect -t tcp -a 127.0.0.1 -s "$port" -n "$sub" --hostnqn "$nqn" --hostid "$uuid" \
+    $how --hostnqn "$nqn" --hostid "$uuid" \
         --ctrl-loss-tmo=0 --reconnect-delay=1
 }
 

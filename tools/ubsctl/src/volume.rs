@@ -311,6 +311,13 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
                 rows.iter()
             )
         ));
+        if let Some(slice) = v.slices.first().filter(|_| v.open_access) {
+            let server = context.server(&slice.server.to_string()).await?;
+            let (ip, port) = (slice.address.ip(), slice.address.port());
+            let nqn = server.subsystem_nqn;
+            say("\non a host that was added (`ubsctl host add`), as root:");
+            say(&format!("nvme connect -t tcp -a {ip} -s {port} -n {nqn}"));
+        }
     }
     Ok(())
 }
@@ -387,12 +394,17 @@ async fn detach(context: &Context, name: &str, wait: bool) -> Result<(), Failure
     }
     let id = volume.id.to_string();
     let free = |v: Option<&VolumeView>| Ok(v.is_none_or(|v| v.held_by.is_empty()).then_some(()));
-    still_going(context.follow_volume(&id, free).await?, || {
-        format!(
-            "volume {name} is still attached; something may have its device open (`fuser -vm`), \
-             or its host is away"
-        )
-    })
+    let ended = context.follow_volume(&id, free).await?;
+    if ended.is_some() {
+        return Ok(());
+    }
+    let why = context.volume(name).await?.report.map(|r| r.note);
+    let why = why.filter(|note| !note.is_empty()).unwrap_or_else(|| {
+        "something may have its device open (`fuser -vm`), or its host is away".into()
+    });
+    Err(Failure::StillGoing(format!(
+        "volume {name} is still attached and goes when it can: {why}"
+    )))
 }
 
 async fn force_detach(context: &Context, name: &str, yes: bool) -> Result<(), Failure> {

@@ -106,6 +106,19 @@ fn status_and_listings_come_in_every_format() {
         "{status}"
     );
     assert!(lab.ok(&["cluster", "status"]).contains("leader"));
+    let man = lab.dir.path().join("man");
+    std::fs::create_dir(&man).unwrap();
+    lab.ok(&["man", man.to_str().unwrap()]);
+    let page = std::fs::read_to_string(man.join("ubsctl-volume-create.1")).unwrap();
+    assert!(
+        page.contains("in\\-sync") || page.contains("in-sync"),
+        "{page}"
+    );
+    let (code, said) = lab.fails(&["man", "/nonexistent"]);
+    assert!(code == 1 && said.contains("/nonexistent"), "{said}");
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(lab.ok(&["version"]), format!("ubsctl {version}\n"));
+    assert_eq!(lab.json(&["version"])["version"], version);
     for shell in ["bash", "zsh", "fish"] {
         assert!(lab.ok(&["completions", shell]).contains("ubsctl"));
     }
