@@ -54,8 +54,14 @@ impl Medium {
 
 /// One slice, by the letter of the vendor commands.
 struct Slice {
+    volume: VolumeId,
     medium: Rc<RefCell<Medium>>,
     session: Option<AssociationId>,
+}
+
+/// The slices of a store by NSID from 1 on: that of [`VOLUME`] first.
+struct Slices {
+    slices: Vec<Slice>,
     replies: Vec<Reply>,
 }
 
@@ -77,7 +83,7 @@ impl Slice {
         }
         if *op == opcode::OPEN_SLICE {
             let open = OpenSlice::ref_from_bytes(data.as_deref().unwrap()).unwrap();
-            assert_eq!((open.volume, open.epoch.get()), (VOLUME.0, 1));
+            assert_eq!((open.volume, open.epoch.get()), (self.volume.0, 1));
             self.session = Some(from);
             return (Status::SUCCESS, 77, Vec::new());
         }
@@ -148,13 +154,13 @@ impl Slice {
     }
 }
 
-impl Namespaces for Slice {
+impl Namespaces for Slices {
     fn list(&self, _: &str) -> Vec<u32> {
-        vec![1]
+        (1..).take(self.slices.len()).collect()
     }
 
     fn identify(&self, nsid: u32) -> Option<NamespaceFacts> {
-        (nsid == 1).then_some(NamespaceFacts {
+        self.list("").contains(&nsid).then_some(NamespaceFacts {
             size_blocks: 4096,
             used_blocks: 0,
             nguid: [1; 16],
@@ -166,14 +172,15 @@ impl Namespaces for Slice {
 
     fn admit(&mut self, _: &mut dyn Driver, command: Command) {
         let id = command.id;
+        let slice = &mut self.slices[command.nsid as usize - 1];
         let vendor = matches!(command.kind, CommandKind::Vendor { .. });
         let (status, result, data) = if vendor {
-            let (status, result, bytes) = self.vendor(command.association, &command.kind);
+            let (status, result, bytes) = slice.vendor(command.association, &command.kind);
             (status, result, ReplyData::Bytes(bytes))
-        } else if self.session != Some(command.association) {
+        } else if slice.session != Some(command.association) {
             (Status::NOT_OPEN, 0, ReplyData::None)
         } else {
-            (Status::SUCCESS, 0, self.data(command.kind))
+            (Status::SUCCESS, 0, slice.data(command.kind))
         };
         let data = match data {
             ReplyData::Bytes(bytes) if bytes.is_empty() => ReplyData::None,
@@ -188,28 +195,30 @@ impl Namespaces for Slice {
     }
 
     fn on_association_gone(&mut self, _: &mut dyn Driver, association: AssociationId) {
-        self.session = self.session.filter(|s| *s != association);
+        for slice in &mut self.slices {
+            slice.session = slice.session.filter(|s| *s != association);
+        }
     }
 }
 
 struct StoreApp {
     target: Target,
-    slice: Slice,
+    slices: Slices,
 }
 
 impl App for StoreApp {
     fn on_completion(&mut self, io: &mut dyn Driver, completion: Completion) {
-        self.target.on_completion(io, &mut self.slice, completion);
+        self.target.on_completion(io, &mut self.slices, completion);
     }
 
     fn on_turn_end(&mut self, io: &mut dyn Driver) {
-        for reply in std::mem::take(&mut self.slice.replies) {
+        for reply in std::mem::take(&mut self.slices.replies) {
             self.target.reply(io, reply);
         }
-        self.target.on_turn_end(io, &mut self.slice);
-        for reply in std::mem::take(&mut self.slice.replies) {
+        self.target.on_turn_end(io, &mut self.slices);
+        for reply in std::mem::take(&mut self.slices.replies) {
             self.target.reply(io, reply);
-            self.target.on_turn_end(io, &mut self.slice);
+            self.target.on_turn_end(io, &mut self.slices);
         }
     }
 
@@ -241,13 +250,19 @@ impl App for ClientApp {
 struct Cluster {
     world: SimWorld,
     stores: Vec<(NodeId, Rc<RefCell<Medium>>)>,
+    /// Other volumes with their media by store.
+    others: Vec<(VolumeId, Vec<Rc<RefCell<Medium>>>)>,
     client: NodeId,
     app: Rc<RefCell<ClientApp>>,
-    seq: u64,
+    seqs: BTreeMap<VolumeId, u64>,
 }
 
 impl Cluster {
     fn attached(seed: u64) -> Self {
+        Self::with_volumes(seed, 1)
+    }
+
+    fn with_volumes(seed: u64, count: u8) -> Self {
         let mut world = SimWorld::new(SimConfig::seeded(seed));
         let stores: Vec<_> = (0..3).map(|_| (world.add_node(), Rc::default())).collect();
         let client = world.add_node();
@@ -263,22 +278,44 @@ impl Cluster {
                 events: Vec::new(),
             }
         });
+        let other = |n: u8| {
+            (
+                VolumeId([100 + n; 16]),
+                (0..3).map(|_| Rc::default()).collect(),
+            )
+        };
         let mut cluster = Self {
             world,
             stores,
+            others: (1..count).map(other).collect(),
             client,
             app,
-            seq: 1,
+            seqs: BTreeMap::new(),
         };
         (0..3).for_each(|store| cluster.boot_store(store));
-        let grant = cluster.grant();
-        let app = cluster.app.clone();
-        let client = cluster.client;
-        cluster.world.on(client, |io| {
-            app.borrow_mut().volumes.attach(io, &grant).unwrap()
-        });
-        cluster.wait(|e| matches!(e, VolumeEvent::Attached { .. }));
+        for (nsid, volume) in (1..).zip(cluster.volumes()) {
+            let grant = cluster.grant(volume, Nsid(nsid));
+            let app = cluster.app.clone();
+            let client = cluster.client;
+            cluster.world.on(client, |io| {
+                app.borrow_mut().volumes.attach(io, &grant).unwrap()
+            });
+            cluster.wait(|e| matches!(e, VolumeEvent::Attached { .. }));
+        }
         cluster
+    }
+
+    fn volumes(&self) -> Vec<VolumeId> {
+        let others = self.others.iter().map(|(volume, _)| *volume);
+        [VOLUME].into_iter().chain(others).collect()
+    }
+
+    /// Media of a volume by store.
+    fn media(&self, volume: VolumeId) -> Vec<Rc<RefCell<Medium>>> {
+        match self.others.iter().find(|(other, _)| *other == volume) {
+            Some((_, media)) => media.clone(),
+            None => self.stores.iter().map(|(_, m)| m.clone()).collect(),
+        }
     }
 
     fn address(&self, store: usize) -> SocketAddr {
@@ -286,7 +323,13 @@ impl Cluster {
     }
 
     fn boot_store(&mut self, store: usize) {
-        let (node, medium) = self.stores[store].clone();
+        let node = self.stores[store].0;
+        let slice = |volume| Slice {
+            volume,
+            medium: self.media(volume)[store].clone(),
+            session: None,
+        };
+        let slices = self.volumes().into_iter().map(slice).collect();
         let at = self.address(store);
         self.world.boot(node, |io| {
             let identity = Identity {
@@ -298,16 +341,15 @@ impl Cluster {
             target.listen(io, at).unwrap();
             StoreApp {
                 target,
-                slice: Slice {
-                    medium,
-                    session: None,
+                slices: Slices {
+                    slices,
                     replies: Vec::new(),
                 },
             }
         });
     }
 
-    fn grant(&self) -> AttachGrant {
+    fn grant(&self, volume: VolumeId, nsid: Nsid) -> AttachGrant {
         let ids: Vec<_> = [10, 11, 12].map(StoreId).to_vec();
         let shape = Shape {
             shard_blocks: 1024,
@@ -316,12 +358,12 @@ impl Cluster {
             layout: Layout::Ring,
         };
         let path = |store: usize| SlicePath {
-            nsid: Nsid(1),
+            nsid,
             address: self.address(store),
             subsystem_nqn: "nqn.test:store".into(),
         };
         AttachGrant {
-            volume: VOLUME,
+            volume,
             map: VolumeMap {
                 size_blocks: 4096,
                 shape,
@@ -367,10 +409,11 @@ impl Cluster {
                 ..
             } = &event
             {
-                assert_eq!(seq.0, self.seq);
-                self.seq += 1;
+                let now = self.seqs.entry(*volume).or_insert(1);
+                assert_eq!(seq.0, *now);
+                *now += 1;
                 let verdict = MetadVerdict::Committed {
-                    seq: MembershipSeq(self.seq),
+                    seq: MembershipSeq(*now),
                     isr: new_isr.clone(),
                 };
                 let answer = MetadAnswer {
@@ -388,17 +431,18 @@ impl Cluster {
         }
     }
 
-    fn submit(&mut self, id: u64, op: HostOp) -> HostBuffer {
+    /// Hands a request to the volume and does not wait.
+    fn begin(&mut self, volume: VolumeId, id: u64, op: HostOp) {
         let app = self.app.clone();
-        let request = HostRequest {
-            volume: VOLUME,
-            id,
-            op,
-        };
+        let request = HostRequest { volume, id, op };
         let client = self.client;
         self.world.on(client, |io| {
             app.borrow_mut().volumes.submit(io, request).unwrap()
         });
+    }
+
+    fn submit(&mut self, id: u64, op: HostOp) -> HostBuffer {
+        self.begin(VOLUME, id, op);
         let mine = |e: &VolumeEvent| matches!(e, VolumeEvent::HostDone { id: i, .. } if *i == id);
         let VolumeEvent::HostDone { result, buffer, .. } = self.wait(mine) else {
             unreachable!()
@@ -407,18 +451,22 @@ impl Cluster {
         buffer
     }
 
-    fn write(&mut self, start: u64, blocks: u32, fill: u8) {
+    fn write_op(&mut self, start: u64, blocks: u32, fill: u8) -> HostOp {
         let client = self.client;
         let data = self.world.on(client, |io| {
             let mut data = io.arena().take(blocks * BLOCK_BYTES).unwrap();
             data.bytes_mut().fill(fill);
             data.freeze()
         });
-        let op = HostOp::Write {
+        HostOp::Write {
             range: range(start, blocks),
             data,
             fua: false,
-        };
+        }
+    }
+
+    fn write(&mut self, start: u64, blocks: u32, fill: u8) {
+        let op = self.write_op(start, blocks, fill);
         self.submit(start << 8 | u64::from(fill), op);
     }
 
@@ -522,6 +570,52 @@ fn a_killed_store_is_left_out_and_gets_only_what_it_missed() {
             .iter()
             .all(|(_, m)| m.borrow().blocks == first)
     );
+}
+
+#[test]
+fn volumes_that_share_associations_do_not_mix_when_a_store_restarts_under_all_of_them() {
+    const VOLUMES: u8 = 6;
+    let mut cluster = Cluster::with_volumes(6, VOLUMES);
+    let volumes = cluster.volumes();
+    // Every volume writes the same blocks with its own bytes while the store dies.
+    let node = cluster.stores[1].0;
+    for round in 0..2_u8 {
+        if round == 1 {
+            cluster.world.crash(node);
+        }
+        for (n, volume) in (0..).zip(&volumes) {
+            let op = cluster.write_op(1020, 8, 10 * (round + 1) + n);
+            cluster.begin(*volume, u64::from(n), op);
+        }
+        let last = u64::from(VOLUMES) - 1;
+        let mut left: BTreeSet<u64> = (0..=last).collect();
+        while !left.is_empty() {
+            let event = cluster.wait(|e| matches!(e, VolumeEvent::HostDone { .. }));
+            let VolumeEvent::HostDone { id, result, .. } = event else {
+                unreachable!()
+            };
+            assert_eq!(result, Ok(()));
+            assert!(left.remove(&id), "{id} ended twice");
+        }
+    }
+    cluster.boot_store(1);
+    let mut out: BTreeSet<VolumeId> = volumes.iter().copied().collect();
+    while !out.is_empty() {
+        let event = cluster.wait(|e| matches!(e, VolumeEvent::Resilvered { .. }));
+        let VolumeEvent::Resilvered { volume, record } = event else {
+            unreachable!()
+        };
+        assert_eq!(record.bytes_moved, 8 * 4096, "{volume}");
+        assert!(out.remove(&volume), "{volume} twice");
+    }
+    for (n, volume) in (0..).zip(&volumes) {
+        for medium in cluster.media(*volume) {
+            let medium = medium.borrow();
+            assert_eq!(medium.blocks.len(), 8);
+            let own = |bytes: &Vec<u8>| bytes.iter().all(|b| *b == 20 + n);
+            assert!(medium.blocks.values().all(own), "{volume}");
+        }
+    }
 }
 
 #[test]
