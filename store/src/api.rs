@@ -1,6 +1,6 @@
 //! What storaged asks of a store and what it gets.
 
-use crate::core::facts::{OpenFacts, SliceSpec, SliceState, Stamp, StoreFault};
+use crate::core::facts::{GenerationState, OpenFacts, SliceSpec, SliceState, Stamp, StoreFault};
 use reactor::{Buf, BufMut};
 use roaring::RoaringBitmap;
 use shardmap::units::{BlockRange, Epoch, Generation, Nsid, RegionIndex, VolumeId, WriteTick};
@@ -27,6 +27,8 @@ pub enum StoreOp {
     Read {
         /// Blocks of the volume.
         range: BlockRange,
+        /// Of which generation; zero: the head.
+        generation: Generation,
         /// Where to put them.
         into: BufMut,
     },
@@ -38,7 +40,9 @@ pub enum StoreOp {
         data: Buf,
         /// Durable when answered.
         fua: bool,
-        /// Zero: the head.
+        /// Zero: the head. Otherwise the head, or a snapshot that is pending; on an incomplete slice any.
+        /// What a client writes to a block before a snapshot it has completed before what it writes
+        /// there after it.
         generation: Generation,
     },
     /// Needs a session. All that was answered before is durable. Answer: [`StoreReply::Done`].
@@ -51,6 +55,8 @@ pub enum StoreOp {
         deallocate: bool,
         /// Durable when answered.
         fua: bool,
+        /// As for a write.
+        generation: Generation,
     },
     /// Control. Creates the slice, durably; the same description again is fine, a larger size grows it.
     CreateSlice {
@@ -120,6 +126,32 @@ pub enum StoreOp {
     Hash {
         /// Blocks of the volume, starting and ending at multiples of 16 or at the volume's end.
         range: BlockRange,
+        /// Of which generation; zero: the head.
+        generation: Generation,
+    },
+    /// Needs a session. The head is this generation from now on, durably; the head before is a
+    /// snapshot, pending: it takes the writes that carry its number until it is completed. The head
+    /// again is fine.
+    BeginGeneration(Generation),
+    /// Needs a session. The snapshot takes no more writes, durably, and is answered when those it took
+    /// have ended: from then on it never changes.
+    CompleteGeneration(Generation),
+    /// Control. The snapshot is gone, durably; one that is gone already is fine. What no other
+    /// generation shows is given back in the background.
+    DropGeneration(Generation),
+    /// Control. Answer: [`StoreReply::Generations`].
+    ReadGenerations,
+    /// Control. Which blocks were written or zeroed in generations after one up to another, as the
+    /// maps have it. Answer: [`StoreReply::Presence`].
+    Diff {
+        /// The earlier generation; zero: everything that the later one shows.
+        after: Generation,
+        /// The later generation; zero: the head.
+        upto: Generation,
+        /// First region.
+        from: RegionIndex,
+        /// How many regions, at most 16.
+        regions: u32,
     },
 }
 
@@ -155,6 +187,8 @@ pub enum StoreReply {
     },
     /// [`content_hash`](crate::hash::content_hash) per 64 KiB chunk, in order.
     Hashes(Vec<u64>),
+    /// The snapshots, ascending, and the head.
+    Generations(Vec<GenerationState>),
 }
 
 /// What a store tells its program.

@@ -3,6 +3,7 @@
 
 use crate::limits::{CHECKPOINT_WRITES_MAX, META_READ_BYTES_MAX};
 use reactor::{Arena, Buf, BufMut};
+use shardmap::units::EXTENT_BYTES;
 
 const PAGE_BUFFER_BYTES: u32 = 16 * 1024;
 
@@ -13,6 +14,8 @@ pub(crate) struct Buffers {
     large: Vec<BufMut>,
     /// For hash requests, one at a time.
     pub(crate) hash: Option<BufMut>,
+    /// For copies of a merge, one at a time.
+    pub(crate) copy: Option<BufMut>,
 }
 
 impl Buffers {
@@ -25,6 +28,7 @@ impl Buffers {
             small: small.collect::<Option<_>>()?,
             large: large.collect::<Option<_>>()?,
             hash,
+            copy: Some(arena.take(EXTENT_BYTES)?),
         })
     }
 

@@ -22,6 +22,15 @@ pub(crate) enum Note {
     MetaWrite {
         whole: Buf,
     },
+    /// The rest of the copy buffer, and where the data goes.
+    CopyRead {
+        to_bytes: u64,
+        rest: BufMut,
+    },
+    /// The whole copy buffer.
+    CopyWrite {
+        whole: Buf,
+    },
     Plain,
 }
 
@@ -39,6 +48,15 @@ pub(crate) enum MetaJob {
         bytes: Vec<u8>,
         durable: bool,
     },
+}
+
+/// Data that is copied from one place to another when the copy buffer is free.
+#[derive(Debug)]
+pub(crate) struct CopyJob {
+    pub(crate) id: IoId,
+    pub(crate) from_bytes: u64,
+    pub(crate) to_bytes: u64,
+    pub(crate) len_bytes: u32,
 }
 
 impl MetaJob {
@@ -87,6 +105,44 @@ impl Store {
     pub(crate) fn queue_meta(&mut self, io: &mut dyn Driver, job: MetaJob) {
         self.meta.push_back(job);
         self.start_meta(io);
+    }
+
+    pub(crate) fn start_copies(&mut self, io: &mut dyn Driver) {
+        let Some(buffer) = &mut self.buffers.copy else {
+            return;
+        };
+        let Some(job) = self.copies.pop_front() else {
+            return;
+        };
+        let into = buffer.split_to(job.len_bytes);
+        let rest = self.buffers.copy.take().expect("just seen");
+        let to_bytes = job.to_bytes;
+        let op = Op::Read {
+            file: self.file,
+            offset_bytes: job.from_bytes,
+            into,
+        };
+        self.start(io, job.id, Note::CopyRead { to_bytes, rest }, op);
+    }
+
+    /// The data of a copy was read: it is written to where it goes.
+    pub(crate) fn write_copy(
+        &mut self,
+        io: &mut dyn Driver,
+        id: IoId,
+        to_bytes: u64,
+        (mut whole, rest): (BufMut, BufMut),
+    ) {
+        let len_bytes = whole.len_bytes();
+        whole.join(rest);
+        let whole = whole.freeze();
+        let op = Op::Write {
+            file: self.file,
+            offset_bytes: to_bytes,
+            from: whole.slice(0, len_bytes),
+            durable: false,
+        };
+        self.start(io, id, Note::CopyWrite { whole }, op);
     }
 
     /// Metadata goes as far as there are buffers.

@@ -8,7 +8,8 @@ use crate::hash::content_hash;
 use crate::limits::{COMMANDS_MAX, HASH_BLOCKS_MAX, IO_BLOCKS_MAX};
 use crate::store::Store;
 use reactor::{BufMut, Driver};
-use shardmap::units::{BLOCK_BYTES, BlockRange, Blocks, EXTENT_BLOCKS, EXTENT_BYTES, Lba, Nsid};
+use shardmap::units::{BLOCK_BYTES, BlockRange, Blocks, EXTENT_BLOCKS, EXTENT_BYTES, Generation};
+use shardmap::units::{Lba, Nsid};
 
 /// A hash request on its way.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub(crate) struct HashJob {
     nsid: Nsid,
     association: u64,
     range: BlockRange,
+    generation: Generation,
     /// First block not yet asked for.
     next: Lba,
     hashes: Vec<u64>,
@@ -24,13 +26,19 @@ pub(crate) struct HashJob {
 }
 
 impl HashJob {
-    pub(crate) fn new(id: u64, nsid: Nsid, association: u64, range: BlockRange) -> Self {
+    pub(crate) fn new(
+        id: u64,
+        (nsid, association): (Nsid, u64),
+        range: BlockRange,
+        generation: Generation,
+    ) -> Self {
         let next = range.start();
         Self {
             id,
             nsid,
             association,
             range,
+            generation,
             next,
             hashes: Vec::new(),
             fault: None,
@@ -109,14 +117,14 @@ impl Store {
                 job.next = piece.start();
                 return;
             };
-            let (nsid, association) = (job.nsid, job.association);
+            let (who, generation) = ((job.nsid, job.association), job.generation);
             let whole = IO_BLOCKS_MAX * BLOCK_BYTES;
             if piece.blocks().0 * BLOCK_BYTES < whole {
                 let into = rest.split_to(piece.blocks().0 * BLOCK_BYTES);
                 self.hash_rest = Some(rest);
-                self.submit_compare(io, (nsid, association), piece, into, out);
+                self.submit_compare(io, who, (piece, generation), into, out);
             } else {
-                self.submit_compare(io, (nsid, association), piece, rest, out);
+                self.submit_compare(io, who, (piece, generation), rest, out);
             }
         }
     }

@@ -33,7 +33,7 @@ mod store;
 mod test;
 
 pub use crate::core::facts::{
-    OpenFacts, OpenFault, SliceSpec, SliceState, Stamp, StoreFault, StoreUsage,
+    GenerationState, OpenFacts, OpenFault, SliceSpec, SliceState, Stamp, StoreFault, StoreUsage,
 };
 pub use api::{PrepareOptions, StoreEvent, StoreInfo, StoreOp, StoreReply, StoreRequest};
 pub use counters::Counters;

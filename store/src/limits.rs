@@ -29,6 +29,8 @@ pub const RECORD_BYTES_MAX: u32 = 64 * 1024;
 pub const CHANGES_UNFLUSHED_MAX: usize = 16_384;
 /// Metadata pages written at once by a checkpoint.
 pub const CHECKPOINT_WRITES_MAX: usize = 4;
+/// Extents that merges go through before they wait for the journal.
+pub const MERGE_STEPS_MAX: usize = 256;
 /// Trims in flight at once.
 pub const TRIMS_MAX: usize = 2;
 /// Extents in one trim (64 MiB).

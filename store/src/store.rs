@@ -7,12 +7,12 @@ use crate::core::facts::{OpenFacts, OpenFault, SliceState, StoreFault, StoreUsag
 use crate::core::io::{Answer, Command, CommandId, Effect, Event as CoreEvent, IoId};
 use crate::core::{Core, CoreConfig};
 use crate::counters::{Counters, Sort};
-use crate::device::{MetaJob, Note, full_length};
+use crate::device::{CopyJob, MetaJob, Note, full_length};
 use crate::hashing::HashJob;
 use crate::limits::COMMANDS_MAX;
 use reactor::{Buf, BufMut, Completion, Driver, Event, FileFacts, FileKind, Handle, Op};
 use reactor::{OpenFile, Token};
-use shardmap::units::{BLOCK_BYTES, Moment, Nsid};
+use shardmap::units::{BLOCK_BYTES, BlockRange, Generation, Moment, Nsid};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::path::Path;
@@ -71,6 +71,8 @@ pub struct Store {
     pub(crate) buffers: Buffers,
     /// Metadata effects that wait for a buffer.
     pub(crate) meta: VecDeque<MetaJob>,
+    /// Copies that wait for the copy buffer.
+    pub(crate) copies: VecDeque<CopyJob>,
     /// Operations that wait for a place at the device.
     pub(crate) queue: VecDeque<(Token, Op)>,
     pub(crate) in_flight: usize,
@@ -143,6 +145,7 @@ impl Store {
             notes: Vec::new(),
             buffers,
             meta: VecDeque::new(),
+            copies: VecDeque::new(),
             queue: VecDeque::new(),
             in_flight: 0,
             hashes: VecDeque::new(),
@@ -198,8 +201,9 @@ impl Store {
             association,
             op,
         } = request;
-        if let StoreOp::Hash { range } = op {
-            self.submit_hash(io, HashJob::new(id, slice, association, range), out);
+        if let StoreOp::Hash { range, generation } = op {
+            let job = HashJob::new(id, (slice, association), range, generation);
+            self.submit_hash(io, job, out);
             return;
         }
         let (sort, bytes, body, command) = sort_out(op);
@@ -241,7 +245,7 @@ impl Store {
         &mut self,
         io: &mut dyn Driver,
         (nsid, association): (Nsid, u64),
-        range: shardmap::units::BlockRange,
+        (range, generation): (BlockRange, Generation),
         into: BufMut,
         out: &mut Vec<StoreEvent>,
     ) {
@@ -258,7 +262,7 @@ impl Store {
             body,
         };
         let id = self.reserve_beyond(slot);
-        let command = Command::Compare { range };
+        let command = Command::Compare { range, generation };
         self.step(
             io,
             CoreEvent::Submitted {
@@ -333,6 +337,20 @@ impl Store {
                 into.join(rest);
                 self.buffers.put(into);
             }
+            (Note::CopyRead { to_bytes, rest }, Op::Read { mut into, .. }) => match result {
+                Ok(()) => self.write_copy(io, id, to_bytes, (into, rest)),
+                Err(_) => {
+                    into.join(rest);
+                    self.buffers.copy = Some(into);
+                    self.step(io, CoreEvent::IoDone { io: id, result }, out);
+                }
+            },
+            (Note::CopyWrite { whole }, Op::Write { from, .. }) => {
+                drop(from);
+                let whole = whole.try_unfreeze();
+                self.buffers.copy = Some(whole.expect("the op has given back its window"));
+                self.step(io, CoreEvent::IoDone { io: id, result }, out);
+            }
             (Note::MetaWrite { whole }, Op::Write { from, .. }) => {
                 drop(from);
                 self.buffers.put_shared(whole);
@@ -344,6 +362,7 @@ impl Store {
             }
         }
         self.start_meta(io);
+        self.start_copies(io);
         self.start_queued(io);
         self.continue_hashes(io, out);
     }
@@ -401,6 +420,20 @@ impl Store {
                         durable,
                     },
                 );
+            }
+            Effect::Copy {
+                io: id,
+                from_bytes,
+                to_bytes,
+                len_bytes,
+            } => {
+                self.copies.push_back(CopyJob {
+                    id,
+                    from_bytes,
+                    to_bytes,
+                    len_bytes,
+                });
+                self.start_copies(io);
             }
             Effect::Flush { io: id } => {
                 self.start(io, id, Note::Plain, Op::Flush { file: self.file });
@@ -561,6 +594,7 @@ impl Store {
             (Answer::Stable { marks_left }, _) => StoreReply::Stable { marks_left },
             (Answer::Marks { regions, next }, _) => StoreReply::Marks { regions, next },
             (Answer::Presence { blocks, next }, _) => StoreReply::Presence { blocks, next },
+            (Answer::Generations(all), _) => StoreReply::Generations(all),
         });
         out.push(StoreEvent::Reply { id, result });
     }
@@ -586,15 +620,21 @@ fn rejoin(parts: SmallVec<[Option<BufMut>; 2]>, rest: BufMut) -> BufMut {
     whole.expect("at least the rest")
 }
 
+#[allow(clippy::too_many_lines, reason = "one arm per command")]
 fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
     let control = |command| (Sort::Control, 0, Body::None, command);
     match op {
-        StoreOp::Read { range, into } => {
+        StoreOp::Read {
+            range,
+            generation,
+            into,
+        } => {
             let body = Body::Read {
                 parts: SmallVec::new(),
                 rest: into,
             };
-            (Sort::Read, range.len_bytes(), body, Command::Read { range })
+            let command = Command::Read { range, generation };
+            (Sort::Read, range.len_bytes(), body, command)
         }
         StoreOp::Write {
             range,
@@ -614,6 +654,7 @@ fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
             range,
             deallocate,
             fua,
+            generation,
         } => (
             Sort::Zero,
             0,
@@ -622,6 +663,7 @@ fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
                 range,
                 deallocate,
                 fua,
+                generation,
             },
         ),
         StoreOp::CreateSlice { spec, incomplete } => control(Command::Create { spec, incomplete }),
@@ -646,6 +688,21 @@ fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
         StoreOp::SetIncomplete => control(Command::SetIncomplete),
         StoreOp::ReadMarks { from } => control(Command::ReadMarks { from }),
         StoreOp::ReadPresence { from, regions } => control(Command::ReadPresence { from, regions }),
+        StoreOp::BeginGeneration(g) => control(Command::BeginGeneration(g)),
+        StoreOp::CompleteGeneration(g) => control(Command::CompleteGeneration(g)),
+        StoreOp::DropGeneration(g) => control(Command::DropGeneration(g)),
+        StoreOp::ReadGenerations => control(Command::ReadGenerations),
+        StoreOp::Diff {
+            after,
+            upto,
+            from,
+            regions,
+        } => control(Command::Diff {
+            after,
+            upto,
+            from,
+            regions,
+        }),
         StoreOp::Hash { .. } => unreachable!("cut into compares by the caller"),
     }
 }

@@ -181,6 +181,7 @@ impl Rig {
         let reply = self.run(
             nsid,
             StoreOp::Read {
+                generation: Generation(0),
                 range: range(start, blocks),
                 into,
             },
@@ -238,6 +239,7 @@ fn churn(rig: &mut Rig, nsid: u32, model: &mut BTreeMap<u64, u64>, rounds: u64) 
                 ids.push(rig.submit(
                     nsid,
                     StoreOp::Zero {
+                        generation: Generation(0),
                         range,
                         deallocate,
                         fua,
@@ -317,6 +319,7 @@ fn hashes_marks_and_presence_tell_what_a_replica_holds() {
     let Ok(StoreReply::Hashes(hashes)) = rig.run(
         4,
         StoreOp::Hash {
+            generation: Generation(0),
             range: range(1008, 64),
         },
     ) else {
@@ -382,6 +385,7 @@ fn an_incomplete_slice_is_compared_but_not_read() {
         rig.run(
             4,
             StoreOp::Hash {
+                generation: Generation(0),
                 range: range(0, 32)
             }
         )
@@ -398,6 +402,7 @@ fn an_incomplete_slice_is_compared_but_not_read() {
     let refused = rig.run(
         4,
         StoreOp::Hash {
+            generation: Generation(0),
             range: range(1, 16),
         },
     );

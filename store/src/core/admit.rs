@@ -1,8 +1,8 @@
 //! A command arrives: who may, where, and how much.
 
 use super::facts::StoreFault;
+use super::generations::Change;
 use super::io::{Command, CommandId, Effect, Outbox};
-use super::slice::HEAD;
 use super::{Core, Kind, Phase};
 use crate::limits::{COMMANDS_MAX, IO_BLOCKS_MAX, ZERO_BLOCKS_MAX};
 use shardmap::units::{BlockRange, Generation, Nsid};
@@ -54,6 +54,16 @@ impl Core {
             }
             Command::Close => self.close_session(id, nsid, association, out),
             Command::State => self.read_state(id, nsid, out),
+            Command::DropGeneration(generation) => {
+                self.change_generations(id, nsid, Change::Drop(generation.0), out)
+            }
+            Command::ReadGenerations => self.read_generations(id, nsid, out),
+            Command::Diff {
+                after,
+                upto,
+                from,
+                regions,
+            } => self.diff(id, nsid, (after, upto), (from, regions), out),
             Command::Read { .. }
             | Command::Compare { .. }
             | Command::Write { .. }
@@ -66,7 +76,9 @@ impl Core {
             | Command::Stable { .. }
             | Command::AddMarks(_)
             | Command::ReadMarks { .. }
-            | Command::ReadPresence { .. } => {
+            | Command::ReadPresence { .. }
+            | Command::BeginGeneration(_)
+            | Command::CompleteGeneration(_) => {
                 let slice = self
                     .slices
                     .get(&nsid.0)
@@ -85,8 +97,12 @@ impl Core {
         out: &mut Outbox,
     ) -> Result<(), StoreFault> {
         match command {
-            Command::Read { range } => self.admit_read(id, nsid, range, false, out),
-            Command::Compare { range } => self.admit_read(id, nsid, range, true, out),
+            Command::Read { range, generation } => {
+                self.admit_read(id, nsid, (range, generation), false, out)
+            }
+            Command::Compare { range, generation } => {
+                self.admit_read(id, nsid, (range, generation), true, out)
+            }
             Command::Write {
                 range,
                 fua,
@@ -96,9 +112,12 @@ impl Core {
                 range,
                 deallocate,
                 fua,
+                generation,
             } => {
-                self.slices[&nsid.0].check_range(range, ZERO_BLOCKS_MAX)?;
-                self.admit_zero(id, nsid, range, (deallocate, fua), out)
+                let slice = &self.slices[&nsid.0];
+                slice.check_range(range, ZERO_BLOCKS_MAX)?;
+                let generation = slice.check_writable(generation)?;
+                self.admit_zero(id, nsid, (range, generation), (deallocate, fua), out)
             }
             Command::Flush => {
                 self.activate(id, nsid.0, Kind::Flush);
@@ -119,12 +138,21 @@ impl Core {
             Command::ReadPresence { from, regions } => {
                 self.read_presence(id, nsid, from, regions, out)
             }
+            Command::BeginGeneration(generation) => {
+                self.change_generations(id, nsid, Change::Begin(generation.0), out)
+            }
+            Command::CompleteGeneration(generation) => {
+                self.change_generations(id, nsid, Change::Complete(generation.0), out)
+            }
             Command::Create { .. }
             | Command::Remove
             | Command::AssociationGone
             | Command::Open { .. }
             | Command::Close
-            | Command::State => unreachable!("needs no session"),
+            | Command::State
+            | Command::DropGeneration(_)
+            | Command::ReadGenerations
+            | Command::Diff { .. } => unreachable!("needs no session"),
         }
     }
 
@@ -132,7 +160,7 @@ impl Core {
         &mut self,
         id: CommandId,
         nsid: Nsid,
-        range: BlockRange,
+        (range, generation): (BlockRange, Generation),
         compare: bool,
         out: &mut Outbox,
     ) -> Result<(), StoreFault> {
@@ -141,8 +169,9 @@ impl Core {
         if slice.incomplete && !compare {
             return Err(StoreFault::Incomplete { nsid });
         }
+        let generation = slice.check_readable(generation)?;
         self.activate(id, nsid.0, Kind::Read);
-        self.start_read(id, nsid.0, range, out);
+        self.start_read(id, nsid.0, (range, generation), out);
         Ok(())
     }
 
@@ -154,14 +183,9 @@ impl Core {
         (fua, generation): (bool, Generation),
         out: &mut Outbox,
     ) -> Result<(), StoreFault> {
-        self.slices[&nsid.0].check_range(range, IO_BLOCKS_MAX)?;
-        if generation.0 != 0 && generation != HEAD {
-            return Err(StoreFault::WrongGeneration {
-                nsid,
-                head: HEAD,
-                asked: generation,
-            });
-        }
+        let slice = &self.slices[&nsid.0];
+        slice.check_range(range, IO_BLOCKS_MAX)?;
+        let generation = slice.check_writable(generation)?;
         let regions: SmallVec<[u32; 2]> = range.regions().map(|r| r.0).collect();
         let wait = self.require_marks(nsid.0, &regions)?;
         let first = SmallVec::new();
@@ -170,6 +194,7 @@ impl Core {
             nsid.0,
             Kind::Write {
                 range,
+                generation,
                 fua,
                 durable: false,
                 first,

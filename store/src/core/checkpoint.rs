@@ -11,10 +11,11 @@ use super::format::directory::{self, PAGES_PER_DIRECTORY_PAGE, PagePlace};
 use super::format::page::{MARK_REGIONS, PageImage, PageKind};
 use super::io::{Effect, IoKind, Outbox};
 use super::journal::Tail;
+use super::leaf::CellKey;
 use super::pages::PageOf;
 use super::{Phase, format};
 use crate::limits::CHECKPOINT_WRITES_MAX;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -30,7 +31,9 @@ pub(super) struct Checkpoint {
     stage: Stage,
     /// Where replay will begin once it counts.
     tail: Tail,
-    pages: VecDeque<u32>,
+    pages: BTreeSet<u32>,
+    /// Images of pages that were captured before their turn, and where they go.
+    ready: VecDeque<(u64, Vec<u8>)>,
     directory: VecDeque<u32>,
     /// Directory pages that were written to their alternate place.
     flips: Vec<u32>,
@@ -41,13 +44,15 @@ pub(super) struct Checkpoint {
 
 impl Core {
     pub(super) fn start_checkpoint_if_due(&mut self, out: &mut Outbox) {
-        if self.checkpoint.is_some() || !self.journal.is_filling() {
+        let busy = self.checkpoint.is_some() || self.merge.is_unsettled();
+        if busy || !self.journal.is_filling() {
             return;
         }
         self.checkpoint = Some(Checkpoint {
             stage: Stage::Pages,
             tail: self.journal.head(),
-            pages: self.pages.dirty().into(),
+            pages: self.pages.dirty().into_iter().collect(),
+            ready: VecDeque::new(),
             directory: VecDeque::new(),
             flips: Vec::new(),
             staged: BTreeMap::new(),
@@ -98,30 +103,77 @@ impl Core {
     }
 
     fn write_pages(&mut self, out: &mut Outbox) {
-        while let Some(page) = self.next_of(|c| &mut c.pages) {
-            let place = match self.pages.capture(page) {
-                None => PagePlace::Free,
-                Some(of) => {
-                    let place = match self.pages.place(page) {
-                        PagePlace::At(current) => 1 - current,
-                        PagePlace::Free => 0,
-                    };
-                    let offset = self.sb.geometry.page_offset(page, place);
-                    let bytes = self.image(page, of).seal();
-                    self.write_checkpoint(offset, bytes, out);
-                    PagePlace::At(place)
-                }
-            };
-            self.checkpoint
-                .as_mut()
-                .expect("running")
-                .staged
-                .insert(page, place);
+        while let Some((offset, bytes)) = self.next_page() {
+            self.write_checkpoint(offset, bytes, out);
+        }
+    }
+
+    /// The next page to write, if another write may be started.
+    fn next_page(&mut self) -> Option<(u64, Vec<u8>)> {
+        let mut checkpoint = self.checkpoint.as_mut().expect("running");
+        while checkpoint.in_flight < CHECKPOINT_WRITES_MAX {
+            if let Some(ready) = checkpoint.ready.pop_front() {
+                return Some(ready);
+            }
+            let page = checkpoint.pages.pop_first()?;
+            let captured = self.capture(page);
+            if captured.is_some() {
+                return captured;
+            }
+            checkpoint = self.checkpoint.as_mut().expect("running");
+        }
+        None
+    }
+
+    /// A page as it is now is what the checkpoint has of it.
+    fn capture(&mut self, page: u32) -> Option<(u64, Vec<u8>)> {
+        let of = self.pages.capture(page);
+        let (place, captured) = match of {
+            None => (PagePlace::Free, None),
+            Some(of) => {
+                let place = match self.pages.place(page) {
+                    PagePlace::At(current) => 1 - current,
+                    PagePlace::Free => 0,
+                };
+                let offset = self.sb.geometry.page_offset(page, place);
+                let bytes = self.image(page, of).seal();
+                (PagePlace::At(place), Some((offset, bytes)))
+            }
+        };
+        let checkpoint = self.checkpoint.as_mut().expect("running");
+        checkpoint.staged.insert(page, place);
+        captured
+    }
+
+    /// Makes room for a cell. What moves to another page thereby must not be in both or in neither for
+    /// a running checkpoint: it takes the pages as they were before.
+    pub(super) fn make_room(&mut self, nsid: u32, number: u32, key: CellKey) {
+        let leaf = &self.slices[&nsid].leaves[&number];
+        if leaf.has_room(key, 1) {
+            return;
+        }
+        let page = self.pages.next_free().expect("counted before");
+        let affected: Vec<u32> = leaf.pages().chain([page]).collect();
+        for page in affected {
+            let listed = |c: &mut Checkpoint| c.pages.remove(&page);
+            if self.checkpoint.as_mut().is_some_and(listed)
+                && let Some(captured) = self.capture(page)
+            {
+                let checkpoint = self.checkpoint.as_mut().expect("running");
+                checkpoint.ready.push_back(captured);
+            }
+        }
+        let allocated = self.pages.allocate(PageOf::Cells(nsid, number));
+        assert_eq!(allocated, Some(page));
+        let slice = self.slices.get_mut(&nsid).expect("has the leaf");
+        let leaf = slice.leaves.get_mut(&number).expect("is there");
+        if let Some(split) = leaf.add_page(key, page) {
+            self.pages.touch(split);
         }
     }
 
     fn write_directory(&mut self, out: &mut Outbox) {
-        while let Some(index) = self.next_of(|c| &mut c.directory) {
+        while let Some(index) = self.next_directory() {
             let checkpoint = self.checkpoint.as_mut().expect("running");
             checkpoint.flips.push(index);
             let first = index * PAGES_PER_DIRECTORY_PAGE;
@@ -137,13 +189,13 @@ impl Core {
         }
     }
 
-    /// The next thing to write, if another write may be started.
-    fn next_of(&mut self, of: impl Fn(&mut Checkpoint) -> &mut VecDeque<u32>) -> Option<u32> {
+    /// The next directory page to write, if another write may be started.
+    fn next_directory(&mut self) -> Option<u32> {
         let checkpoint = self.checkpoint.as_mut().expect("running");
         if checkpoint.in_flight >= CHECKPOINT_WRITES_MAX {
             return None;
         }
-        of(checkpoint).pop_front()
+        checkpoint.directory.pop_front()
     }
 
     fn write_checkpoint(&mut self, offset_bytes: u64, bytes: Vec<u8>, out: &mut Outbox) {
@@ -177,33 +229,54 @@ impl Core {
         }
         self.journal.move_tail(checkpoint.tail);
         self.counts.checkpoints += 1;
+        self.merge.ready = true;
         self.retry_parked(out);
     }
 
     fn image(&self, page: u32, of: PageOf) -> PageImage {
         let (store, number) = (self.sb.store, self.sb.checkpoint + 1);
         let of_slice = match of {
-            PageOf::Slice(nsid) | PageOf::Leaf(nsid, _) | PageOf::Marks(nsid, _) => nsid,
+            PageOf::Slice(nsid)
+            | PageOf::Leaf(nsid, _)
+            | PageOf::Cells(nsid, _)
+            | PageOf::Marks(nsid, _) => nsid,
         };
         let slice = &self.slices[&of_slice];
         match of {
             PageOf::Slice(_) => {
-                PageImage::new(store, page, number, &slice.page_head(PageKind::Slice, 0, 0))
+                let generations = slice.generations_on_medium();
+                let head = slice.page_head(PageKind::Slice, generations.head(), (0, 0));
+                let mut image = PageImage::new(store, page, number, &head);
+                for (slot, (snapshot, pending)) in generations.snapshots().iter().enumerate() {
+                    image.set_snapshot(slot, *snapshot, *pending);
+                }
+                image
             }
             PageOf::Leaf(_, leaf_number) => {
-                let (shard, part) = slice.shard_and_part(leaf_number);
-                let head = slice.page_head(PageKind::Layer, shard, part);
-                let mut image = PageImage::new(store, page, number, &head);
                 let leaf = &slice.leaves[&leaf_number];
+                let part = slice.shard_and_part(leaf_number);
+                let head = slice.page_head(PageKind::Layer, leaf.base(), part);
+                let mut image = PageImage::new(store, page, number, &head);
                 for index in 0..leaf.extents() {
-                    let (physical, states) = leaf.get(index);
-                    let physical = physical.unwrap_or(format::NO_EXTENT);
-                    image.set_extent(usize::from(index), physical, states);
+                    let cell = leaf.get((index, leaf.base()));
+                    let physical = cell.physical.unwrap_or(format::NO_EXTENT);
+                    image.set_extent(usize::from(index), physical, cell.states);
+                }
+                image
+            }
+            PageOf::Cells(_, leaf_number) => {
+                let leaf = &slice.leaves[&leaf_number];
+                let part = slice.shard_and_part(leaf_number);
+                let head = slice.page_head(PageKind::Cells, 0, part);
+                let mut image = PageImage::new(store, page, number, &head);
+                for (slot, cell) in leaf.cells_of(page).enumerate() {
+                    image.set_cell(slot, &cell);
                 }
                 image
             }
             PageOf::Marks(_, window) => {
-                let head = slice.page_head(PageKind::Marks, 0, window);
+                let generation = slice.generations.head();
+                let head = slice.page_head(PageKind::Marks, generation, (0, window));
                 let mut image = PageImage::new(store, page, number, &head);
                 let pending = slice.marking.keys().copied();
                 for region in slice.marks.iter().chain(pending) {

@@ -3,12 +3,16 @@
 use super::facts::{SliceSpec, Stamp, StoreFault};
 use super::format::entry::{Entry, spec_error};
 use super::io::{Answer, CommandId, Effect, Outbox};
+use super::leaf::Leaf;
 use super::pages::PageOf;
 use super::slice::Slice;
 use super::{Core, Kind, Waiter};
 use crate::limits::{MARKS_PER_CALL_MAX, PRESENCE_REGIONS_MAX, SLICES_MAX};
 use roaring::RoaringBitmap;
-use shardmap::units::{EXTENT_BLOCKS, Lba, Nsid, REGION_BLOCKS, RegionIndex, WriteTick};
+use shardmap::units::{
+    EXTENT_BLOCKS, Generation, Lba, Nsid, REGION_BLOCKS, RegionIndex, WriteTick,
+};
+use std::ops::RangeInclusive;
 
 impl Core {
     pub(super) fn create_slice(
@@ -102,12 +106,16 @@ impl Core {
     }
 
     /// Nothing of the slice is in flight: its space goes, once that is durable.
-    pub(super) fn drop_slice(&mut self, nsid: Nsid, command: CommandId) {
-        let slice = self.slices.remove(&nsid.0).expect("being removed");
+    pub(super) fn drop_slice(&mut self, nsid: Nsid, command: CommandId, out: &mut Outbox) {
+        let mut slice = self.slices.remove(&nsid.0).expect("being removed");
         let mut extents = Vec::new();
+        for command in slice.changes.take_waiting() {
+            let result = Err(StoreFault::UnknownSlice { nsid });
+            out.push(Effect::Answer { command, result });
+        }
         for leaf in slice.leaves.values() {
             extents.extend(leaf.physical());
-            self.pages.release(leaf.page);
+            leaf.pages().for_each(|page| self.pages.release(page));
         }
         slice
             .mark_pages
@@ -278,6 +286,38 @@ impl Core {
         out: &mut Outbox,
     ) -> Result<(), StoreFault> {
         let slice = &self.slices[&nsid.0];
+        let all = 1..=slice.generations.head();
+        self.read_cells(id, nsid, all, (from, regions), out)
+    }
+
+    /// What the generations after one up to another have written.
+    pub(super) fn diff(
+        &mut self,
+        id: CommandId,
+        nsid: Nsid,
+        (after, upto): (Generation, Generation),
+        window: (RegionIndex, u32),
+        out: &mut Outbox,
+    ) -> Result<(), StoreFault> {
+        let slice = self.slices.get(&nsid.0);
+        let slice = slice.ok_or(StoreFault::UnknownSlice { nsid })?;
+        let last = slice.check_readable(upto)?;
+        if after.0 != 0 {
+            slice.check_readable(after)?;
+        }
+        self.read_cells(id, nsid, after.0 + 1..=last, window, out)
+    }
+
+    /// Which blocks generations have written or zeroed.
+    fn read_cells(
+        &mut self,
+        id: CommandId,
+        nsid: Nsid,
+        generations: RangeInclusive<u32>,
+        (from, regions): (RegionIndex, u32),
+        out: &mut Outbox,
+    ) -> Result<(), StoreFault> {
+        let slice = &self.slices[&nsid.0];
         if regions == 0 || regions > PRESENCE_REGIONS_MAX {
             return Err(StoreFault::TooLong {
                 blocks: regions,
@@ -290,7 +330,8 @@ impl Core {
         let mut at = start;
         while at < end.min(slice.spec.size_blocks) {
             let (leaf, index) = slice.locate(Lba(at));
-            let states = slice.leaves.get(&leaf).map_or(0, |l| l.get(index).1);
+            let leaf = slice.leaves.get(&leaf);
+            let states = leaf.map_or(0, |l| l.states(index, &generations));
             let relative = u32::try_from(at - start).expect("at most 16 regions");
             if states != 0 {
                 let known = (0..EXTENT_BLOCKS).filter(|b| states >> (2 * b) & 3 != 0);
@@ -299,7 +340,9 @@ impl Core {
             at += u64::from(EXTENT_BLOCKS);
         }
         let (leaf, _) = slice.locate(Lba(end));
-        let next = slice.leaves.range(leaf..).next().map(|(next, _)| {
+        let known = |leaf: &Leaf| leaf.layers().range(generations.clone()).next().is_some();
+        let mut later = slice.leaves.range(leaf..).filter(|(_, leaf)| known(leaf));
+        let next = later.next().map(|(next, _)| {
             let lba = (u64::from(*next) * u64::from(slice.leaf_blocks())).max(end);
             RegionIndex(u32::try_from(lba / u64::from(REGION_BLOCKS)).expect("in the volume"))
         });

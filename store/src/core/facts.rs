@@ -60,6 +60,17 @@ pub struct SliceState {
     pub used_blocks: u64,
 }
 
+/// A generation of a slice: a snapshot, or the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GenerationState {
+    /// Its number.
+    pub generation: Generation,
+    /// A snapshot that still takes writes that were issued before it.
+    pub pending: bool,
+    /// Blocks of space that it has (whole extents), not counting what it shows of older ones.
+    pub used_blocks: u64,
+}
+
 /// What opening a store found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenFacts {
@@ -187,7 +198,7 @@ pub enum StoreFault {
         /// The slice.
         nsid: Nsid,
     },
-    /// The generation is not the head.
+    /// The generation takes no writes.
     #[error("{nsid}: writes go to {head}, not {asked}")]
     WrongGeneration {
         /// The slice.
@@ -196,6 +207,30 @@ pub enum StoreFault {
         head: Generation,
         /// As asked.
         asked: Generation,
+    },
+    /// No such snapshot, or it was dropped.
+    #[error("{nsid} has no {asked}")]
+    UnknownGeneration {
+        /// The slice.
+        nsid: Nsid,
+        /// As asked.
+        asked: Generation,
+    },
+    /// The snapshot has to be completed first.
+    #[error("{nsid}: the snapshot of {pending} is pending; complete it first")]
+    SnapshotPending {
+        /// The slice.
+        nsid: Nsid,
+        /// The snapshot.
+        pending: Generation,
+    },
+    /// The slice has as many snapshots as can be.
+    #[error("{nsid} has {max} snapshots, more cannot be; delete some")]
+    TooManySnapshots {
+        /// The slice.
+        nsid: Nsid,
+        /// The limit.
+        max: usize,
     },
     /// A tick that this session was never given.
     #[error("{nsid}: {asked} was not handed out to this session")]

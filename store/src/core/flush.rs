@@ -5,14 +5,14 @@
 use super::format::NO_EXTENT;
 use super::format::entry::{Entry, ExtentChange};
 use super::io::{Answer, CommandId, Effect, IoKind, Outbox};
-use super::slice::HEAD;
 use super::{Core, Phase, Waiter};
 use crate::limits::CHANGES_UNFLUSHED_MAX;
-use shardmap::units::Nsid;
+use shardmap::units::{Generation, Nsid};
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
-/// Slice and extent of the volume.
-pub(super) type ExtentKey = (u32, u64);
+/// Slice, extent of the volume, and generation.
+pub(super) type ExtentKey = (u32, u64, u32);
 
 /// What changed in an extent since its last journal entry.
 #[derive(Clone, Copy, Debug)]
@@ -79,12 +79,14 @@ impl Flusher {
 
     /// Whether the extent's map in memory is ahead of the journal.
     pub(super) fn is_pending(&self, nsid: u32, extent: u64) -> bool {
-        let key = (nsid, extent);
-        self.open.contains_key(&key)
-            || self
-                .run
-                .as_ref()
-                .is_some_and(|r| r.changes.contains_key(&key))
+        self.are_pending(nsid, extent..=extent)
+    }
+
+    /// Whether the map of some extent of these is, in any generation.
+    pub(super) fn are_pending(&self, nsid: u32, extents: RangeInclusive<u64>) -> bool {
+        let keys = (nsid, *extents.start(), 0)..=(nsid, *extents.end(), u32::MAX);
+        let some = |changes: &Changes| changes.range(keys.clone()).next().is_some();
+        some(&self.open) || self.run.as_ref().is_some_and(|r| some(&r.changes))
     }
 
     pub(super) fn is_overfull(&self) -> bool {
@@ -108,9 +110,9 @@ impl Flusher {
 
     /// The slice is gone; what it changed need not be told any more.
     pub(super) fn forget_slice(&mut self, nsid: u32) {
-        self.open.retain(|(n, _), _| *n != nsid);
+        self.open.retain(|(n, ..), _| *n != nsid);
         if let Some(run) = &mut self.run {
-            run.changes.retain(|(n, _), _| *n != nsid);
+            run.changes.retain(|(n, ..), _| *n != nsid);
         }
     }
 }
@@ -184,6 +186,7 @@ impl Core {
             self.finish(id, Ok(Answer::Done), out);
         }
         self.quarantine(run.freed, out);
+        self.merge.ready = true;
         self.retry_parked(out);
     }
 }
@@ -192,12 +195,12 @@ impl Core {
 fn entries_of(changes: &Changes) -> impl Iterator<Item = Entry> + '_ {
     let mut rest = changes.iter().peekable();
     std::iter::from_fn(move || {
-        let ((nsid, extent), change) = rest.next()?;
+        let ((nsid, extent, generation), change) = rest.next()?;
         let whole = |c: &Change| c.physical == NO_EXTENT && c.zero == u16::MAX;
         if !whole(change) {
             return Some(Entry::Extent(ExtentChange {
                 nsid: *nsid,
-                generation: HEAD.0,
+                generation: *generation,
                 extent: *extent,
                 physical: change.physical,
                 present: change.present,
@@ -206,14 +209,16 @@ fn entries_of(changes: &Changes) -> impl Iterator<Item = Entry> + '_ {
         }
         let mut count = 1u32;
         while rest
-            .next_if(|((n, e), c)| n == nsid && *e == extent + u64::from(count) && whole(c))
+            .next_if(|((n, e, g), c)| {
+                (n, g) == (nsid, generation) && *e == extent + u64::from(count) && whole(c)
+            })
             .is_some()
         {
             count += 1;
         }
         Some(Entry::ZeroRun {
             nsid: Nsid(*nsid),
-            generation: HEAD,
+            generation: Generation(*generation),
             extent: *extent,
             count,
         })

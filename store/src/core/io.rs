@@ -1,6 +1,6 @@
 //! What goes into the core and what comes out of it.
 
-use super::facts::{OpenFacts, SliceSpec, SliceState, Stamp, StoreFault};
+use super::facts::{GenerationState, OpenFacts, SliceSpec, SliceState, Stamp, StoreFault};
 use roaring::RoaringBitmap;
 use shardmap::units::{BlockRange, Epoch, Generation, Lba, Nsid, RegionIndex, VolumeId, WriteTick};
 
@@ -18,10 +18,12 @@ pub struct IoId(pub u32);
 pub enum Command {
     Read {
         range: BlockRange,
+        generation: Generation,
     },
     /// A read for comparison, allowed on an incomplete slice.
     Compare {
         range: BlockRange,
+        generation: Generation,
     },
     Write {
         range: BlockRange,
@@ -33,6 +35,7 @@ pub enum Command {
         range: BlockRange,
         deallocate: bool,
         fua: bool,
+        generation: Generation,
     },
     Create {
         spec: SliceSpec,
@@ -60,6 +63,16 @@ pub enum Command {
         from: RegionIndex,
     },
     ReadPresence {
+        from: RegionIndex,
+        regions: u32,
+    },
+    BeginGeneration(Generation),
+    CompleteGeneration(Generation),
+    DropGeneration(Generation),
+    ReadGenerations,
+    Diff {
+        after: Generation,
+        upto: Generation,
         from: RegionIndex,
         regions: u32,
     },
@@ -160,6 +173,17 @@ pub enum Effect {
         /// Durable when it completes.
         durable: bool,
     },
+    /// Copy data from one place of the device to another; one answer, when all is written.
+    Copy {
+        /// Answer with this.
+        io: IoId,
+        /// From where on the device.
+        from_bytes: u64,
+        /// To where on the device.
+        to_bytes: u64,
+        /// How much, at most 64 KiB.
+        len_bytes: u32,
+    },
     /// Make all completed writes durable.
     Flush {
         /// Answer with this.
@@ -212,6 +236,7 @@ pub enum Answer {
         blocks: RoaringBitmap,
         next: Option<RegionIndex>,
     },
+    Generations(Vec<GenerationState>),
 }
 
 /// What a device operation is for.
@@ -232,6 +257,8 @@ pub(super) enum IoKind {
     Checkpoint,
     /// The superblock.
     Superblock,
+    /// A part of the copy of a merge, and its turn among the data operations.
+    Copy { turn: u64 },
     /// A trim of extents.
     Trim { first: u32, count: u32 },
     /// A read of the open; the number tells which.

@@ -186,6 +186,11 @@ impl Journal {
         self.used_bytes * 2 > self.ring_bytes
     }
 
+    /// More waits than the next record takes.
+    pub(super) fn has_backlog(&self) -> bool {
+        self.drafts.len() > 1
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.running.is_none() && self.drafts.is_empty()
     }

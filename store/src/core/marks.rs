@@ -7,9 +7,9 @@ use super::format::page::MARK_REGIONS;
 use super::io::{CommandId, Outbox};
 use super::journal::Ticket;
 use super::pages::PageOf;
-use super::slice::{HEAD, Slice};
+use super::slice::Slice;
 use super::{Core, Waiter};
-use shardmap::units::Nsid;
+use shardmap::units::{Generation, Nsid};
 use std::collections::btree_map;
 
 impl Slice {
@@ -77,8 +77,9 @@ impl Core {
             }
         }
         let mut ticket = Ticket(0);
+        let head = Generation(slice.generations.head());
         for runs in runs_of(fresh.iter().copied()) {
-            ticket = self.journal.append(&Entry::Marked(Nsid(nsid), HEAD, runs));
+            ticket = self.journal.append(&Entry::Marked(Nsid(nsid), head, runs));
         }
         slice.marking.extend(fresh.iter().map(|r| (*r, ticket)));
         self.counts.marks += fresh.len() as u64;
@@ -152,10 +153,11 @@ impl Core {
         }
         let left = slice.marks.len() + slice.marking.len() as u64;
         let mut ticket = None;
+        let head = Generation(slice.generations.head());
         for runs in runs_of(settled) {
             ticket = Some(
                 self.journal
-                    .append(&Entry::Unmarked(Nsid(nsid), HEAD, runs)),
+                    .append(&Entry::Unmarked(Nsid(nsid), head, runs)),
             );
         }
         (ticket, left)

@@ -23,9 +23,11 @@ mod admit;
 mod checkpoint;
 mod control;
 mod flush;
+mod generations;
 mod journal;
 mod leaf;
 mod marks;
+mod merge;
 mod open;
 mod pages;
 mod read;
@@ -46,6 +48,7 @@ use self::flush::Flusher;
 use self::format::superblock::Superblock;
 use self::io::{Answer, CommandId, Drain, Effect, Event, IoId, IoKind, IoTable, Outbox};
 use self::journal::{Journal, Ticket};
+use self::leaf::CellKey;
 use self::pages::Pages;
 use self::reclaim::Reclaim;
 use self::slice::Slice;
@@ -88,7 +91,7 @@ enum Phase {
 #[derive(Clone, Copy, Debug)]
 struct FirstWrite {
     leaf: u32,
-    index: u16,
+    key: CellKey,
     mask: u16,
 }
 
@@ -97,12 +100,14 @@ enum Kind {
     Read,
     Write {
         range: BlockRange,
+        generation: u32,
         fua: bool,
         durable: bool,
         first: SmallVec<[FirstWrite; 3]>,
     },
     Zero {
         range: BlockRange,
+        generation: u32,
         deallocate: bool,
         fua: bool,
         marked: SmallVec<[u32; 2]>,
@@ -141,6 +146,10 @@ enum Waiter {
     Flushed,
     /// Extents are free once nothing in flight reaches them.
     Freed(Vec<u32>),
+    /// A change of a slice's generations has taken effect.
+    Changed(Nsid),
+    /// A step of a merge is durable.
+    Merged,
 }
 
 /// The data store's core.
@@ -161,6 +170,7 @@ pub struct Core {
     flusher: Flusher,
     reclaim: Reclaim,
     checkpoint: Option<checkpoint::Checkpoint>,
+    merge: merge::Merge,
     ios: IoTable,
     /// Data operations in flight.
     data: Drain,
@@ -190,6 +200,10 @@ pub struct CoreCounts {
     pub extents_allocated: u64,
     /// Extents given back.
     pub extents_freed: u64,
+    /// Extents whose cell went over to the next generation by a change of the map.
+    pub cells_moved: u64,
+    /// Extents of which blocks were copied to the next generation's extent.
+    pub cells_copied: u64,
 }
 
 impl Core {
@@ -222,6 +236,7 @@ impl Core {
         self.start_flush_run(out);
         self.start_journal_record(out);
         self.start_checkpoint_if_due(out);
+        self.continue_merge(out);
         self.start_trims(out);
         if let Phase::Stopping(_) = self.phase {
             self.continue_stop(out);
@@ -233,6 +248,11 @@ impl Core {
             (IoKind::Data { command, lba, turn }, result) => {
                 self.data.leave(turn);
                 self.on_data_done(command, lba, result, out);
+                self.release_drained(out);
+            }
+            (IoKind::Copy { turn }, result) => {
+                self.data.leave(turn);
+                self.on_copied(result, out);
                 self.release_drained(out);
             }
             (IoKind::Flush, Ok(())) => self.on_flushed(out),
@@ -304,7 +324,8 @@ impl Core {
                 .closing
                 .drain(..)
                 .chain(slice.removing.take())
-                .map(|(c, _)| c);
+                .map(|(c, _)| c)
+                .chain(slice.changes.take_waiting());
             for command in waiting.into_iter().chain(closing) {
                 out.push(Effect::Answer {
                     command,
@@ -474,6 +495,8 @@ impl Core {
             Waiter::Open(nsid) => self.on_drained(nsid.0, out),
             Waiter::Flushed => self.finish_flush_run(out),
             Waiter::Freed(extents) => self.quarantine(extents, out),
+            Waiter::Changed(nsid) => self.on_changed(nsid.0, out),
+            Waiter::Merged => self.on_merged(),
         }
     }
 
@@ -514,6 +537,23 @@ impl Core {
     #[cfg(test)]
     fn marked_regions(&self, nsid: u32) -> roaring::RoaringBitmap {
         self.slices[&nsid].marks.clone()
+    }
+
+    /// Snapshots of a slice and whether they are pending.
+    #[cfg(test)]
+    fn generations(&self, nsid: u32) -> Option<BTreeMap<u32, bool>> {
+        let slice = self.slices.get(&nsid)?;
+        Some(slice.generations.snapshots().clone())
+    }
+
+    #[cfg(test)]
+    fn in_checkpoint(&self) -> bool {
+        self.checkpoint.is_some()
+    }
+
+    #[cfg(test)]
+    fn is_merged(&self, nsid: u32) -> bool {
+        self.slices[&nsid].is_merged()
     }
 
     /// What has been done so far.

@@ -6,12 +6,13 @@
 use super::facts::{OpenFacts, OpenFault};
 use super::format::directory::{self, PAGES_PER_DIRECTORY_PAGE, PagePlace};
 use super::format::geometry::{DEVICE_BYTES_MIN, Geometry, JOURNAL_OFFSET, SUPERBLOCK_OFFSETS};
-use super::format::page::{MARK_REGIONS, PAGE_BYTES, PageKind, PageView};
+use super::format::page::{CellRecord, MARK_REGIONS, PAGE_BYTES, PageKind, PageView};
 use super::format::superblock::{SUPERBLOCK_BYTES, Superblock};
 use super::format::{Corrupt, NO_EXTENT, VERSION};
+use super::generations::Generations;
 use super::io::{Effect, IoId, IoKind, IoTable, Outbox};
 use super::journal::{Journal, Tail};
-use super::leaf::Leaf;
+use super::leaf::{Cell, Leaf};
 use super::pages::{PageOf, Pages};
 use super::replay::{JournalReader, Next};
 use super::slice::Slice;
@@ -42,6 +43,9 @@ struct MetaRead {
     len_bytes: u32,
 }
 
+/// Number and cells of a cells page.
+type CellsPage = (u32, Vec<CellRecord>);
+
 /// State of an open in progress.
 #[derive(Debug, Default)]
 pub(super) struct Opening {
@@ -50,8 +54,11 @@ pub(super) struct Opening {
     next_number: u64,
     supers: [Vec<u8>; 2],
     places: BTreeMap<u32, PagePlace>,
-    /// Leaves and marks until their slices are known.
+    /// Leaves, cells and marks until their slices are known.
     leaves: BTreeMap<(u32, u32), Leaf>,
+    cells: BTreeMap<(u32, u32), Vec<CellsPage>>,
+    /// Pages of slices that are not there: they must turn out to be removed.
+    orphans: BTreeMap<u32, Vec<u32>>,
     marks: Vec<(u32, u32, u32, RoaringBitmap)>,
     pages_read: u64,
     replayed: u64,
@@ -92,6 +99,7 @@ impl Core {
             flusher: Flusher::default(),
             reclaim: Reclaim::default(),
             checkpoint: None,
+            merge: super::merge::Merge::default(),
             ios: IoTable::default(),
             data: Drain::default(),
             active: Vec::new(),
@@ -341,6 +349,8 @@ impl Core {
                 slice.epoch = Epoch(head.epoch);
                 slice.stamp = head.stamp;
                 slice.incomplete = head.incomplete;
+                let snapshots = view.snapshots()?.into_iter().collect();
+                slice.generations = Generations::load(head.generation, snapshots);
                 if self.slices.insert(nsid, slice).is_some() {
                     return Err(Corrupt::Value);
                 }
@@ -348,11 +358,24 @@ impl Core {
             }
             PageKind::Layer => {
                 let number = slice.leaf_of(head.shard, head.part).ok_or(Corrupt::Value)?;
-                let leaf = load_leaf(&view, page, slice.leaf_extents(), self.sb.geometry.extents)?;
+                let extents = self.sb.geometry.extents;
+                let leaf = load_leaf(&view, page, slice.leaf_extents(), extents)?;
                 if self.opening().leaves.insert((nsid, number), leaf).is_some() {
                     return Err(Corrupt::Value);
                 }
                 PageOf::Leaf(nsid, number)
+            }
+            PageKind::Cells => {
+                let number = slice.leaf_of(head.shard, head.part).ok_or(Corrupt::Value)?;
+                let extents = self.sb.geometry.extents;
+                let exists = |c: &CellRecord| c.physical == NO_EXTENT || c.physical < extents;
+                let cells = view.cells()?;
+                if !cells.iter().all(exists) {
+                    return Err(Corrupt::Value);
+                }
+                let pages = self.opening().cells.entry((nsid, number)).or_default();
+                pages.push((page, cells));
+                PageOf::Cells(nsid, number)
             }
             PageKind::Marks => {
                 let base = head.part.checked_mul(MARK_REGIONS).ok_or(Corrupt::Value)?;
@@ -371,17 +394,62 @@ impl Core {
         for ((nsid, number), leaf) in leaves {
             let page = leaf.page;
             match self.slices.get_mut(&nsid) {
-                Some(slice) => slice.leaves.insert(number, leaf),
-                None => return Err(self.damaged("metadata page", page.into(), Corrupt::Value)),
-            };
+                Some(slice) => {
+                    slice.leaves.insert(number, leaf);
+                }
+                None => self.orphan(nsid, page),
+            }
+        }
+        for ((nsid, number), pages) in std::mem::take(&mut self.opening().cells) {
+            self.attach_cells(nsid, number, pages)?;
         }
         for (nsid, window, page, regions) in std::mem::take(&mut self.opening().marks) {
-            let fault = self.damaged("metadata page", page.into(), Corrupt::Value);
-            let slice = self.slices.get_mut(&nsid).ok_or(fault)?;
-            slice.marks |= regions;
-            slice.mark_pages.insert(window, page);
+            match self.slices.get_mut(&nsid) {
+                Some(slice) => {
+                    slice.marks |= regions;
+                    slice.mark_pages.insert(window, page);
+                }
+                None => self.orphan(nsid, page),
+            }
         }
         Ok(())
+    }
+
+    fn attach_cells(
+        &mut self,
+        nsid: u32,
+        number: u32,
+        mut pages: Vec<CellsPage>,
+    ) -> Result<(), OpenFault> {
+        // Empty ones were taken for cells that never became durable.
+        let (full, empty): (Vec<_>, Vec<_>) = pages.drain(..).partition(|(_, c)| !c.is_empty());
+        empty.iter().for_each(|(page, _)| self.pages.release(*page));
+        pages = full;
+        pages.sort_by_key(|(_, cells)| (cells[0].index, cells[0].generation));
+        for (page, cells) in pages {
+            let Some(slice) = self.slices.get_mut(&nsid) else {
+                self.orphan(nsid, page);
+                continue;
+            };
+            let leaf = slice.leaves.get_mut(&number);
+            if !leaf.is_some_and(|leaf| leaf.load_page(page, &cells)) {
+                return Err(self.damaged("metadata page", page.into(), Corrupt::Value));
+            }
+        }
+        Ok(())
+    }
+
+    fn orphan(&mut self, nsid: u32, page: u32) {
+        let orphans = &mut self.opening().orphans;
+        orphans.entry(nsid).or_default().push(page);
+    }
+
+    /// The slice was removed while the checkpoint was written that has these pages.
+    pub(super) fn release_orphans(&mut self, nsid: u32) {
+        let orphans = self.opening().orphans.remove(&nsid);
+        for page in orphans.into_iter().flatten() {
+            self.pages.release(page);
+        }
     }
 
     /// The next chunk of the ring, from the tail all the way round.
@@ -443,6 +511,24 @@ impl Core {
         };
         let ring_bytes = self.sb.geometry.journal_bytes;
         self.journal = Journal::new(ring_bytes, tail, head, head.sequence - 1);
+        if let Some(page) = self.opening().orphans.values().flatten().next().copied() {
+            return Err(self.damaged("metadata page", page.into(), Corrupt::Value));
+        }
+        self.check_layers()
+    }
+
+    /// Nothing was written in a generation that was not begun.
+    fn check_layers(&self) -> Result<(), OpenFault> {
+        for slice in self.slices.values() {
+            let begun = 1..=slice.generations.head();
+            let wrong = slice
+                .leaves
+                .values()
+                .find(|leaf| !leaf.layers().keys().all(|g| begun.contains(g)));
+            if let Some(leaf) = wrong {
+                return Err(self.damaged("metadata page", leaf.page.into(), Corrupt::Value));
+            }
+        }
         Ok(())
     }
 
@@ -491,6 +577,7 @@ impl Core {
         let tick = self.first_tick();
         self.slices.values_mut().for_each(|s| s.tick = tick);
         self.phase = Phase::Serving;
+        self.resume_merges();
         let usage = self.usage();
         out.push(Effect::Opened(Box::new(OpenFacts {
             store: self.sb.store,
@@ -536,7 +623,7 @@ fn load_leaf(
     leaf_extents: u32,
     extents: u32,
 ) -> Result<Leaf, Corrupt> {
-    let mut leaf = Leaf::new(page, leaf_extents);
+    let mut leaf = Leaf::new(page, leaf_extents, view.head.generation);
     for index in 0..super::format::page::LEAF_EXTENTS {
         let (physical, states) = view.extent(index as usize)?;
         if physical == NO_EXTENT && states == 0 {
@@ -546,7 +633,8 @@ fn load_leaf(
             return Err(Corrupt::Value);
         }
         let index = u16::try_from(index).expect("at most 1 024");
-        leaf.set(index, (physical != NO_EXTENT).then_some(physical), states);
+        let physical = (physical != NO_EXTENT).then_some(physical);
+        leaf.set((index, leaf.base()), Cell { physical, states });
     }
     Ok(leaf)
 }

@@ -8,8 +8,10 @@ use std::collections::BTreeSet;
 pub(super) enum PageOf {
     /// A slice's description.
     Slice(u32),
-    /// A leaf of a slice.
+    /// A leaf of a slice: its base.
     Leaf(u32, u32),
+    /// Cells of a leaf.
+    Cells(u32, u32),
     /// A window of a slice's marks.
     Marks(u32, u32),
 }
@@ -55,9 +57,18 @@ impl Pages {
         };
     }
 
+    pub(super) fn free(&self) -> usize {
+        self.free.len()
+    }
+
     /// How many pages leaves may still take.
     pub(super) fn free_for_leaves(&self) -> usize {
         self.free.len().saturating_sub(self.reserve)
+    }
+
+    /// The page that is allocated next.
+    pub(super) fn next_free(&self) -> Option<u32> {
+        self.free.first().copied()
     }
 
     pub(super) fn allocate(&mut self, of: PageOf) -> Option<u32> {

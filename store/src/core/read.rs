@@ -3,6 +3,7 @@
 use super::Core;
 use super::format::page::PRESENT;
 use super::io::{Answer, CommandId, Effect, Outbox};
+use super::leaf::{Leaf, known_lanes, present_lanes, uniform};
 use shardmap::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS, Lba};
 use smallvec::SmallVec;
 
@@ -30,16 +31,38 @@ impl Run {
     }
 }
 
+/// The physical extent that has each block of an extent, as a generation shows it: from the newest cell
+/// where the block is not absent.
+fn sources(leaf: &Leaf, index: u16, generation: u32) -> [Option<u32>; 16] {
+    let mut sources = [None; 16];
+    let mut wanted = uniform(PRESENT);
+    for (_, cell) in leaf.cells(index, generation) {
+        let mut present = present_lanes(cell.states) & wanted;
+        wanted &= !known_lanes(cell.states);
+        if present == uniform(PRESENT) {
+            return [cell.physical; 16];
+        }
+        while present != 0 {
+            sources[present.trailing_zeros() as usize / 2] = cell.physical;
+            present &= present - 1;
+        }
+        if wanted == 0 {
+            break;
+        }
+    }
+    sources
+}
+
 impl Core {
     pub(super) fn start_read(
         &mut self,
         id: CommandId,
         nsid: u32,
-        range: BlockRange,
+        (range, generation): (BlockRange, u32),
         out: &mut Outbox,
     ) {
         let mut touches_device = false;
-        for run in self.plan_read(nsid, range) {
+        for run in self.plan_read(nsid, range, generation) {
             let Run {
                 at_blocks,
                 blocks,
@@ -69,17 +92,17 @@ impl Core {
         }
     }
 
-    fn plan_read(&self, nsid: u32, range: BlockRange) -> SmallVec<[Run; 4]> {
+    fn plan_read(&self, nsid: u32, range: BlockRange, generation: u32) -> SmallVec<[Run; 4]> {
         let slice = &self.slices[&nsid];
         let mut runs: SmallVec<[Run; 4]> = SmallVec::new();
         let mut at_blocks = 0;
         for piece in range.split_at_multiples(EXTENT_BLOCKS) {
             let (leaf, index) = slice.locate(piece.start());
-            let (physical, states) = slice.leaves.get(&leaf).map_or((None, 0), |l| l.get(index));
+            let leaf = slice.leaves.get(&leaf);
+            let sources = leaf.map_or([None; 16], |l| sources(l, index, generation));
             let first = u32::try_from(piece.start().0 % u64::from(EXTENT_BLOCKS)).expect("small");
             for block in first..first + piece.blocks().0 {
-                let present = states >> (2 * block) & 3 == PRESENT;
-                let source = physical.filter(|_| present).map(|extent| {
+                let source = sources[block as usize].map(|extent| {
                     self.sb.geometry.extent_offset(extent)
                         + u64::from(block) * u64::from(BLOCK_BYTES)
                 });

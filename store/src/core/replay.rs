@@ -3,12 +3,13 @@
 //! and the store does not open.
 
 use super::Core;
-use super::format::entry::{Entry, ExtentChange};
+use super::format::entry::{Entry, ExtentChange, Merge};
 use super::format::journal::{claimed_bytes, decode};
-use super::format::page::MARK_REGIONS;
+use super::format::page::{MARK_REGIONS, PAGE_SNAPSHOTS};
 use super::format::{Corrupt, NO_EXTENT};
+use super::generations::Change;
 use super::journal::Tail;
-use super::leaf::Leaf;
+use super::leaf::{CellKey, Leaf};
 use super::pages::PageOf;
 use super::slice::Slice;
 use shardmap::units::BLOCK_BYTES;
@@ -157,11 +158,12 @@ impl Core {
                 }
             }
             Entry::SliceRemoved(nsid) => {
+                self.release_orphans(nsid.0);
                 if let Some(slice) = self.slices.remove(&nsid.0) {
-                    slice
-                        .leaves
-                        .values()
-                        .for_each(|l| self.pages.release(l.page));
+                    let leaves = slice.leaves.values();
+                    leaves
+                        .flat_map(Leaf::pages)
+                        .for_each(|page| self.pages.release(page));
                     slice
                         .mark_pages
                         .values()
@@ -185,17 +187,18 @@ impl Core {
                 extent,
                 count,
             } => {
-                for extent in extent..extent.checked_add(count.into()).ok_or(Corrupt::Value)? {
-                    self.replay_extent(&ExtentChange {
-                        nsid: nsid.0,
-                        generation: generation.0,
-                        extent,
-                        physical: NO_EXTENT,
-                        present: 0,
-                        zero: u16::MAX,
-                    })?;
-                }
+                self.replay_zeroes((nsid.0, generation.0), extent, count)?;
             }
+            Entry::GenerationBegun(nsid, generation) => {
+                self.replay_change(nsid.0, Change::Begin(generation.0))?;
+            }
+            Entry::GenerationCompleted(nsid, generation) => {
+                self.replay_change(nsid.0, Change::Complete(generation.0))?;
+            }
+            Entry::GenerationDropped(nsid, generation) => {
+                self.replay_change(nsid.0, Change::Drop(generation.0))?;
+            }
+            Entry::Merged(merge) => self.replay_merge(&merge)?,
             Entry::Marked(nsid, _, runs) => {
                 let regions = runs.iter().flat_map(|r| r.start..r.start + r.count);
                 self.replay_marks(nsid.0, regions, true)?;
@@ -204,6 +207,25 @@ impl Core {
                 let regions = runs.iter().flat_map(|r| r.start..r.start + r.count);
                 self.replay_marks(nsid.0, regions, false)?;
             }
+        }
+        Ok(())
+    }
+
+    fn replay_zeroes(
+        &mut self,
+        (nsid, generation): (u32, u32),
+        first: u64,
+        count: u32,
+    ) -> Result<(), Corrupt> {
+        for extent in first..first.checked_add(count.into()).ok_or(Corrupt::Value)? {
+            self.replay_extent(&ExtentChange {
+                nsid,
+                generation,
+                extent,
+                physical: NO_EXTENT,
+                present: 0,
+                zero: u16::MAX,
+            })?;
         }
         Ok(())
     }
@@ -227,12 +249,68 @@ impl Core {
         }
         if !slice.leaves.contains_key(&number) {
             let page = self.pages.allocate(PageOf::Leaf(change.nsid, number));
-            let leaf = Leaf::new(page.ok_or(Corrupt::Value)?, slice.leaf_extents());
+            let page = page.ok_or(Corrupt::Value)?;
+            let leaf = Leaf::new(page, slice.leaf_extents(), change.generation);
             slice.leaves.insert(number, leaf);
         }
+        let key = (index, change.generation);
+        self.replay_room(change.nsid, number, key)?;
+        let slice = self.slices.get_mut(&change.nsid).expect("just seen");
         let leaf = slice.leaves.get_mut(&number).expect("just made");
-        leaf.replay(index, change);
-        self.pages.touch(leaf.page);
+        leaf.replay(key, change);
+        self.pages.touch(leaf.page_of(key));
+        Ok(())
+    }
+
+    fn replay_room(&mut self, nsid: u32, number: u32, key: CellKey) -> Result<(), Corrupt> {
+        let full = !self.slices[&nsid].leaves[&number].has_room(key, 1);
+        if full && self.pages.next_free().is_none() {
+            return Err(Corrupt::Value);
+        }
+        self.make_room(nsid, number, key);
+        Ok(())
+    }
+
+    fn replay_change(&mut self, nsid: u32, change: Change) -> Result<(), Corrupt> {
+        self.replay_slice(nsid, |slice| slice.generations.apply(change));
+        let slice = self.slices.get(&nsid);
+        let snapshots = slice.map_or(0, |s| s.generations.snapshots().len());
+        if snapshots <= PAGE_SNAPSHOTS {
+            Ok(())
+        } else {
+            Err(Corrupt::Value)
+        }
+    }
+
+    /// A step of a merge meets the very cells that it met when it was written.
+    fn replay_merge(&mut self, merge: &Merge) -> Result<(), Corrupt> {
+        let (nsid, from, to) = (merge.nsid, merge.from, merge.to);
+        let Some(slice) = self.slices.get(&nsid) else {
+            return Ok(());
+        };
+        let located = slice.locate_extent(merge.extent).ok_or(Corrupt::Value)?;
+        let (number, first) = located;
+        let extents = slice.leaf_extents();
+        if merge.count == 0 || u32::from(first) + merge.count > extents || from >= to {
+            return Err(Corrupt::Value);
+        }
+        let leaf = slice.leaves.get(&number).ok_or(Corrupt::Value)?;
+        if merge.count == extents && leaf.extents_of_both(from, to).is_empty() {
+            let pages = leaf.cells_pages().count() + 1;
+            if self.pages.free() < pages {
+                return Err(Corrupt::Value);
+            }
+            self.move_cells(nsid, number, (from, to));
+            return Ok(());
+        }
+        let last = first + u16::try_from(merge.count - 1).expect("in the leaf");
+        for index in first..=last {
+            self.replay_room(nsid, number, (index, to))?;
+            let slice = self.slices.get_mut(&nsid).expect("just seen");
+            let leaf = slice.leaves.get_mut(&number).expect("just seen");
+            leaf.merge(index, from, to).map_err(|()| Corrupt::Value)?;
+            leaf.pages().for_each(|page| self.pages.touch(page));
+        }
         Ok(())
     }
 

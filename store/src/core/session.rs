@@ -123,9 +123,14 @@ impl Core {
         let Some(slice) = self.slices.get_mut(&nsid) else {
             return;
         };
-        if slice.opening.is_none() && slice.closing.is_empty() && slice.removing.is_none() {
+        if slice.merging.waits_for(&slice.drain) {
+            self.merge.ready = true;
+        }
+        let waits = slice.opening.is_some() || slice.removing.is_some();
+        if !waits && slice.closing.is_empty() && !slice.changes.is_completing() {
             return;
         }
+        slice.answer_completing(out);
         let drain = &slice.drain;
         slice.closing.retain(|(command, turn)| {
             let over = drain.is_over(*turn);
@@ -158,7 +163,7 @@ impl Core {
         if let Some((command, turn)) = slice.removing
             && slice.drain.is_over(turn)
         {
-            self.drop_slice(Nsid(nsid), command);
+            self.drop_slice(Nsid(nsid), command, out);
         }
     }
 }

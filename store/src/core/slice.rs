@@ -2,16 +2,15 @@
 
 use super::facts::{SliceSpec, SliceState, Stamp, StoreFault};
 use super::format::page::{LEAF_BLOCKS, PageHead, PageKind};
+use super::generations::{Changes, Generations};
 use super::io::{CommandId, Drain};
 use super::journal::Ticket;
 use super::leaf::Leaf;
+use super::merge::Merging;
 use roaring::RoaringBitmap;
 use shardmap::units::{BlockRange, Epoch, Generation, Incarnation, ShardIndex, WriteTick};
 use shardmap::units::{EXTENT_BLOCKS, Lba};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// The only generation until snapshots exist.
-pub(super) const HEAD: Generation = Generation(1);
 
 /// An association's right to do IO.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +44,9 @@ pub(super) struct Slice {
     pub(super) epoch: Epoch,
     pub(super) stamp: Stamp,
     pub(super) incomplete: bool,
+    pub(super) generations: Generations,
+    pub(super) changes: Changes,
+    pub(super) merging: Merging,
     pub(super) leaves: BTreeMap<u32, Leaf>,
     /// Durable marks.
     pub(super) marks: RoaringBitmap,
@@ -72,6 +74,9 @@ impl Slice {
             epoch: Epoch(0),
             stamp: Stamp::default(),
             incomplete: false,
+            generations: Generations::default(),
+            changes: Changes::default(),
+            merging: Merging::default(),
             leaves: BTreeMap::new(),
             marks: RoaringBitmap::new(),
             marking: BTreeMap::new(),
@@ -186,7 +191,7 @@ impl Slice {
             epoch: self.epoch,
             stamp: self.stamp,
             incomplete: self.incomplete,
-            head: HEAD,
+            head: Generation(self.generations.head()),
             mark_count: self.marks.len() + self.marking.len() as u64,
             tick: WriteTick(self.tick),
             incarnation: Incarnation(incarnation),
@@ -196,11 +201,15 @@ impl Slice {
         }
     }
 
-    pub(super) fn page_head(&self, kind: PageKind, shard: u32, part: u32) -> PageHead {
+    pub(super) fn page_head(
+        &self,
+        kind: PageKind,
+        generation: u32,
+        (shard, part): (u32, u32),
+    ) -> PageHead {
         PageHead {
             kind,
-            generation: HEAD.0,
-            parent_generation: HEAD.0,
+            generation,
             shard,
             part,
             spec: self.spec,

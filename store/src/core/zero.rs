@@ -1,44 +1,53 @@
 //! Discard and write-zeroes: the zero state, never the absent one, and whole extents given back.
 
-use super::Core;
 use super::facts::StoreFault;
 use super::format::NO_EXTENT;
 use super::format::page::ZERO;
 use super::io::{Answer, CommandId, Outbox};
-use super::leaf::{lanes, present_lanes, with_state};
+use super::leaf::{Cell, lanes, present_lanes, with_state};
 use super::write::mask_of;
-use super::{Kind, slice::Slice};
+use super::{Active, Core, Kind, slice::Slice};
 use shardmap::units::{BlockRange, EXTENT_BLOCKS, Nsid, REGION_BLOCKS};
 use smallvec::SmallVec;
 
-/// Pieces of a range, extent by extent, that lie in leaves which exist: `(leaf, extent, blocks)`.
-/// There is nothing to do elsewhere: without a parent generation, absent blocks are zeroes.
-fn known_pieces(
+/// Pieces of a range, extent by extent, where the generation shows data: `(leaf, extent, blocks)`.
+/// There is nothing to do elsewhere: what is absent in all generations or zero is zeroes.
+fn present_pieces(
     slice: &Slice,
     range: BlockRange,
+    generation: u32,
 ) -> impl Iterator<Item = (u32, u16, BlockRange)> + '_ {
     let blocks = slice.leaf_blocks();
     range
         .split_at_multiples(blocks)
-        .filter(|part| slice.leaves.contains_key(&slice.locate(part.start()).0))
-        .flat_map(|part| part.split_at_multiples(EXTENT_BLOCKS))
-        .map(|piece| {
+        .filter_map(|part| Some((part, slice.leaves.get(&slice.locate(part.start()).0)?)))
+        .flat_map(|(part, leaf)| {
+            part.split_at_multiples(EXTENT_BLOCKS)
+                .map(move |p| (p, leaf))
+        })
+        .filter(move |(piece, leaf)| {
+            let index = slice.locate(piece.start()).1;
+            let states = leaf.states(index, &(1..=generation));
+            present_lanes(states) & lanes(mask_of(*piece)) != 0
+        })
+        .map(|(piece, _)| {
             let (leaf, index) = slice.locate(piece.start());
             (leaf, index, piece)
         })
 }
 
+fn region_of(piece: BlockRange) -> u32 {
+    let region = piece.start().0 / u64::from(REGION_BLOCKS);
+    u32::try_from(region).expect("volume of at most 16 PiB")
+}
+
 /// Regions in which something is present: only there the replica changes and must say so beforehand.
-fn changed_regions(slice: &Slice, range: BlockRange) -> SmallVec<[u32; 2]> {
+fn changed_regions(slice: &Slice, range: BlockRange, generation: u32) -> SmallVec<[u32; 2]> {
     let mut changed = SmallVec::<[u32; 2]>::new();
-    for (leaf, index, piece) in known_pieces(slice, range) {
-        let states = slice.leaves[&leaf].get(index).1;
-        if present_lanes(states) & lanes(mask_of(piece)) != 0 {
-            let region = piece.start().0 / u64::from(REGION_BLOCKS);
-            let region = u32::try_from(region).expect("volume of at most 16 PiB");
-            if changed.last() != Some(&region) {
-                changed.push(region);
-            }
+    for (_, _, piece) in present_pieces(slice, range, generation) {
+        let region = region_of(piece);
+        if changed.last() != Some(&region) {
+            changed.push(region);
         }
     }
     changed
@@ -49,7 +58,7 @@ impl Core {
         &mut self,
         id: CommandId,
         nsid: Nsid,
-        range: BlockRange,
+        (range, generation): (BlockRange, u32),
         (deallocate, fua): (bool, bool),
         out: &mut Outbox,
     ) -> Result<(), StoreFault> {
@@ -59,70 +68,107 @@ impl Core {
             // differ from those that have not zeroed yet. Model: `ResilverRecovery`, `FZeroMark`.
             range.regions().map(|r| r.0).collect()
         } else {
-            changed_regions(slice, range)
+            changed_regions(slice, range, generation)
         };
         let wait = self.require_marks(nsid.0, &marked)?;
-        self.activate(
-            id,
-            nsid.0,
-            Kind::Zero {
-                range,
-                deallocate,
-                fua,
-                marked,
-            },
-        );
+        let kind = Kind::Zero {
+            range,
+            generation,
+            deallocate,
+            fua,
+            marked,
+        };
+        self.activate(id, nsid.0, kind);
         self.begin_after(id, wait, out);
         Ok(())
     }
 
-    pub(super) fn apply_zero(
-        &mut self,
-        id: CommandId,
-        range: BlockRange,
-        deallocate: bool,
-        fua: bool,
-        out: &mut Outbox,
-    ) {
-        let nsid = self.active_mut(id).nsid;
-        let pieces: Vec<_> = known_pieces(&self.slices[&nsid], range).collect();
-        let slice = self.slices.get_mut(&nsid).expect("admitted");
-        let marked: SmallVec<[u32; 2]> = match &self.active[id.0 as usize] {
-            Some(super::Active {
-                kind: Kind::Zero { marked, .. },
-                ..
-            }) => marked.clone(),
-            Some(_) | None => unreachable!("a zero"),
+    pub(super) fn begin_zero(&mut self, id: CommandId, out: &mut Outbox) {
+        let Some(Active {
+            kind:
+                Kind::Zero {
+                    range,
+                    generation,
+                    deallocate,
+                    fua,
+                    marked,
+                },
+            nsid,
+            ..
+        }) = &self.active[id.0 as usize]
+        else {
+            unreachable!("a zero")
         };
-        for (leaf_number, index, piece) in pieces {
-            let number = slice.extent_number(leaf_number, index);
-            let region = piece.start().0 / u64::from(REGION_BLOCKS);
-            let leaf = slice.leaves.get_mut(&leaf_number).expect("just seen");
-            let (bound, states) = leaf.get(index);
-            let mask = mask_of(piece);
-            let changes = present_lanes(states) & lanes(mask) != 0;
-            // A block that became present while the marks were written is another command's, which
-            // this one does not have to follow: either order is right.
-            if !changes || !marked.iter().any(|r| u64::from(*r) == region) {
-                continue;
-            }
-            let after = with_state(states, mask, ZERO);
-            let release = deallocate && present_lanes(after) == 0 && !leaf.is_pinned(index);
-            let kept = bound.filter(|_| !release);
-            leaf.set(index, kept, after);
-            self.flusher
-                .record((nsid, number), kept.unwrap_or(NO_EXTENT), 0, mask);
-            if let Some(extent) = bound.filter(|_| release) {
-                self.flusher.freed.push(extent);
-                self.reclaim.waiting += 1;
-                self.counts.extents_freed += 1;
-            }
-            self.pages.touch(leaf.page);
+        let (nsid, range, generation, deallocate, fua) =
+            (*nsid, *range, *generation, *deallocate, *fua);
+        if self.is_merging(nsid, range) {
+            self.parked.push_back(id);
+            return;
+        }
+        let slice = &self.slices[&nsid];
+        // A block that became present while the marks were written is another command's, which
+        // this one does not have to follow: either order is right.
+        let pieces: Vec<_> = present_pieces(slice, range, generation)
+            .filter(|(_, _, piece)| marked.contains(&region_of(*piece)))
+            .collect();
+        let hides = |(leaf, index, _): &(u32, u16, BlockRange)| {
+            let leaf = &slice.leaves[leaf];
+            let (key, cell) = slice.target(leaf, *index, generation);
+            cell.is_nothing() && key.1 != leaf.base()
+        };
+        // Every page that is there may be full, and takes 256 more cells after it was split.
+        let touched = range.split_at_multiples(slice.leaf_blocks());
+        let leaves = touched.filter_map(|part| slice.leaves.get(&slice.locate(part.start()).0));
+        let needed = match pieces.iter().filter(|p| hides(p)).count() {
+            0 => 0,
+            cells => cells / 256 + leaves.map(|l| l.pages().count()).sum::<usize>(),
+        };
+        if needed > self.pages.free_for_leaves() {
+            let pages = self.pages.count();
+            return self.finish(id, Err(StoreFault::NoPages { pages }), out);
+        }
+        for (leaf, index, piece) in pieces {
+            self.zero_extent(nsid, (leaf, index, generation), mask_of(piece), deallocate);
         }
         if fua {
             self.join_flush(id, out);
         } else {
             self.finish(id, Ok(Answer::Done), out);
+        }
+    }
+
+    fn zero_extent(
+        &mut self,
+        nsid: u32,
+        (number, index, generation): (u32, u16, u32),
+        mask: u16,
+        deallocate: bool,
+    ) {
+        let slice = &self.slices[&nsid];
+        let (key, cell) = slice.target(&slice.leaves[&number], index, generation);
+        if cell.is_nothing() {
+            self.make_room(nsid, number, key);
+        }
+        let slice = self.slices.get_mut(&nsid).expect("admitted");
+        let extent = (nsid, slice.extent_number(number, index), key.1);
+        let leaf = slice.leaves.get_mut(&number).expect("just seen");
+        let states = with_state(cell.states, mask, ZERO);
+        let release = deallocate && present_lanes(states) == 0 && !leaf.is_pinned(key);
+        let physical = cell.physical.filter(|_| !release);
+        leaf.set(key, Cell { physical, states });
+        self.pages.touch(leaf.page_of(key));
+        let named = physical.unwrap_or(NO_EXTENT);
+        self.flusher.record(extent, named, 0, mask);
+        if let Some(extent) = cell.physical.filter(|_| release) {
+            self.flusher.freed.push(extent);
+            self.reclaim.waiting += 1;
+            self.counts.extents_freed += 1;
+        }
+        // It may hide now what was inherited from a dropped generation.
+        let own = slice.generations.own(slice.generations.heir(key.1));
+        if leaf.newest(index, *own.start()..=key.1 - 1).is_some() {
+            slice.merging.add(number);
+            self.merge.add(nsid);
         }
     }
 }

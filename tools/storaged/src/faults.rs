@@ -12,6 +12,9 @@ pub(crate) fn status_of(fault: &StoreFault) -> Status {
         | StoreFault::BadSpec { .. }
         | StoreFault::TooLong { .. }
         | StoreFault::WrongGeneration { .. }
+        | StoreFault::UnknownGeneration { .. }
+        | StoreFault::SnapshotPending { .. }
+        | StoreFault::TooManySnapshots { .. }
         | StoreFault::UnknownTick { .. } => Status::INVALID_FIELD,
         StoreFault::Fenced { .. } | StoreFault::SessionRevoked { .. } => Status::SESSION_REVOKED,
         StoreFault::NotOpen { .. } => Status::NOT_OPEN,

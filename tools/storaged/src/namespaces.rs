@@ -404,6 +404,7 @@ impl Slices {
                 range,
                 deallocate: true,
                 fua: false,
+                generation: Generation(0),
             };
             self.begin(io, head, op, pending);
         }
@@ -427,6 +428,7 @@ fn operation(kind: CommandKind) -> Result<(StoreOp, Option<(u8, u32)>), Status> 
     let op = match kind {
         CommandKind::Read { slba, blocks, into } => StoreOp::Read {
             range: range(slba, blocks)?,
+            generation: Generation(0),
             into,
         },
         CommandKind::Write {
@@ -451,6 +453,7 @@ fn operation(kind: CommandKind) -> Result<(StoreOp, Option<(u8, u32)>), Status> 
             range: range(slba, blocks)?,
             deallocate,
             fua,
+            generation: Generation(0),
         },
         CommandKind::Deallocate { .. } => unreachable!("has an answer of its own"),
         CommandKind::Vendor {

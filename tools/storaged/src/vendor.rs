@@ -5,7 +5,7 @@ use nvmf::proto::status::Status;
 use nvmf::proto::vendor::{self, opcode};
 use roaring::RoaringBitmap;
 use shardmap::units::{
-    BlockRange, Blocks, Epoch, Lba, MembershipSeq, RegionIndex, VolumeId, WriteTick,
+    BlockRange, Blocks, Epoch, Generation, Lba, MembershipSeq, RegionIndex, VolumeId, WriteTick,
 };
 use store::{SliceState, Stamp, StoreOp, StoreReply};
 use zerocopy::{FromBytes, IntoBytes};
@@ -48,7 +48,8 @@ pub(crate) fn operation(op: u8, cdws: [u32; 6], data: Option<&[u8]>) -> Result<S
         }),
         opcode::HASH_RANGE => {
             let range = BlockRange::new(Lba(long), Blocks(cdw13)).ok_or(Status::INVALID_FIELD)?;
-            Ok(StoreOp::Hash { range })
+            let generation = Generation(0);
+            Ok(StoreOp::Hash { range, generation })
         }
         opcode::SET_INCOMPLETE => Ok(StoreOp::SetIncomplete),
         _ => Err(Status::INVALID_OPCODE),
@@ -79,7 +80,8 @@ pub(crate) fn answer(
     reply_bytes_max: u32,
 ) -> Result<(u64, Vec<u8>), Status> {
     let (result, data) = match reply {
-        StoreReply::Done | StoreReply::Read(_) => (0, Vec::new()),
+        // No vendor command asks for generations yet.
+        StoreReply::Done | StoreReply::Read(_) | StoreReply::Generations(_) => (0, Vec::new()),
         StoreReply::State(state) if op == opcode::OPEN_SLICE => (state.incarnation.0, Vec::new()),
         StoreReply::State(state) => (0, state_of(state).as_bytes().to_vec()),
         StoreReply::Tick(tick) => (tick.0, Vec::new()),

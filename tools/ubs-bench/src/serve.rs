@@ -418,6 +418,7 @@ impl Served {
         match kind {
             CommandKind::Read { slba, blocks, into } => Some(StoreOp::Read {
                 range: range(slba, blocks)?,
+                generation: Generation(0),
                 into,
             }),
             CommandKind::Write {
@@ -445,6 +446,7 @@ impl Served {
                 range: range(slba, blocks)?,
                 deallocate,
                 fua,
+                generation: Generation(0),
             }),
             CommandKind::Deallocate { .. } | CommandKind::Vendor { .. } => None,
         }

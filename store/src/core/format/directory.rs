@@ -1,6 +1,6 @@
 //! The directory: which of a metadata page's two places counts, two bits per page.
 
-use super::{Corrupt, VERSION, is_sealed, seal};
+use super::{Corrupt, VERSION, is_known, is_sealed, seal};
 use shardmap::units::BLOCK_BYTES;
 use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -85,7 +85,7 @@ pub fn decode(bytes: &[u8], store: [u8; 16], index: u32) -> Result<Vec<PagePlace
     if !is_sealed(bytes) {
         return Err(Corrupt::Checksum);
     }
-    if raw.version.get() != VERSION {
+    if !is_known(raw.version.get()) {
         return Err(Corrupt::Unknown);
     }
     if raw.store != store {

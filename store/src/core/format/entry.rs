@@ -125,6 +125,21 @@ pub struct ExtentChange {
     pub zero: u16,
 }
 
+/// What generation `from` has of the extents goes to generation `to`, where that has nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Merge {
+    /// The slice.
+    pub nsid: u32,
+    /// A generation that was dropped.
+    pub from: u32,
+    /// The next one.
+    pub to: u32,
+    /// First extent in the volume.
+    pub extent: u64,
+    /// How many.
+    pub count: u32,
+}
+
 /// A half-open run of regions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionRun {
@@ -169,6 +184,14 @@ pub enum Entry {
     Marked(Nsid, Generation, Vec<RegionRun>),
     /// Regions are not marked any more.
     Unmarked(Nsid, Generation, Vec<RegionRun>),
+    /// The head from now on; the head before is a snapshot, pending until it is completed.
+    GenerationBegun(Nsid, Generation),
+    /// The snapshot takes no more writes.
+    GenerationCompleted(Nsid, Generation),
+    /// The snapshot is gone; what only it had belongs to the next generation.
+    GenerationDropped(Nsid, Generation),
+    /// What a dropped generation had of extents went to the next one.
+    Merged(Merge),
 }
 
 mod tag {
@@ -181,7 +204,11 @@ mod tag {
     pub(super) const ZERO_RUN: u8 = 7;
     pub(super) const MARKED: u8 = 8;
     pub(super) const UNMARKED: u8 = 9;
-    // 16 ..= 19 reserved: layer created, dropped, merged; region sealed with checksums
+    pub(super) const GENERATION_BEGUN: u8 = 16;
+    pub(super) const GENERATION_COMPLETED: u8 = 17;
+    pub(super) const GENERATION_DROPPED: u8 = 18;
+    // 19 reserved: region sealed with checksums
+    pub(super) const MERGED: u8 = 20;
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -219,6 +246,16 @@ struct RawZeroRun {
     extent: U64,
 }
 
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawMerge {
+    from: U32,
+    to: U32,
+    extent: U64,
+    count: U32,
+    reserved: U32,
+}
+
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct RawRun {
@@ -229,6 +266,7 @@ struct RawRun {
 const HEAD_BYTES: usize = 8;
 const _: () = assert!(size_of::<Head>() == HEAD_BYTES && size_of::<RawExtent>() == 20);
 const _: () = assert!(size_of::<RawStamp>() == 24 && size_of::<RawZeroRun>() == 16);
+const _: () = assert!(size_of::<RawMerge>() == 24);
 
 impl Entry {
     /// Appends the bytes.
@@ -285,16 +323,14 @@ impl Entry {
                 .as_bytes(),
             ),
             Self::Marked(_, generation, runs) | Self::Unmarked(_, generation, runs) => {
-                assert!(!runs.is_empty() && runs.len() <= RUNS_MAX);
-                out.extend_from_slice(&generation.0.to_le_bytes());
-                for run in runs {
-                    let raw = RawRun {
-                        start: run.start.into(),
-                        count: run.count.into(),
-                    };
-                    out.extend_from_slice(raw.as_bytes());
-                }
+                encode_runs(*generation, runs, out);
             }
+            Self::GenerationBegun(_, generation)
+            | Self::GenerationCompleted(_, generation)
+            | Self::GenerationDropped(_, generation) => {
+                out.extend_from_slice(&generation.0.to_le_bytes());
+            }
+            Self::Merged(merge) => out.extend_from_slice(RawMerge::from(merge).as_bytes()),
         }
         let len = u16::try_from(out.len() - at).expect("an entry is at most 8 204 bytes");
         out[at + 2..at + 4].copy_from_slice(&len.to_le_bytes());
@@ -311,6 +347,10 @@ impl Entry {
             Self::ZeroRun { nsid, .. } => (tag::ZERO_RUN, nsid.0),
             Self::Marked(nsid, ..) => (tag::MARKED, nsid.0),
             Self::Unmarked(nsid, ..) => (tag::UNMARKED, nsid.0),
+            Self::GenerationBegun(nsid, _) => (tag::GENERATION_BEGUN, nsid.0),
+            Self::GenerationCompleted(nsid, _) => (tag::GENERATION_COMPLETED, nsid.0),
+            Self::GenerationDropped(nsid, _) => (tag::GENERATION_DROPPED, nsid.0),
+            Self::Merged(merge) => (tag::MERGED, merge.nsid),
         }
     }
 
@@ -362,17 +402,7 @@ impl Entry {
                 1 => Self::Incomplete(nsid, true),
                 _ => return Err(Corrupt::Value),
             },
-            tag::EXTENT => {
-                let raw = RawExtent::ref_from_bytes(body).map_err(|_| Corrupt::Length)?;
-                Self::Extent(ExtentChange {
-                    nsid: nsid.0,
-                    generation: raw.generation.get(),
-                    extent: raw.extent.get(),
-                    physical: raw.physical.get(),
-                    present: raw.present.get(),
-                    zero: raw.zero.get(),
-                })
-            }
+            tag::EXTENT => Self::Extent(decode_extent(nsid, body)?),
             tag::ZERO_RUN => {
                 let raw = RawZeroRun::ref_from_bytes(body).map_err(|_| Corrupt::Length)?;
                 let (generation, extent) = (Generation(raw.generation.get()), raw.extent.get());
@@ -391,9 +421,65 @@ impl Entry {
                     Self::Unmarked(nsid, generation, runs)
                 }
             }
+            tag::GENERATION_BEGUN => Self::GenerationBegun(nsid, decode_generation(body)?),
+            tag::GENERATION_COMPLETED => Self::GenerationCompleted(nsid, decode_generation(body)?),
+            tag::GENERATION_DROPPED => Self::GenerationDropped(nsid, decode_generation(body)?),
+            tag::MERGED => Self::Merged(decode_merge(nsid, body)?),
             _ => return Err(Corrupt::Unknown),
         })
     }
+}
+
+fn encode_runs(generation: Generation, runs: &[RegionRun], out: &mut Vec<u8>) {
+    assert!(!runs.is_empty() && runs.len() <= RUNS_MAX);
+    out.extend_from_slice(&generation.0.to_le_bytes());
+    for run in runs {
+        let raw = RawRun {
+            start: run.start.into(),
+            count: run.count.into(),
+        };
+        out.extend_from_slice(raw.as_bytes());
+    }
+}
+
+impl From<&Merge> for RawMerge {
+    fn from(merge: &Merge) -> Self {
+        Self {
+            from: merge.from.into(),
+            to: merge.to.into(),
+            extent: merge.extent.into(),
+            count: merge.count.into(),
+            reserved: 0.into(),
+        }
+    }
+}
+
+fn decode_merge(nsid: Nsid, body: &[u8]) -> Result<Merge, Corrupt> {
+    let raw = RawMerge::ref_from_bytes(body).map_err(|_| Corrupt::Length)?;
+    Ok(Merge {
+        nsid: nsid.0,
+        from: raw.from.get(),
+        to: raw.to.get(),
+        extent: raw.extent.get(),
+        count: raw.count.get(),
+    })
+}
+
+fn decode_extent(nsid: Nsid, body: &[u8]) -> Result<ExtentChange, Corrupt> {
+    let raw = RawExtent::ref_from_bytes(body).map_err(|_| Corrupt::Length)?;
+    Ok(ExtentChange {
+        nsid: nsid.0,
+        generation: raw.generation.get(),
+        extent: raw.extent.get(),
+        physical: raw.physical.get(),
+        present: raw.present.get(),
+        zero: raw.zero.get(),
+    })
+}
+
+fn decode_generation(body: &[u8]) -> Result<Generation, Corrupt> {
+    let raw = U32::read_from_bytes(body).map_err(|_| Corrupt::Length)?;
+    Ok(Generation(raw.get()))
 }
 
 fn decode_runs(body: &[u8]) -> Result<(Generation, Vec<RegionRun>), Corrupt> {
@@ -505,6 +591,24 @@ pub(crate) mod test {
             }),
             runs().prop_map(|r| Entry::Marked(Nsid(1), Generation(1), r)),
             runs().prop_map(|r| Entry::Unmarked(Nsid(1), Generation(2), r)),
+            (any::<u32>(), 0u8..3).prop_map(|(g, what)| {
+                let (nsid, generation) = (Nsid(6), Generation(g));
+                match what {
+                    0 => Entry::GenerationBegun(nsid, generation),
+                    1 => Entry::GenerationCompleted(nsid, generation),
+                    _ => Entry::GenerationDropped(nsid, generation),
+                }
+            }),
+            any::<(u32, u32, u64, u32)>().prop_map(|(from, to, extent, count)| {
+                let nsid = 7;
+                Entry::Merged(Merge {
+                    nsid,
+                    from,
+                    to,
+                    extent,
+                    count,
+                })
+            }),
         ]
     }
 

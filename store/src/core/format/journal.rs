@@ -1,7 +1,7 @@
 //! Journal records: a ring of blocks, each record a whole number of them, one after the other, wrapping
 //! at the ring's end in the middle of a record if need be.
 
-use super::{Corrupt, VERSION, is_sealed, seal};
+use super::{Corrupt, VERSION, is_known, is_sealed, seal};
 use crate::limits::RECORD_BYTES_MAX;
 use shardmap::units::BLOCK_BYTES;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -100,7 +100,7 @@ pub fn decode(bytes: &[u8], store: [u8; 16]) -> Result<(RecordHead, &[u8]), Corr
     if !is_sealed(bytes) {
         return Err(Corrupt::Checksum);
     }
-    if raw.version.get() != VERSION {
+    if !is_known(raw.version.get()) {
         return Err(Corrupt::Unknown);
     }
     if raw.store != store {

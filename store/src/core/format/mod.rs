@@ -18,8 +18,10 @@ pub mod journal;
 pub mod page;
 pub mod superblock;
 
-/// Version of the whole format. A store of a newer version is refused.
-pub const VERSION: u16 = 1;
+/// Version of the whole format, as written. A store of a newer version is refused.
+pub const VERSION: u16 = 2;
+/// Oldest version that is still read. Version 1 is version 2 of a store with one generation.
+pub const VERSION_OLDEST: u16 = 1;
 /// A physical extent number that names nothing.
 pub const NO_EXTENT: u32 = u32::MAX;
 
@@ -55,6 +57,11 @@ impl Corrupt {
             Self::Length => "wrong length",
         }
     }
+}
+
+/// Whether this release reads structures of that version.
+const fn is_known(version: u16) -> bool {
+    VERSION_OLDEST <= version && version <= VERSION
 }
 
 /// CRC32C of everything after the first four bytes.

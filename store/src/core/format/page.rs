@@ -2,7 +2,7 @@
 //! alone tells volumes, shapes, epochs and memberships.
 
 use super::entry::SliceRecord;
-use super::{Corrupt, NO_EXTENT, VERSION, is_sealed, seal};
+use super::{Corrupt, NO_EXTENT, VERSION, is_known, is_sealed, seal};
 use crate::core::facts::{SliceSpec, Stamp};
 use shardmap::units::EXTENT_BLOCKS;
 use std::mem::offset_of;
@@ -19,6 +19,11 @@ pub const LEAF_BLOCKS: u32 = LEAF_EXTENTS * EXTENT_BLOCKS;
 /// Regions described by one marks page (256 GiB of volume).
 pub const MARK_REGIONS: u32 = 65_536;
 
+/// Cells in one cells page.
+pub const PAGE_CELLS: usize = 512;
+/// Snapshots in one slice page.
+pub const PAGE_SNAPSHOTS: usize = 1024;
+
 /// State of a block in a layer, two bits each. 3 is not used.
 pub const ABSENT: u32 = 0;
 /// Two-bit state: the extent holds the block's data.
@@ -29,13 +34,15 @@ pub const ZERO: u32 = 2;
 /// What a page holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageKind {
-    /// The slice itself; the body is empty.
+    /// The slice itself, with its snapshots.
     Slice,
     /// One part of a shard's layer.
     Layer,
     /// Marked regions of a window of the volume.
     Marks,
     // 4: block checksums (reserved; see docs/formats.md)
+    /// Extents of one part of a shard, of any generations.
+    Cells,
 }
 
 impl PageKind {
@@ -44,6 +51,7 @@ impl PageKind {
             Self::Slice => 1,
             Self::Layer => 2,
             Self::Marks => 3,
+            Self::Cells => 5,
         }
     }
 
@@ -52,6 +60,7 @@ impl PageKind {
             1 => Some(Self::Slice),
             2 => Some(Self::Layer),
             3 => Some(Self::Marks),
+            5 => Some(Self::Cells),
             _ => None,
         }
     }
@@ -68,9 +77,9 @@ struct Raw {
     store: [u8; 16],
     checkpoint: U64, // that wrote it
     generation: U32,
-    parent_generation: U32, // of a layer; equal to generation: none
-    shard: U32,             // layer: the shard
-    part: U32,              // layer: which 64 MiB of the shard; marks: which 65 536 regions
+    reserved_g: U32, // version 1: the generation again
+    shard: U32,      // layer: the shard
+    part: U32,       // layer: which 64 MiB of the shard; marks: which 65 536 regions
     reserved_a: U64,
     slice: SliceRecord, // at 64
     epoch: U64,
@@ -81,8 +90,10 @@ struct Raw {
     reserved_b: U32,
     checksum_extents: [U32; 4], // reserved for block checksums: none = ffff ffff
     reserved_c: [u8; 3912],
-    first: [u8; 4096], // layer: 1 024 physical extents; marks: bits of the first 32 768 regions
-    second: [u8; 4096], // layer: 1 024 x 16 two-bit block states; marks: the other 32 768
+    first: [u8; 4096], // layer: 1 024 physical extents; marks: bits of the first 32 768 regions;
+    // cells, slice: first half of the array
+    second: [u8; 4096], // layer: 1 024 x 16 two-bit block states; marks: the other 32 768; cells,
+                        // slice: second half of the array
 }
 
 const _: () = assert!(size_of::<Raw>() == PAGE_BYTES as usize);
@@ -95,10 +106,8 @@ const _: () = assert!(LEAF_EXTENTS * 4 == 4096 && MARK_REGIONS / 8 == 8192);
 pub struct PageHead {
     /// What the body is.
     pub kind: PageKind,
-    /// Generation of the layer, or the one the marks belong to; the head for a slice page.
+    /// Generation of the layer; the head for a slice page and for marks; 0 for cells.
     pub generation: u32,
-    /// Parent of the layer's generation; equal if there is none.
-    pub parent_generation: u32,
     /// Shard of the layer.
     pub shard: u32,
     /// Part of the shard, or window of marks.
@@ -113,6 +122,46 @@ pub struct PageHead {
     pub incomplete: bool,
     /// Nobody had the slice open when the page was written.
     pub closed: bool,
+}
+
+/// What one generation holds of one extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellRecord {
+    /// Extent in the part of the shard.
+    pub index: u16,
+    /// The generation.
+    pub generation: u32,
+    /// Physical extent, or [`NO_EXTENT`].
+    pub physical: u32,
+    /// Block states.
+    pub states: u32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawCell {
+    index: U16,
+    reserved: U16,
+    generation: U32, // zero: no more cells
+    physical: U32,
+    states: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawSnapshot {
+    generation: U32, // zero: no more snapshots
+    flags: U32,      // bit 0: pending
+}
+
+const PENDING: u32 = 1;
+const _: () = assert!(size_of::<RawCell>() * PAGE_CELLS == 8192);
+const _: () = assert!(size_of::<RawSnapshot>() * PAGE_SNAPSHOTS == 8192);
+
+/// Neither both bits of a block state, nor data without an extent.
+const fn is_possible(physical: u32, states: u32) -> bool {
+    let both = states & (states >> 1) & 0x5555_5555;
+    both == 0 && (physical != NO_EXTENT || states & 0x5555_5555 == 0)
 }
 
 /// A page to be written. The body of a layer: `(physical extent, block states)` per extent.
@@ -132,7 +181,7 @@ impl PageImage {
             store,
             checkpoint: checkpoint.into(),
             generation: head.generation.into(),
-            parent_generation: head.parent_generation.into(),
+            reserved_g: 0.into(),
             shard: head.shard.into(),
             part: head.part.into(),
             reserved_a: 0.into(),
@@ -161,6 +210,34 @@ impl PageImage {
         let at = 4096 + index * 4;
         self.0[at..at + 4].copy_from_slice(&physical.to_le_bytes());
         self.0[at + 4096..at + 4100].copy_from_slice(&states.to_le_bytes());
+    }
+
+    /// Puts a cell into a cells page.
+    pub fn set_cell(&mut self, slot: usize, cell: &CellRecord) {
+        assert!(slot < PAGE_CELLS && cell.generation != 0);
+        let raw = RawCell {
+            index: cell.index.into(),
+            reserved: 0.into(),
+            generation: cell.generation.into(),
+            physical: cell.physical.into(),
+            states: cell.states.into(),
+        };
+        self.put(slot, raw.as_bytes());
+    }
+
+    /// Puts a snapshot into a slice page; ascending.
+    pub fn set_snapshot(&mut self, slot: usize, generation: u32, pending: bool) {
+        assert!(slot < PAGE_SNAPSHOTS && generation != 0);
+        let raw = RawSnapshot {
+            generation: generation.into(),
+            flags: if pending { PENDING } else { 0 }.into(),
+        };
+        self.put(slot, raw.as_bytes());
+    }
+
+    fn put(&mut self, slot: usize, bytes: &[u8]) {
+        let at = 4096 + slot * bytes.len();
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
     /// Marks one region of a marks page (relative to its window).
@@ -197,7 +274,7 @@ impl<'a> PageView<'a> {
         if !is_sealed(bytes) {
             return Err(Corrupt::Checksum);
         }
-        if raw.version.get() != VERSION {
+        if !is_known(raw.version.get()) {
             return Err(Corrupt::Unknown);
         }
         if raw.store != store {
@@ -209,7 +286,6 @@ impl<'a> PageView<'a> {
         let head = PageHead {
             kind: PageKind::from_disk(raw.kind.get()).ok_or(Corrupt::Unknown)?,
             generation: raw.generation.get(),
-            parent_generation: raw.parent_generation.get(),
             shard: raw.shard.get(),
             part: raw.part.get(),
             spec: raw.slice.to_spec()?,
@@ -235,13 +311,63 @@ impl<'a> PageView<'a> {
             u32::from_le_bytes([half[at], half[at + 1], half[at + 2], half[at + 3]])
         };
         let (physical, states) = (word(&self.raw.first), word(&self.raw.second));
-        let both = states & (states >> 1) & 0x5555_5555;
-        let homeless = physical == NO_EXTENT && states & 0x5555_5555 != 0;
-        if both != 0 || homeless {
-            Err(Corrupt::Value)
-        } else {
+        if is_possible(physical, states) {
             Ok((physical, states))
+        } else {
+            Err(Corrupt::Value)
         }
+    }
+
+    /// The cells of a cells page, ascending by extent and generation.
+    ///
+    /// # Errors
+    /// `Value` if they are not, or one of them is impossible.
+    pub fn cells(&self) -> Result<Vec<CellRecord>, Corrupt> {
+        let mut cells: Vec<CellRecord> = Vec::new();
+        for half in [&self.raw.first, &self.raw.second] {
+            for raw in half.chunks_exact(size_of::<RawCell>()) {
+                let raw = RawCell::ref_from_bytes(raw).map_err(|_| Corrupt::Length)?;
+                let cell = CellRecord {
+                    index: raw.index.get(),
+                    generation: raw.generation.get(),
+                    physical: raw.physical.get(),
+                    states: raw.states.get(),
+                };
+                if cell.generation == 0 {
+                    return Ok(cells);
+                }
+                let key = |c: &CellRecord| (c.index, c.generation);
+                let ascending = cells.last().is_none_or(|last| key(last) < key(&cell));
+                if !ascending || !is_possible(cell.physical, cell.states) {
+                    return Err(Corrupt::Value);
+                }
+                cells.push(cell);
+            }
+        }
+        Ok(cells)
+    }
+
+    /// The snapshots of a slice page, ascending, and whether they are pending.
+    ///
+    /// # Errors
+    /// `Value` if they do not ascend to below the head.
+    pub fn snapshots(&self) -> Result<Vec<(u32, bool)>, Corrupt> {
+        let mut snapshots: Vec<(u32, bool)> = Vec::new();
+        for half in [&self.raw.first, &self.raw.second] {
+            for raw in half.chunks_exact(size_of::<RawSnapshot>()) {
+                let raw = RawSnapshot::ref_from_bytes(raw).map_err(|_| Corrupt::Length)?;
+                let generation = raw.generation.get();
+                if generation == 0 {
+                    return Ok(snapshots);
+                }
+                let ascending = snapshots.last().is_none_or(|last| last.0 < generation);
+                if !ascending || generation >= self.head.generation {
+                    return Err(Corrupt::Value);
+                }
+                snapshots.push((generation, raw.flags.get() & PENDING != 0));
+            }
+        }
+        Ok(snapshots)
     }
 
     /// Marked regions of a marks page, relative to its window, ascending.
@@ -265,7 +391,6 @@ mod test {
         PageHead {
             kind,
             generation: 1,
-            parent_generation: 1,
             shard: 5,
             part: 2,
             spec: spec(17),
@@ -313,6 +438,41 @@ mod test {
             let view = PageView::open(&bytes, [1; 16], 4).unwrap();
             prop_assert!(view.marks().eq(regions.iter().copied()));
         }
+    }
+
+    #[test]
+    fn cells_and_snapshots_survive_and_must_ascend() {
+        let cell = |index, generation| CellRecord {
+            index,
+            generation,
+            physical: 7,
+            states: PRESENT,
+        };
+        let mut image = PageImage::new([1; 16], 4, 6, &head(PageKind::Cells));
+        (0..512u16).for_each(|i| image.set_cell(i.into(), &cell(i / 2, 1 + u32::from(i % 2))));
+        let bytes = image.seal();
+        let cells = PageView::open(&bytes, [1; 16], 4).unwrap().cells().unwrap();
+        assert_eq!((cells.len(), cells[511]), (512, cell(255, 2)));
+        let mut image = PageImage::new([1; 16], 4, 6, &head(PageKind::Cells));
+        image.set_cell(0, &cell(3, 2));
+        image.set_cell(1, &cell(3, 2));
+        let bytes = image.seal();
+        let view = PageView::open(&bytes, [1; 16], 4).unwrap();
+        assert_eq!(view.cells(), Err(Corrupt::Value));
+
+        let mut slice = head(PageKind::Slice);
+        slice.generation = 9;
+        let mut image = PageImage::new([1; 16], 4, 6, &slice);
+        image.set_snapshot(0, 3, false);
+        image.set_snapshot(1, 8, true);
+        let bytes = image.seal();
+        let view = PageView::open(&bytes, [1; 16], 4).unwrap();
+        assert_eq!(view.snapshots(), Ok(vec![(3, false), (8, true)]));
+        let mut image = PageImage::new([1; 16], 4, 6, &slice);
+        image.set_snapshot(0, 9, false);
+        let bytes = image.seal();
+        let view = PageView::open(&bytes, [1; 16], 4).unwrap();
+        assert_eq!(view.snapshots(), Err(Corrupt::Value));
     }
 
     #[test]

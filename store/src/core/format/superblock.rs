@@ -1,7 +1,7 @@
 //! The superblock: identity, region table, life, and which checkpoint counts.
 
 use super::geometry::Geometry;
-use super::{Corrupt, VERSION, is_sealed, seal};
+use super::{Corrupt, VERSION, is_known, is_sealed, seal};
 use shardmap::units::{BLOCK_BYTES, EXTENT_BYTES};
 use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -45,7 +45,7 @@ struct Raw {
     tail_sequence: U64, // first journal record to replay
     tail_offset: U64,   // its byte offset in the ring
     proven: U64,        // highest journal sequence known durable when this was written
-    features: U64,      // features without which this store must not be opened; zero in version 1
+    features: U64, // features without which this store must not be opened; zero in versions 1 and 2
     reserved_b: [u8; 2896],
     directory_current: [u8; 1024], // bit i: directory page i counts in place B
 }
@@ -179,7 +179,7 @@ impl Superblock {
         if !is_sealed(bytes) {
             return Err(Corrupt::Checksum);
         }
-        if raw.version.get() != VERSION || raw.features.get() != 0 {
+        if !is_known(raw.version.get()) || raw.features.get() != 0 {
             return Err(Corrupt::Unknown);
         }
         let geometry = Geometry {

@@ -4,7 +4,7 @@ use super::world::{World, range, read, write, zero};
 use crate::core::facts::{Stamp, StoreFault};
 use crate::core::io::{Answer, Command, Event};
 use proptest::prelude::*;
-use shardmap::units::WriteTick;
+use shardmap::units::{Generation, WriteTick};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -92,6 +92,7 @@ fn apply(world: &mut World, op: &Op) {
                     range,
                     deallocate,
                     fua,
+                    generation: Generation(0),
                 },
             );
         }
@@ -118,7 +119,7 @@ fn apply(world: &mut World, op: &Op) {
 }
 
 /// What a client does in protocol §8, with other work going on.
-fn clean(world: &mut World, nsid: u32) {
+pub(super) fn clean(world: &mut World, nsid: u32) {
     let since = world.version;
     let Ok(Answer::Tick(tick)) = world.run(nsid, Command::Tick) else {
         panic!("no tick")
@@ -149,16 +150,13 @@ fn clean(world: &mut World, nsid: u32) {
     assert!(matches!(refused, Err(StoreFault::UnknownTick { .. })));
 }
 
-fn stop_and_start(world: &mut World) {
+pub(super) fn stop_and_start(world: &mut World) {
     let before = world.core.slices().next().unwrap().incarnation;
     world.step(Event::Stop);
     world.settle();
     assert!(world.stopped && world.outstanding.is_empty());
     // Everything that was answered is durable now.
-    for history in world.blocks.values_mut() {
-        let current = history.current;
-        history.forget_before(current);
-    }
+    world.model.all_flushed();
     // A clean stop leaves nothing in the cache that matters.
     world
         .device

@@ -2,5 +2,7 @@
 
 mod crash;
 mod device;
+mod generations;
+mod model;
 mod rules;
 mod world;

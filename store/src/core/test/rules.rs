@@ -5,7 +5,7 @@ use super::world::{Pending, World, create, range, read, spec, write, zero};
 use crate::core::facts::{OpenFault, Stamp, StoreFault};
 use crate::core::format::geometry::{JOURNAL_OFFSET, SUPERBLOCK_OFFSETS};
 use crate::core::io::{Answer, Command};
-use shardmap::units::{Epoch, MembershipSeq, Nsid, RegionIndex, VolumeId, WriteTick};
+use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, RegionIndex, VolumeId, WriteTick};
 
 const SIZE: u64 = 4096;
 
@@ -29,6 +29,7 @@ fn pending(world: &World) -> String {
         Pending::Write { durable: true, .. } => 'J',
         Pending::Write { durable: false, .. } => 'P',
         Pending::MetaRead { .. } => 'm',
+        Pending::Copy { .. } => 'c',
         Pending::Flush { .. } => 'F',
         Pending::Discard { .. } => 'd',
     };
@@ -414,7 +415,13 @@ fn a_freed_extent_is_not_reused_while_a_read_is_in_flight_there() {
     }
     world.ok(1, Command::Flush);
     // Not judged by the model: it began before the discard and may return either.
-    let slow = world.submit(1, Command::Compare { range: range(0, 1) });
+    let slow = world.submit(
+        1,
+        Command::Compare {
+            range: range(0, 1),
+            generation: Generation(0),
+        },
+    );
     world.submit(1, zero(0, 16, true));
     let wants = world.submit(2, write(0, 1, false));
     while world.order.len() > 1 {
@@ -456,7 +463,7 @@ fn a_removed_slice_leaves_nothing_to_its_successor() {
     }
     assert_eq!(world.core.usage().free_bytes, free);
     world.ok(1, create(spec(1, SIZE)));
-    world.blocks.clear();
+    world.model.clear();
     world.must_mark.clear();
     world.open_session(1);
     world.ok(1, read(0, 16));

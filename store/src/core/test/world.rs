@@ -6,6 +6,7 @@
 //! One core, one device, a model of what may be read, and the device operations in between.
 
 use super::device::{BLOCK, Coin, Content, Device};
+use super::model::{Model, data};
 use crate::core::facts::{OpenFacts, SliceSpec, StoreFault};
 use crate::core::format::geometry::{Geometry, SUPERBLOCK_OFFSETS};
 use crate::core::format::superblock::Superblock;
@@ -39,6 +40,12 @@ pub(super) enum Pending {
         first: u64,
         blocks: u64,
     },
+    /// Reads when it is completed first, and is a write from then on.
+    Copy {
+        from: u64,
+        to: u64,
+        blocks: u64,
+    },
     Flush {
         covers: usize,
     },
@@ -48,47 +55,16 @@ pub(super) enum Pending {
     },
 }
 
-/// One value a block may have. Version zero is the untouched block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Version {
-    pub(super) number: u64,
-    pub(super) zero: bool,
-}
-
-/// What a block may hold: from the last value known durable to the newest, in order.
-#[derive(Clone, Debug)]
-pub(super) struct History {
-    pub(super) versions: Vec<Version>,
-    /// The last completed one.
-    pub(super) current: u64,
-}
-
-impl Default for History {
-    fn default() -> Self {
-        Self {
-            versions: vec![Version {
-                number: 0,
-                zero: true,
-            }],
-            current: 0,
-        }
-    }
-}
-
-impl History {
-    pub(super) fn forget_before(&mut self, number: u64) {
-        self.versions.retain(|v| v.number >= number);
-    }
-}
-
 #[derive(Clone, Debug)]
 pub(super) struct Outstanding {
     pub(super) nsid: u32,
     pub(super) command: Command,
     pub(super) version: u64,
     pub(super) buffer: Vec<Content>,
-    /// Of a flush: what had completed when it was sent, per block of its slice.
-    pub(super) covers: BTreeMap<u64, u64>,
+    /// Of a read: what it must return. The blocks do not change meanwhile; the generation may be dropped.
+    pub(super) wanted: Vec<Content>,
+    /// Of a flush: what had completed when it was sent, per generation and block of its slice.
+    pub(super) covers: BTreeMap<(u32, u64), u64>,
 }
 
 pub(super) struct World {
@@ -97,7 +73,7 @@ pub(super) struct World {
     pub(super) pending: BTreeMap<u32, Pending>,
     pub(super) order: Vec<u32>,
     pub(super) outstanding: BTreeMap<u32, Outstanding>,
-    pub(super) blocks: BTreeMap<(u32, u64), History>,
+    pub(super) model: Model,
     /// Regions that were written since they were last allowed to be clean, and when.
     pub(super) must_mark: BTreeMap<(u32, u32), u64>,
     pub(super) answers: BTreeMap<u32, Answered>,
@@ -140,13 +116,6 @@ pub(super) fn range(start: u64, blocks: u32) -> BlockRange {
     BlockRange::new(Lba(start), Blocks(blocks)).unwrap()
 }
 
-fn data(nsid: u32, lba: u64, version: u64) -> Content {
-    let mut content = nsid.to_le_bytes().to_vec();
-    content.extend(lba.to_le_bytes());
-    content.extend(version.to_le_bytes());
-    content
-}
-
 fn blocks_of(offset_bytes: u64, bytes: &[u8]) -> Vec<(u64, Content)> {
     assert!(bytes.len().is_multiple_of(4096) && !bytes.is_empty());
     (offset_bytes / BLOCK..)
@@ -175,7 +144,7 @@ impl World {
             pending: BTreeMap::new(),
             order: Vec::new(),
             outstanding: BTreeMap::new(),
-            blocks: BTreeMap::new(),
+            model: Model::default(),
             must_mark: BTreeMap::new(),
             answers: BTreeMap::new(),
             opened: None,
@@ -296,6 +265,16 @@ impl World {
                 let blocks = blocks_of(offset_bytes, &bytes);
                 self.pend(io, Pending::Write { blocks, durable });
             }
+            Effect::Copy {
+                io,
+                from_bytes,
+                to_bytes,
+                len_bytes,
+            } => {
+                let (from, to) = (from_bytes / BLOCK, to_bytes / BLOCK);
+                let blocks = u64::from(len_bytes) / BLOCK;
+                self.pend(io, Pending::Copy { from, to, blocks });
+            }
             Effect::Flush { io } => {
                 let covers = self.device.completed();
                 self.pend(io, Pending::Flush { covers });
@@ -397,6 +376,11 @@ impl World {
                     bytes: &bytes,
                 });
             }
+            Pending::Copy { from, to, blocks } => {
+                let read = |i| (to + i, self.device.read(from + i));
+                let (blocks, durable) = ((0..blocks).map(read).collect(), false);
+                self.pend(IoId(io), Pending::Write { blocks, durable });
+            }
             Pending::Flush { covers } => {
                 self.device.flush(covers);
                 for pending in self.pending.values_mut() {
@@ -442,25 +426,29 @@ impl World {
         self.next_id += 1;
         self.version += 1;
         let version = self.version;
-        let (mut buffer, mut covers) = (Vec::new(), BTreeMap::new());
+        let (mut buffer, mut wanted) = (Vec::new(), Vec::new());
+        let mut covers = BTreeMap::new();
         match &command {
-            Command::Read { range } | Command::Compare { range } => {
+            Command::Read { range, .. } | Command::Compare { range, .. } => {
                 buffer = vec![b"untouched".to_vec(); range.blocks().0 as usize];
-            }
-            Command::Write { range, .. } | Command::Zero { range, .. } => {
-                let zero = matches!(command, Command::Zero { .. });
-                for lba in range.start().0..range.end().0 {
-                    let history = self.blocks.entry((nsid, lba)).or_default();
-                    history.versions.push(Version {
-                        number: version,
-                        zero,
-                    });
+                if let Command::Read { generation, .. } = command {
+                    let generation = self.model.resolve(nsid, generation);
+                    let blocks = range.start().0..range.end().0;
+                    let content = |lba| self.model.content(nsid, generation, lba);
+                    wanted = blocks.map(content).collect();
                 }
             }
-            Command::Flush => {
-                let mine = self.blocks.iter().filter(|((n, _), _)| *n == nsid);
-                covers = mine.map(|((_, lba), h)| (*lba, h.current)).collect();
+            Command::Write {
+                range, generation, ..
             }
+            | Command::Zero {
+                range, generation, ..
+            } => {
+                let zero = matches!(command, Command::Zero { .. });
+                let key = (nsid, self.model.resolve(nsid, *generation));
+                self.model.submitted(key, *range, version, zero);
+            }
+            Command::Flush => covers = self.model.completed(nsid),
             _ => {}
         }
         let outstanding = Outstanding {
@@ -468,6 +456,7 @@ impl World {
             command: command.clone(),
             version,
             buffer,
+            wanted,
             covers,
         };
         self.outstanding.insert(id, outstanding);
@@ -497,52 +486,32 @@ impl World {
         let out = self.outstanding.remove(&id).expect("answered once");
         if result.is_ok() {
             self.check_answer(&out);
-        } else if let Command::Write { range, .. } | Command::Zero { range, .. } = out.command {
+        } else if !matches!(result, Err(StoreFault::Medium { .. })) {
             // A refused command changes nothing; a failed one may have changed anything.
-            let refused = !matches!(result, Err(StoreFault::Medium { .. }));
-            for lba in range.start().0..range.end().0 {
-                let history = self.blocks.get_mut(&(out.nsid, lba)).unwrap();
-                if refused {
-                    history.versions.retain(|v| v.number != out.version);
-                }
-            }
+            self.model.refused(out.nsid, out.version);
         }
         self.answers.insert(id, result);
     }
 
     fn check_answer(&mut self, out: &Outstanding) {
         match &out.command {
-            Command::Read { range } => {
-                for (lba, content) in (range.start().0..).zip(&out.buffer) {
-                    let history = self.blocks.entry((out.nsid, lba)).or_default();
-                    let current = history
-                        .versions
-                        .iter()
-                        .find(|v| v.number == history.current);
-                    let current = current.expect("the current version is always legal");
-                    let want = if current.zero {
-                        Vec::new()
-                    } else {
-                        data(out.nsid, lba, current.number)
-                    };
-                    assert_eq!(content, &want, "nsid {} lba {lba}", out.nsid);
+            Command::Read { range, .. } => {
+                let pairs = out.buffer.iter().zip(&out.wanted);
+                for (lba, (content, wanted)) in (range.start().0..).zip(pairs) {
+                    assert_eq!(
+                        content, wanted,
+                        "nsid {} lba {lba}: {:?}",
+                        out.nsid, out.command
+                    );
                 }
             }
-            Command::Write { range, fua, .. } | Command::Zero { range, fua, .. } => {
-                for lba in range.start().0..range.end().0 {
-                    let history = self.blocks.get_mut(&(out.nsid, lba)).unwrap();
-                    history.current = out.version;
-                    if *fua {
-                        history.forget_before(out.version);
-                    }
-                }
+            Command::Write { fua, .. } | Command::Zero { fua, .. } => {
+                self.model.done(out.nsid, out.version, *fua);
             }
-            Command::Flush => {
-                for (lba, number) in &out.covers {
-                    let history = self.blocks.get_mut(&(out.nsid, *lba)).unwrap();
-                    history.forget_before(*number);
-                }
-            }
+            Command::Flush => self.model.flushed(out.nsid, &out.covers),
+            Command::BeginGeneration(generation) => self.model.begin(out.nsid, generation.0),
+            Command::CompleteGeneration(g) => self.model.complete(out.nsid, g.0),
+            Command::DropGeneration(g) => self.model.drop(out.nsid, g.0),
             _ => {}
         }
     }
@@ -550,11 +519,33 @@ impl World {
     /// Blocks that commands in flight touch: the model keeps overlapping ones apart, as clients do.
     pub(super) fn is_locked(&self, nsid: u32, wanted: BlockRange) -> bool {
         self.outstanding.values().any(|o| match &o.command {
-            Command::Read { range }
+            Command::Read { range, .. }
             | Command::Write { range, .. }
             | Command::Zero { range, .. } => o.nsid == nsid && range.overlaps(wanted),
             _ => false,
         })
+    }
+
+    /// The same without its core: good for a crash.
+    pub(super) fn fork(&self) -> Self {
+        Self {
+            device: self.device.clone(),
+            core: Core::new(config(
+                self.device_bytes,
+                self.can_trim,
+                self.volatile_cache,
+            )),
+            pending: self.pending.clone(),
+            order: self.order.clone(),
+            outstanding: self.outstanding.clone(),
+            model: self.model.clone(),
+            must_mark: self.must_mark.clone(),
+            answers: BTreeMap::new(),
+            opened: None,
+            failed: None,
+            poisoned: None,
+            ..*self
+        }
     }
 
     /// Power loss (or, with `kill`, only the process dies and the device keeps its cache).
@@ -575,58 +566,95 @@ impl World {
         if !kill {
             self.device.lose_power(in_flight, &mut coin);
         }
-        let doomed: Vec<_> = std::mem::take(&mut self.outstanding)
-            .into_values()
-            .collect();
+        let doomed = std::mem::take(&mut self.outstanding);
         self.reopen();
-        let facts = self.opened.clone().expect("it opens after any crash");
+        let facts = self.opened.clone();
+        let facts = facts.unwrap_or_else(|| panic!("it opens after any crash: {:?}", self.failed));
         assert!(!facts.clean && facts.lost_at == facts.incarnation);
-        drop(doomed);
+        self.adopt_changes(doomed.into_values());
         self.check_after_restart();
     }
 
-    /// Every block has one of its legal values, and from now on exactly that one.
+    /// A change of generations that was not answered has happened or not.
+    fn adopt_changes(&mut self, doomed: impl Iterator<Item = Outstanding>) {
+        for out in doomed {
+            let Some(found) = self.generations(out.nsid) else {
+                continue;
+            };
+            match out.command {
+                Command::BeginGeneration(g) if found.contains_key(&g.0) => {
+                    self.model.begin(out.nsid, g.0);
+                }
+                Command::CompleteGeneration(g) if found.get(&g.0) == Some(&false) => {
+                    self.model.complete(out.nsid, g.0);
+                }
+                Command::DropGeneration(g) if !found.contains_key(&g.0) => {
+                    self.model.drop(out.nsid, g.0);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The generations of a slice and whether they are pending.
+    fn generations(&self, nsid: u32) -> Option<BTreeMap<u32, bool>> {
+        let mut core_generations = self.core.generations(nsid)?;
+        let head = self.core.slice(Nsid(nsid))?.head.0;
+        core_generations.insert(head, false);
+        Some(core_generations)
+    }
+
+    /// Every block has one of its legal values in every generation, and from now on exactly that one.
     pub(super) fn check_after_restart(&mut self) {
         let nsids: BTreeSet<u32> = self.core.slices().map(|s| s.spec.nsid.0).collect();
         for nsid in &nsids {
             self.check_marks(*nsid);
             self.open_session(*nsid);
         }
-        let keys: Vec<_> = self.blocks.keys().copied().collect();
-        for (nsid, lba) in keys {
-            if !nsids.contains(&nsid) {
-                self.blocks.remove(&(nsid, lba));
-                continue;
-            }
-            let content = self.peek(nsid, lba);
-            let history = self.blocks.get_mut(&(nsid, lba)).unwrap();
-            let legal = |v: &&Version| {
-                if v.zero {
-                    content.is_empty()
-                } else {
-                    content == data(nsid, lba, v.number)
+        self.model.keep_slices(&nsids);
+        for nsid in nsids {
+            let found = self.generations(nsid).unwrap();
+            assert_eq!(found, self.model.generations(nsid), "nsid {nsid}");
+            for generation in found.into_keys() {
+                for lba in self.model.known_blocks(nsid) {
+                    let content = self.peek(nsid, lba, generation);
+                    self.model.pin(nsid, generation, lba, &content);
                 }
-            };
-            let found = history.versions.iter().rev().find(legal).copied();
-            let found = found.unwrap_or_else(|| {
-                panic!(
-                    "nsid {nsid} lba {lba}: {content:?} is none of {:?}",
-                    history.versions
-                )
-            });
-            *history = History {
-                versions: vec![found],
-                current: found.number,
-            };
+            }
+            if let Some(pending) = self.model.pending(nsid) {
+                self.ok(nsid, Command::CompleteGeneration(Generation(pending)));
+            }
         }
+        self.settle();
+        self.check_space();
+    }
+
+    /// Every extent is free or has a use.
+    pub(super) fn check_space(&self) {
+        let usage = self.core.usage();
+        let used: u64 = self.core.slices().map(|s| s.used_blocks * BLOCK).sum();
+        assert_eq!(usage.free_bytes + used, usage.capacity_bytes);
+    }
+
+    /// All that can be merged is: a slice has exactly the extents that its generations need.
+    pub(super) fn check_merged(&mut self) {
+        self.settle();
+        for slice in self.core.slices().collect::<Vec<_>>() {
+            let nsid = slice.spec.nsid.0;
+            assert!(self.core.is_merged(nsid), "nsid {nsid}");
+            let extents = self.model.extents_needed(nsid);
+            assert_eq!(slice.used_blocks, extents * 16, "nsid {nsid}");
+        }
+        self.check_space();
     }
 
     /// Reads a block without judging it.
-    fn peek(&mut self, nsid: u32, lba: u64) -> Content {
+    fn peek(&mut self, nsid: u32, lba: u64, generation: u32) -> Content {
         let id = self.next_id;
         self.next_id += 1;
         let command = Command::Compare {
             range: range(lba, 1),
+            generation: Generation(generation),
         };
         let buffer = vec![b"untouched".to_vec()];
         let covers = BTreeMap::new();
@@ -635,6 +663,7 @@ impl World {
             command: command.clone(),
             version: 0,
             buffer,
+            wanted: Vec::new(),
             covers,
         };
         self.outstanding.insert(id, out);
@@ -702,11 +731,13 @@ pub(super) fn zero(start: u64, blocks: u32, fua: bool) -> Command {
         range: range(start, blocks),
         deallocate: true,
         fua,
+        generation: Generation(0),
     }
 }
 
 pub(super) fn read(start: u64, blocks: u32) -> Command {
     Command::Read {
         range: range(start, blocks),
+        generation: Generation(0),
     }
 }

@@ -1,0 +1,406 @@
+//! Random histories of writes, zeroes, snapshots and deletions, with crashes anywhere: every generation
+//! that is left reads as the model has it, and the space of those that are gone comes back.
+
+use super::crash::{clean, stop_and_start};
+use super::device::Coin;
+use super::world::{World, range, zero};
+use crate::core::io::{Answer, Command};
+use proptest::prelude::*;
+use shardmap::units::{Generation, Nsid, RegionIndex};
+
+/// Two leaves and a bit of each slice.
+const BLOCKS: u64 = 1100;
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Write { at: At, fua: bool, pending: bool },
+    Zero { at: At, fua: bool, pending: bool },
+    Read { at: At, nth: usize },
+    Flush { nsid: u32 },
+    Complete { nth: usize, count: usize },
+    Begin { nsid: u32 },
+    EndPending { nsid: u32 },
+    Drop { nsid: u32, nth: usize },
+    Clean { nsid: u32 },
+    Crash { kill: bool, seed: u64 },
+    Stop,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct At {
+    nsid: u32,
+    start: u64,
+    blocks: u32,
+}
+
+fn at() -> impl Strategy<Value = At> {
+    let start = prop_oneof![3 => 0u64..40, 1 => 0u64..BLOCKS - 32, 2 => 1000u64..1060];
+    (1u32..3, start, 1u32..33).prop_map(|(nsid, start, blocks)| At {
+        nsid,
+        start,
+        blocks,
+    })
+}
+
+fn op(crashes: bool) -> impl Strategy<Value = Op> {
+    let flag = || prop::bool::weighted(0.15);
+    prop_oneof![
+        10 => (at(), flag(), any::<bool>())
+            .prop_map(|(at, fua, pending)| Op::Write { at, fua, pending }),
+        3 => (at(), flag(), any::<bool>())
+            .prop_map(|(at, fua, pending)| Op::Zero { at, fua, pending }),
+        5 => (at(), any::<usize>()).prop_map(|(at, nth)| Op::Read { at, nth }),
+        2 => (1u32..3).prop_map(|nsid| Op::Flush { nsid }),
+        14 => (any::<usize>(), 1usize..8).prop_map(|(nth, count)| Op::Complete { nth, count }),
+        3 => (1u32..3).prop_map(|nsid| Op::Begin { nsid }),
+        3 => (1u32..3).prop_map(|nsid| Op::EndPending { nsid }),
+        2 => (1u32..3, any::<usize>()).prop_map(|(nsid, nth)| Op::Drop { nsid, nth }),
+        1 => (1u32..3).prop_map(|nsid| Op::Clean { nsid }),
+        1 => (any::<bool>(), any::<u64>()).prop_map(move |(kill, seed)| {
+            if crashes { Op::Crash { kill, seed } } else { Op::Flush { nsid: 1 } }
+        }),
+        1 => Just(if crashes { Op::Stop } else { Op::Flush { nsid: 2 } }),
+    ]
+}
+
+/// The generation to write to: the head, or the pending snapshot if the head has not been there yet: a
+/// client issues what is before a snapshot before what is after it.
+fn tag(world: &World, at: At, pending: bool) -> Generation {
+    let range = range(at.start, at.blocks);
+    let pending = world.model.pending(at.nsid).filter(|_| pending);
+    let pending = pending.filter(|_| !world.model.is_touched(at.nsid, range));
+    Generation(pending.unwrap_or(0))
+}
+
+fn apply(world: &mut World, op: Op) {
+    let free = |w: &World, at: At| !w.is_locked(at.nsid, range(at.start, at.blocks));
+    match op {
+        Op::Write { at, fua, pending } if free(world, at) => {
+            let command = Command::Write {
+                range: range(at.start, at.blocks),
+                fua,
+                generation: tag(world, at, pending),
+            };
+            world.submit(at.nsid, command);
+        }
+        Op::Zero { at, fua, pending } if free(world, at) => {
+            let command = Command::Zero {
+                range: range(at.start, at.blocks),
+                deallocate: true,
+                fua,
+                generation: tag(world, at, pending),
+            };
+            world.submit(at.nsid, command);
+        }
+        Op::Read { at, nth } if free(world, at) => {
+            let all: Vec<u32> = world.model.generations(at.nsid).into_keys().collect();
+            let command = Command::Read {
+                range: range(at.start, at.blocks),
+                generation: Generation(all[nth % all.len()]),
+            };
+            world.submit(at.nsid, command);
+        }
+        Op::Write { .. } | Op::Zero { .. } | Op::Read { .. } => {}
+        Op::Flush { nsid } => {
+            world.submit(nsid, Command::Flush);
+        }
+        Op::Complete { nth, count } => {
+            for i in 0..count {
+                world.complete(nth.wrapping_add(i * 7));
+            }
+        }
+        Op::Begin { nsid } => {
+            if world.model.snapshots(nsid).len() < 6 {
+                let head = Generation(world.model.head(nsid) + 1);
+                world.submit(nsid, Command::BeginGeneration(head));
+            }
+        }
+        Op::EndPending { nsid } => {
+            if let Some(pending) = world.model.pending(nsid) {
+                world.submit(nsid, Command::CompleteGeneration(Generation(pending)));
+            }
+        }
+        Op::Drop { nsid, nth } => {
+            let snapshots = world.model.snapshots(nsid);
+            if let Some(generation) = snapshots.get(nth % snapshots.len().max(1)) {
+                world.submit(nsid, Command::DropGeneration(Generation(*generation)));
+            }
+        }
+        Op::Clean { nsid } => clean(world, nsid),
+        Op::Crash { kill, seed } => world.crash(kill, seed),
+        Op::Stop => stop_and_start(world),
+    }
+}
+
+/// Reads every block of every generation.
+fn read_all(world: &mut World) {
+    for nsid in [1, 2] {
+        for generation in world.model.generations(nsid).into_keys() {
+            for start in (0..BLOCKS).step_by(32) {
+                let blocks = u32::try_from((BLOCKS - start).min(32)).unwrap();
+                let command = Command::Read {
+                    range: range(start, blocks),
+                    generation: Generation(generation),
+                };
+                world.ok(nsid, command);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 160, ..ProptestConfig::default() })]
+
+    #[test]
+    fn generations_survive_crashes(
+        ops in prop::collection::vec(op(true), 1..250), trim: bool, kill: bool, seed: u64
+    ) {
+        let mut world = World::new(32 << 20, BLOCKS);
+        world.can_trim = trim;
+        ops.iter().for_each(|op| apply(&mut world, *op));
+        world.crash(kill, seed);
+        world.settle();
+        read_all(&mut world);
+    }
+
+    #[test]
+    fn space_comes_back_and_all_generations_are_as_they_were(
+        ops in prop::collection::vec(op(false), 1..250), order in any::<u64>()
+    ) {
+        let mut world = World::new(32 << 20, BLOCKS);
+        ops.iter().for_each(|op| apply(&mut world, *op));
+        world.settle();
+        for nsid in [1, 2] {
+            apply(&mut world, Op::EndPending { nsid });
+        }
+        world.check_merged();
+        read_all(&mut world);
+        let mut coin = Coin(order | 1);
+        loop {
+            let left = [1, 2].map(|nsid| (nsid, world.model.snapshots(nsid)));
+            let left: Vec<_> = left.into_iter().filter(|(_, s)| !s.is_empty()).collect();
+            if left.is_empty() {
+                break;
+            }
+            let nth = usize::try_from(coin.next() >> 40).unwrap();
+            let (nsid, _) = left[nth % left.len()];
+            apply(&mut world, Op::Drop { nsid, nth });
+            world.check_merged();
+            read_all(&mut world);
+        }
+        for nsid in [1, 2] {
+            world.ok(nsid, zero(0, u32::try_from(BLOCKS).unwrap(), true));
+        }
+        world.check_merged();
+        let usage = world.core.usage();
+        prop_assert_eq!(usage.free_bytes, usage.capacity_bytes);
+    }
+}
+
+/// Writes, snapshots and deletions from a seed; looks at the world before every device completion.
+fn script(world: &mut World, (seed, steps): (u64, u64), look: &mut dyn FnMut(&World)) {
+    let mut coin = Coin(seed | 1);
+    for i in 0..steps {
+        let r = coin.next() >> 20;
+        let (nsid, pending, fua) = (1, r & 1 == 1, r >> 1 & 7 == 0);
+        let start = (r >> 8) % 10 * 13 + if r >> 6 & 1 == 1 { 1000 } else { 0 };
+        let blocks = u32::try_from((r >> 16) % 30 + 1).unwrap();
+        let at = At {
+            nsid,
+            start: start.min(BLOCKS - u64::from(blocks)),
+            blocks,
+        };
+        let nth = usize::try_from(r >> 30 & 0xff).unwrap();
+        apply(
+            world,
+            match i % 13 {
+                4 => Op::Begin { nsid },
+                6 => Op::EndPending { nsid },
+                8 if i > 60 => Op::Drop { nsid, nth },
+                9 => Op::Zero { at, fua, pending },
+                11 => Op::Flush { nsid },
+                12 => Op::Read { at, nth },
+                _ => Op::Write { at, fua, pending },
+            },
+        );
+        while world.order.len() as u64 > i % 5 {
+            look(world);
+            world.complete(nth % 3);
+        }
+    }
+    while !world.order.is_empty() {
+        look(world);
+        world.complete(0);
+    }
+}
+
+/// A power cut or a killed process at every so many device completions of a history with deletions.
+fn crash_everywhere(seed: u64, steps: u64, every: u64) {
+    let mut world = World::new(32 << 20, BLOCKS);
+    let mut completions = 0;
+    script(&mut world, (seed, steps), &mut |world| {
+        completions += 1;
+        if completions % every != 0 {
+            return;
+        }
+        let mut crashed = world.fork();
+        crashed.crash(completions % 5 == 0, 0x9e37_79b9 * completions);
+        if completions % (every * 8) == 0 {
+            // What was begun goes on.
+            script(&mut crashed, (seed + 1, 26), &mut |_| {});
+            read_all(&mut crashed);
+            crashed.crash(completions % 3 == 0, completions + 7);
+        }
+    });
+    let counts = *world.core.counts();
+    assert!(
+        counts.cells_moved > 0 && counts.cells_copied > 0,
+        "{counts:?}"
+    );
+}
+
+#[test]
+fn a_crash_at_any_point_of_a_history_with_deletions_loses_nothing() {
+    crash_everywhere(1, 260, 1);
+}
+
+#[test]
+fn a_crash_at_some_points_of_other_histories_loses_nothing() {
+    (2..8).for_each(|seed| crash_everywhere(seed * 977, 390, 13));
+}
+
+/// A world whose first leaf has `cells` cells beside its base in one page for 512, with the journal just
+/// short of a checkpoint.
+fn short_of_a_split_and_a_checkpoint(cells: u64) -> World {
+    let mut world = World::new(64 << 20, BLOCKS);
+    (0..64).for_each(|e| {
+        world.ok(1, write(e * 16, 2));
+    });
+    for i in 0..cells {
+        if i % 64 == 0 {
+            begin(&mut world, u32::try_from(i / 64).unwrap() + 2);
+        }
+        world.ok(1, write(i % 64 * 16 + i / 64, 1));
+    }
+    begin(&mut world, 20);
+    let short = |world: &World| {
+        let usage = world.core.usage();
+        usage.journal_used_bytes + 4 * 4096 < usage.journal_bytes / 2
+    };
+    while short(&world) {
+        world.ok(2, super::world::write(40, 1, true));
+        world.ok(2, zero(32, 16, true));
+    }
+    assert_eq!(world.core.counts().checkpoints, 0);
+    world
+}
+
+/// Where cells are when a page is split must be told by a checkpoint as it was before or after.
+fn split_in_a_checkpoint(cells: u64, crash: bool) -> bool {
+    let mut world = short_of_a_split_and_a_checkpoint(cells);
+    let (mut completions, mut in_checkpoint) = (0, false);
+    for i in 0..40u64 {
+        let pages = world.core.usage().pages_used;
+        world.submit(1, super::world::write(i * 16 + 11, 2, i % 2 == 0));
+        world.submit(2, super::world::write(i * 16, 1, true));
+        in_checkpoint |= world.core.usage().pages_used > pages && world.core.in_checkpoint();
+        while world.order.len() as u64 > 2 + i % 5 {
+            completions += 1;
+            if crash && completions % 3 == 0 {
+                let mut crashed = world.fork();
+                crashed.crash(completions % 4 == 0, 0x9e37_79b9 * completions);
+            }
+            let nth = usize::try_from(completions % 5).unwrap();
+            world.complete(nth);
+        }
+    }
+    world.settle();
+    assert!(world.core.counts().checkpoints > 0);
+    world.crash(false, cells);
+    read_all(&mut world);
+    in_checkpoint
+}
+
+#[test]
+fn a_crash_while_a_cells_page_is_split_in_a_checkpoint_loses_nothing() {
+    let hits: Vec<u64> = (488..500)
+        .filter(|cells| split_in_a_checkpoint(*cells, false))
+        .collect();
+    assert!(hits.len() > 2, "{hits:?}");
+    for cells in hits.iter().step_by(hits.len() / 3) {
+        split_in_a_checkpoint(*cells, true);
+    }
+}
+
+fn begin(world: &mut World, generation: u32) {
+    let before = Generation(world.model.head(1));
+    world.ok(1, Command::BeginGeneration(Generation(generation)));
+    world.ok(1, Command::CompleteGeneration(before));
+}
+
+fn changed(world: &mut World, after: u32, upto: u32) -> Vec<u32> {
+    let diff = Command::Diff {
+        after: Generation(after),
+        upto: Generation(upto),
+        from: RegionIndex(0),
+        regions: 1,
+    };
+    let Answer::Presence { blocks, .. } = world.ok(1, diff) else {
+        panic!("no blocks")
+    };
+    blocks.into_iter().collect()
+}
+
+fn write(start: u64, blocks: u32) -> Command {
+    super::world::write(start, blocks, false)
+}
+
+#[test]
+fn a_diff_is_what_was_written_in_between_also_after_deletions() {
+    let mut world = World::new(32 << 20, BLOCKS);
+    world.ok(1, write(0, 2));
+    begin(&mut world, 2);
+    world.ok(1, write(1, 2));
+    begin(&mut world, 3);
+    world.ok(1, zero(0, 1, false));
+    begin(&mut world, 7);
+    world.ok(1, write(900, 1));
+    assert_eq!(changed(&mut world, 0, 1), [0, 1]);
+    assert_eq!(changed(&mut world, 1, 2), [1, 2]);
+    assert_eq!(changed(&mut world, 1, 3), [0, 1, 2]);
+    assert_eq!(changed(&mut world, 3, 0), [900]);
+    world.ok(1, Command::DropGeneration(Generation(2)));
+    world.check_merged();
+    assert_eq!(changed(&mut world, 1, 3), [0, 1, 2]);
+    assert_eq!(changed(&mut world, 0, 7), [0, 1, 2, 900]);
+    let gone = Command::Diff {
+        after: Generation(2),
+        upto: Generation(0),
+        from: RegionIndex(0),
+        regions: 1,
+    };
+    assert!(world.run(1, gone).is_err());
+}
+
+#[test]
+fn a_full_store_can_drop_snapshots_and_goes_on() {
+    let mut world = World::new(32 << 20, 1 << 20);
+    let capacity = world.core.usage().capacity_bytes / 65_536;
+    let half = capacity / 2;
+    (0..half).for_each(|e| {
+        world.ok(1, write(e * 16, 16));
+    });
+    begin(&mut world, 2);
+    (0..capacity - half).for_each(|e| {
+        world.ok(1, write(e * 16 + 3, 2));
+    });
+    assert!(world.run(1, write(capacity * 16, 1)).is_err());
+    assert!(world.run(2, write(0, 1)).is_err());
+    world.ok(1, Command::DropGeneration(Generation(1)));
+    world.check_merged();
+    assert!(world.core.counts().cells_copied > 0);
+    world.ok(2, write(0, 16));
+    let used = world.core.slice(Nsid(1)).unwrap().used_blocks / 16;
+    assert_eq!(used, capacity - half);
+    world.crash(false, 5);
+}
