@@ -1,6 +1,6 @@
 //! How simulated connections come to be.
 
-use super::net::{End, Link, LinkEnd, Side, pair};
+use super::net::{End, Link, LinkEnd, Side};
 use super::state::{Action, Place, SimHandle, State, slot};
 use crate::driver::{Done, Handle};
 use crate::error::Errno;
@@ -56,7 +56,7 @@ impl State {
         let Some(target) = self.node_at(node, to.ip()) else {
             return self.answer_syn(node, life, key, Err(Errno::CONNECTION_REFUSED));
         };
-        if self.partitions.contains(&pair(node, target)) {
+        if self.partitions.contains(&(node, target)) {
             let held = Action::Syn {
                 node,
                 life,
@@ -64,7 +64,7 @@ impl State {
                 from,
                 to,
             };
-            return self.held.push((pair(node, target), held));
+            return self.held.push(((node, target), held));
         }
         if self.nodes[target].dark {
             if self.is_alive(node, life) && self.undecided(node, key).is_some() {

@@ -3,13 +3,14 @@
 use super::prng::Prng;
 use crate::driver::{FileFacts, FileKind};
 use crate::error::Errno;
+use crate::slab::Key;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Granule of storage, in bytes.
 const PAGE_BYTES: usize = 4096;
-/// What a device writes or does not write as one, in bytes: a write torn by a power cut is torn
-/// between sectors.
+/// What a device writes or does not write as one, in bytes, unless told otherwise: a write torn by
+/// a power cut is torn between sectors.
 pub const SECTOR_BYTES: usize = 512;
 
 /// Sparse bytes; what was never written reads as zero.
@@ -109,6 +110,7 @@ pub struct Disk {
     size_bytes: u64,
     /// Completed writes may be lost without a flush.
     volatile_cache: bool,
+    sector_bytes: usize,
     now: Pages,
     durable: Pages,
     log: Vec<Entry>,
@@ -116,6 +118,10 @@ pub struct Disk {
     faults: Vec<Fault>,
     /// Ops do not come back until this ends.
     pub(super) stuck: bool,
+    /// What waits for that: life of the node, and the op.
+    pub(super) waiting: Vec<(u32, Key)>,
+    /// How long an op takes, if not as long as usual.
+    pub(super) delay_ns: Option<(u64, u64)>,
     /// Who has it exclusively.
     pub(super) locked: bool,
 }
@@ -138,12 +144,15 @@ impl Disk {
             kind,
             size_bytes,
             volatile_cache,
+            sector_bytes: SECTOR_BYTES,
             now: Pages::default(),
             durable: Pages::default(),
             log: Vec::new(),
             next_sequence: 1,
             faults: Vec::new(),
             stuck: false,
+            waiting: Vec::new(),
+            delay_ns: None,
             locked: false,
         }
     }
@@ -156,6 +165,24 @@ impl Disk {
             can_discard: true,
             direct,
         }
+    }
+
+    /// What the device writes or does not write as one, in bytes.
+    pub fn set_sector_bytes(&mut self, sector_bytes: usize) {
+        assert!(sector_bytes > 0);
+        self.sector_bytes = sector_bytes;
+    }
+
+    /// Writes at once, durably, without faults: how a disk gets its content before it is used.
+    pub fn imprint(&mut self, offset_bytes: u64, bytes: &[u8]) {
+        assert!(offset_bytes + bytes.len() as u64 <= self.size_bytes);
+        self.now.write(offset_bytes, bytes);
+        self.durable.write(offset_bytes, bytes);
+    }
+
+    /// Forgets the errors that have not happened yet.
+    pub fn forgive(&mut self) {
+        self.faults.clear();
     }
 
     /// Makes an error happen later.
@@ -304,9 +331,9 @@ impl Disk {
                     self.durable.write(entry.offset_bytes, &bytes);
                 }
                 Change::Write { bytes, .. } if luck == 1 => {
-                    for (sector, index) in bytes.chunks(SECTOR_BYTES).zip(0u64..) {
+                    for (sector, index) in bytes.chunks(self.sector_bytes).zip(0u64..) {
                         if prng.chance(1, 2) {
-                            let at = entry.offset_bytes + index * SECTOR_BYTES as u64;
+                            let at = entry.offset_bytes + index * self.sector_bytes as u64;
                             self.durable.write(at, sector);
                         }
                     }

@@ -93,7 +93,8 @@ impl State {
             Place::File(path) => {
                 op.mark = it.disks[path].flush_mark();
                 let life = it.life;
-                let at_ns = self.now_ns + self.draw(self.config.disk_ns);
+                let delay_ns = it.disks[path].delay_ns.unwrap_or(self.config.disk_ns);
+                let at_ns = self.now_ns + self.draw(delay_ns);
                 self.schedule(at_ns, Action::Disk { node, life, key });
             }
         }
@@ -175,7 +176,8 @@ impl State {
 
 impl Driver for SimDriver {
     fn now_ns(&self) -> u64 {
-        self.state.borrow().now_ns
+        let state = self.state.borrow();
+        state.nodes[self.node].clock.local_ns(state.now_ns)
     }
 
     fn arena(&self) -> &Arena {
@@ -228,6 +230,7 @@ impl Driver for SimDriver {
 
     fn arm(&mut self, token: Token, at_ns: u64) -> TimerId {
         let mut state = self.state.borrow_mut();
+        let at_ns = state.nodes[self.node].clock.world_ns(at_ns);
         let at_ns = at_ns.max(state.now_ns + 1);
         state.nodes[self.node].timers.arm(token, at_ns)
     }

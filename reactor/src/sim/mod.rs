@@ -17,8 +17,8 @@ use crate::app::App;
 use crate::arena::{Arena, ArenaConfig};
 use crate::driver::{Completion, Driver, Event, FileKind, Op, Token};
 use net::{End, LinkEnd, pair};
-use state::{Action, State};
-use std::cell::{RefCell, RefMut};
+use state::{Action, Clock, State};
+use std::cell::{Ref, RefCell, RefMut};
 use std::net::IpAddr;
 use std::path::Path;
 use std::rc::Rc;
@@ -209,23 +209,104 @@ impl SimWorld {
         })
     }
 
+    /// Takes a disk out of a machine, for good. Panics if a process runs there or there is none.
+    pub fn remove_disk(&mut self, node: NodeId, path: &Path) -> Disk {
+        assert!(
+            !self.is_running(node),
+            "sim: the disks of node {} are in use",
+            node.0
+        );
+        let disk = self.state.borrow_mut().nodes[node.0].disks.remove(path);
+        disk.unwrap_or_else(|| panic!("sim: no {} on node {}", path.display(), node.0))
+    }
+
+    /// The same, only to look at.
+    pub fn disk_ref(&self, node: NodeId, path: &Path) -> Ref<'_, Disk> {
+        Ref::map(self.state.borrow(), |state| {
+            let disk = state.nodes[node.0].disks.get(path);
+            disk.unwrap_or_else(|| panic!("sim: no {} on node {}", path.display(), node.0))
+        })
+    }
+
     /// While stuck, ops on the disk do not come back.
     pub fn set_stuck(&mut self, node: NodeId, path: &Path, stuck: bool) {
-        self.disk(node, path).stuck = stuck;
+        let mut disk = self.disk(node, path);
+        disk.stuck = stuck;
+        if stuck {
+            return;
+        }
+        let waiting = std::mem::take(&mut disk.waiting);
+        drop(disk);
+        let mut state = self.state.borrow_mut();
+        let disk_ns = state.config.disk_ns;
+        for (life, key) in waiting {
+            let at_ns = state.now_ns + state.draw(disk_ns);
+            let node = node.0;
+            state.schedule(at_ns, Action::Disk { node, life, key });
+        }
+    }
+
+    /// How long each op on the disk takes from now on (`None`: as usual), in nanoseconds.
+    pub fn set_disk_delay(&mut self, node: NodeId, path: &Path, delay_ns: Option<(u64, u64)>) {
+        self.disk(node, path).delay_ns = delay_ns;
+    }
+
+    /// How long one way through the network takes from now on, in nanoseconds.
+    pub fn set_net_delay(&mut self, net_ns: (u64, u64)) {
+        self.state.borrow_mut().config.net_ns = net_ns;
+    }
+
+    /// Stops the process on a node (`SIGSTOP`): it does nothing and its timers do not fire, while
+    /// its kernel goes on receiving and performing what was submitted.
+    pub fn stop(&mut self, node: NodeId) {
+        assert!(self.is_running(node));
+        self.state.borrow_mut().nodes[node.0].stopped = true;
+    }
+
+    /// Whether the process on a node is stopped.
+    pub fn is_stopped(&self, node: NodeId) -> bool {
+        self.state.borrow().nodes[node.0].stopped
+    }
+
+    /// Lets a stopped process go on (`SIGCONT`): it finds what came meanwhile.
+    pub fn go_on(&mut self, node: NodeId) {
+        let mut state = self.state.borrow_mut();
+        state.nodes[node.0].stopped = false;
+        state.wake(node.0);
+    }
+
+    /// Sets the clock of a node: so far ahead of the world's, and so much faster (parts per
+    /// million). Panics if a process runs there, whose timers would be wrong.
+    pub fn set_clock(&mut self, node: NodeId, ahead_ns: u64, fast_ppm: u32) {
+        assert!(
+            !self.is_running(node),
+            "sim: node {} looks at its clock",
+            node.0
+        );
+        self.state.borrow_mut().nodes[node.0].clock = Clock { ahead_ns, fast_ppm };
     }
 
     /// Nothing passes between the two until [`SimWorld::heal`]; then what waited arrives.
     pub fn partition(&mut self, a: NodeId, b: NodeId) {
-        self.state.borrow_mut().partitions.insert(pair(a.0, b.0));
+        self.partition_one_way(a, b);
+        self.partition_one_way(b, a);
+    }
+
+    /// Nothing passes from one to the other until [`SimWorld::heal`]; what the other sends does.
+    pub fn partition_one_way(&mut self, from: NodeId, to: NodeId) {
+        self.state.borrow_mut().partitions.insert((from.0, to.0));
     }
 
     /// Ends a partition.
     pub fn heal(&mut self, a: NodeId, b: NodeId) {
         let mut state = self.state.borrow_mut();
-        let nodes = pair(a.0, b.0);
-        state.partitions.remove(&nodes);
+        for way in [(a.0, b.0), (b.0, a.0)] {
+            state.partitions.remove(&way);
+        }
         let held = std::mem::take(&mut state.held);
-        let (free, held) = held.into_iter().partition(|(between, _)| *between == nodes);
+        let (free, held) = held
+            .into_iter()
+            .partition(|((from, to), _)| pair(*from, *to) == pair(a.0, b.0));
         state.held = held;
         // At once and in order: what was sent later is still on its way.
         let free: Vec<(_, Action)> = free;
@@ -321,7 +402,16 @@ impl SimWorld {
             | Action::SynAnswer { link: Err(_), .. }) => other,
         };
         match action {
-            Action::Turn { node, life } => return state.is_alive(node, life).then_some(node),
+            Action::Turn { node, life } => {
+                if !state.is_alive(node, life) {
+                    return None;
+                }
+                if state.nodes[node].stopped {
+                    state.nodes[node].turn_scheduled = false;
+                    return None;
+                }
+                return Some(node);
+            }
             Action::Disk { node, life, key } => state.on_disk(node, life, key),
             syn @ Action::Syn { .. } => state.on_syn(syn),
             Action::SynAnswer {

@@ -114,16 +114,24 @@ impl State {
         Some(pair(link.near.node, link.far.node))
     }
 
+    /// The way to an end: from which node to which.
+    fn way_to(&self, end: LinkEnd) -> Option<(usize, usize)> {
+        let link = self.links.get(&end.link)?;
+        Some(match end.end {
+            End::Near => (link.far.node, link.near.node),
+            End::Far => (link.near.node, link.far.node),
+        })
+    }
+
     pub(super) fn send(&mut self, node: usize, key: Key, end: LinkEnd) {
         let op = self.nodes[node].ops.get(key).expect("just submitted");
         let Op::Send { parts, .. } = &op.op else {
             unreachable!("a send")
         };
-        let bytes: Vec<u8> = parts
+        let mut bytes = Vec::with_capacity(total_bytes(&op.op) as usize);
+        parts
             .iter()
-            .flat_map(|part| part.bytes())
-            .copied()
-            .collect();
+            .for_each(|part| bytes.extend_from_slice(part.bytes()));
         let side = self.side(end).expect("sim: an open socket has its link");
         if let Some(told) = &mut side.aborted {
             let errno = told.take().unwrap_or(Errno(libc::EPIPE));
@@ -134,7 +142,7 @@ impl State {
             "reactor: two sends in flight on one socket"
         );
         side.sending = Some(key);
-        side.queued.extend(bytes);
+        side.queued.extend(&bytes);
         self.pump(end);
     }
 
@@ -154,7 +162,8 @@ impl State {
             let latency_ns = self.latency_ns();
             let now_ns = self.now_ns;
             let from = self.side(end).expect("as above");
-            let bytes: Vec<u8> = from.queued.drain(..cut).collect();
+            let mut bytes = vec![0; cut];
+            take_front(&mut from.queued, &mut bytes);
             let to = self.side(end.other()).expect("as above");
             to.on_wire_bytes += bytes.len();
             to.last_arrival_ns = to.last_arrival_ns.max(now_ns + latency_ns);
@@ -244,12 +253,7 @@ impl State {
         let mut count = 0;
         for window in [Some(first), second.as_mut()].into_iter().flatten() {
             let part = (window.len_bytes() as usize).min(most - count);
-            for (to, from) in window.bytes_mut()[..part]
-                .iter_mut()
-                .zip(bytes.drain(..part))
-            {
-                *to = from;
-            }
+            take_front(&mut bytes, &mut window.bytes_mut()[..part]);
             count += part;
         }
         (u32::try_from(count).expect("two windows"), bytes)
@@ -267,9 +271,9 @@ impl State {
 
     /// True if the action was kept back by a partition.
     pub(super) fn hold(&mut self, end: LinkEnd, action: Action) -> Option<Action> {
-        match self.nodes_of(end.link) {
-            Some(nodes) if self.partitions.contains(&nodes) => {
-                self.held.push((nodes, action));
+        match self.way_to(end) {
+            Some(way) if self.partitions.contains(&way) => {
+                self.held.push((way, action));
                 None
             }
             _ => Some(action),
@@ -415,6 +419,16 @@ impl State {
             self.links.remove(&link);
         }
     }
+}
+
+/// Moves as many bytes as fit.
+fn take_front(from: &mut VecDeque<u8>, into: &mut [u8]) {
+    let (first, second) = from.as_slices();
+    let head = first.len().min(into.len());
+    into[..head].copy_from_slice(&first[..head]);
+    let tail = into.len() - head;
+    into[head..].copy_from_slice(&second[..tail]);
+    from.drain(..into.len());
 }
 
 /// Two nodes, smaller first.

@@ -75,10 +75,40 @@ pub(super) struct SimHandle {
     pub(super) exclusive: bool,
 }
 
+/// How a node's clock goes: from another beginning and at another rate than the world's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Clock {
+    pub(super) ahead_ns: u64,
+    pub(super) fast_ppm: u32,
+}
+
+const MILLION: u128 = 1_000_000;
+
+impl Clock {
+    fn rate(self) -> u128 {
+        MILLION + u128::from(self.fast_ppm)
+    }
+
+    /// What the node's clock shows at that moment of the world.
+    pub(super) fn local_ns(self, world_ns: u64) -> u64 {
+        let shown = u128::from(world_ns) * self.rate() / MILLION;
+        self.ahead_ns + u64::try_from(shown).expect("a few hours")
+    }
+
+    /// The first moment of the world at which the node's clock shows that.
+    pub(super) fn world_ns(self, local_ns: u64) -> u64 {
+        let shown = u128::from(local_ns.saturating_sub(self.ahead_ns));
+        u64::try_from((shown * MILLION).div_ceil(self.rate())).unwrap_or(u64::MAX)
+    }
+}
+
 pub(super) struct Node {
     pub(super) running: bool,
     /// Its power is off: it does not even refuse.
     pub(super) dark: bool,
+    /// Its process is stopped (`SIGSTOP`); its kernel goes on.
+    pub(super) stopped: bool,
+    pub(super) clock: Clock,
     pub(super) life: u32,
     pub(super) ops: Slab<SimOp>,
     pub(super) handles: Slab<SimHandle>,
@@ -101,7 +131,7 @@ pub(super) struct State {
     pub(super) nodes: Vec<Node>,
     pub(super) links: BTreeMap<u64, Link>,
     pub(super) next_link: u64,
-    /// Pairs of nodes (smaller first) that cannot reach each other, and what waits between them.
+    /// From which node nothing reaches which other one, and what waits on the way.
     pub(super) partitions: BTreeSet<(usize, usize)>,
     pub(super) held: Vec<((usize, usize), Action)>,
 }
@@ -126,6 +156,8 @@ impl State {
         self.nodes.push(Node {
             running: false,
             dark: false,
+            stopped: false,
+            clock: Clock::default(),
             life: 0,
             ops: Slab::new(self.config.ops_max),
             handles: Slab::new(self.config.handles_max),
@@ -169,7 +201,7 @@ impl State {
     /// Sees to it that the node looks at its ready ops soon.
     pub(super) fn wake(&mut self, node: usize) {
         let it = &mut self.nodes[node];
-        if it.running && !it.turn_scheduled {
+        if it.running && !it.turn_scheduled && !it.stopped {
             it.turn_scheduled = true;
             let life = it.life;
             let at_ns = self.now_ns + self.draw(self.config.turn_ns);
@@ -333,6 +365,7 @@ impl State {
     pub(super) fn end_life(&mut self, node: usize, quietly: bool) {
         let it = &mut self.nodes[node];
         it.running = false;
+        it.stopped = false;
         it.turn_scheduled = false;
         it.draining = false;
         it.life += 1;
@@ -409,6 +442,7 @@ impl State {
             .map(|((at_ns, _), _)| (*at_ns, None));
         let timers = self.nodes.iter().enumerate();
         let timer = timers
+            .filter(|(_, node)| !node.stopped)
             .filter_map(|(n, node)| Some((node.timers.next_ns()?, Some(n))))
             .min();
         match (agenda, timer) {
@@ -430,8 +464,7 @@ impl State {
         };
         let disk = it.disks.get_mut(path).expect("sim: disks stay");
         if disk.stuck {
-            let again_ns = self.now_ns + 1_000_000;
-            return self.schedule(again_ns, Action::Disk { node, life, key });
+            return disk.waiting.push((life, key));
         }
         let result = match &mut op.op {
             Op::Read {
