@@ -1,24 +1,24 @@
 //! The reactor thread: routes completions between the target, the stores and control.
 
-use crate::bridge::{Fill, News, NewsSender, Order};
-use crate::config::{StoragedConfig, StoreConfig};
-use crate::metrics;
 use crate::namespaces::{Notable, Slices};
+use crate::orders::{Fill, News, Order, Tell};
 use nvmf::target::Target;
 use reactor::{App, Completion, Driver, Mailbox, Token};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
-use store::{PrepareOptions, Store};
 use uuid::Uuid;
 
 /// The target's room.
-pub(crate) const ROOM_TARGET: u8 = 1;
+pub const ROOM_TARGET: u8 = 1;
 /// The stores' room; the token's index is the store's place.
-pub(crate) const ROOM_STORE: u8 = 2;
+pub const ROOM_STORE: u8 = 2;
 /// The doorbell of control.
-pub(crate) const ROOM_CONTROL: u8 = 3;
+pub const ROOM_CONTROL: u8 = 3;
 
 /// Token of control's doorbell.
-pub(crate) const CONTROL_TOKEN: Token = Token {
+pub const CONTROL_TOKEN: Token = Token {
     room: ROOM_CONTROL,
     index: 0,
     value: 0,
@@ -37,36 +37,55 @@ enum Stage {
     Stopping(usize),
     /// Everything is closed.
     Finished,
+    /// A store is poisoned: nothing happens any more.
+    Dead,
 }
 
 /// The app of storaged's reactor.
-pub(crate) struct Storaged {
-    config: StoragedConfig,
+pub struct Storaged {
+    paths: Vec<PathBuf>,
+    listen: SocketAddr,
     orders: Arc<Mailbox<Order>>,
-    news: NewsSender,
+    news: Tell,
     target: Target,
     slices: Slices,
     stage: Stage,
 }
 
+impl fmt::Debug for Storaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Storaged")
+            .field("paths", &self.paths)
+            .field("stage", &self.stage)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Storaged {
-    /// Nothing is open yet; control's first order opens the stores.
-    pub(crate) fn new(
-        config: StoragedConfig,
-        target: Target,
+    /// Stores at these paths, served by `target` at `listen`. Nothing is open yet; control's first
+    /// order opens the stores. `fills` has a place for each store. The target's room is
+    /// [`ROOM_TARGET`], the token of the bell of `orders` [`CONTROL_TOKEN`].
+    pub fn new(
+        (paths, fills): (Vec<PathBuf>, Arc<[Fill]>),
+        (listen, target): (SocketAddr, Target),
         orders: Arc<Mailbox<Order>>,
-        news: NewsSender,
-        fills: Arc<[Fill]>,
+        news: Tell,
     ) -> Self {
-        let slices = Slices::new(fills);
+        assert_eq!(paths.len(), fills.len(), "a fill for each store");
         Self {
-            config,
+            paths,
+            listen,
             orders,
             news,
             target,
-            slices,
+            slices: Slices::new(fills),
             stage: Stage::Waiting,
         }
+    }
+
+    /// The stores.
+    pub fn slices(&self) -> &Slices {
+        &self.slices
     }
 
     fn on_order(&mut self, io: &mut dyn Driver, order: Order) {
@@ -84,10 +103,7 @@ impl Storaged {
                     self.target.namespaces_changed(io);
                 }
             }
-            Order::Metrics(answer) => {
-                // A scraper that has gone away needs no answer.
-                drop(answer.send(metrics::registry(&self.config, &self.slices, &self.target)));
-            }
+            Order::Look(look) => (look.0)(&self.slices, &self.target),
             Order::Stop => self.stop(io),
         }
     }
@@ -96,10 +112,9 @@ impl Storaged {
         if self.stage != Stage::Waiting {
             return;
         }
-        self.stage = Stage::Opening(self.config.stores.len());
-        for store in &self.config.stores {
-            create_if_missing(store, cluster);
-            self.slices.open(io, ROOM_STORE, &store.path, cluster);
+        self.stage = Stage::Opening(self.paths.len());
+        for path in &self.paths {
+            self.slices.open(io, ROOM_STORE, path, cluster);
         }
     }
 
@@ -118,7 +133,7 @@ impl Storaged {
     fn on_notable(&mut self, io: &mut dyn Driver, notable: Notable) {
         match notable {
             Notable::Opened(store_index, facts) => {
-                let path = self.config.stores[store_index].path.display();
+                let path = self.paths[store_index].display();
                 tracing::info!(%path, incarnation = facts.incarnation.0, clean = facts.clean,
                     slices = facts.slices.len(), replayed = facts.replayed, "store open");
                 self.tell(News::StoreOpened { store_index, facts });
@@ -130,12 +145,13 @@ impl Storaged {
                 self.opened_one(io);
             }
             Notable::Poisoned(store_index, why) => {
-                let path = self.config.stores[store_index].path.display();
-                // What the store acknowledged may be gone: only a new incarnation says so.
-                panic!("{path}: {why}");
+                let path = self.paths[store_index].display();
+                let why = format!("{path}: {why}");
+                self.stage = Stage::Dead;
+                self.tell(News::StorePoisoned { store_index, why });
             }
             Notable::Stopped(store_index) => {
-                let path = self.config.stores[store_index].path.display();
+                let path = self.paths[store_index].display();
                 tracing::info!(%path, "store closed, clean");
                 if let Stage::Stopping(left) = self.stage {
                     self.stage = if left == 1 {
@@ -169,7 +185,7 @@ impl Storaged {
             return;
         }
         // A host that connects to a server without its stores would take that for an answer.
-        match self.target.listen(io, self.config.listen) {
+        match self.target.listen(io, self.listen) {
             Ok(address) => {
                 tracing::info!(%address, "listening");
                 self.stage = Stage::Serving;
@@ -180,8 +196,8 @@ impl Storaged {
     }
 
     fn tell(&mut self, news: News) {
-        // Bounded by construction: one answer per order and a few lines per store.
-        if self.news.try_send(news).is_err() && self.stage != Stage::Finished {
+        let heard = (self.news)(news);
+        if !heard && !matches!(self.stage, Stage::Finished | Stage::Dead) {
             tracing::error!("control does not listen any more; stopping");
             self.stage = Stage::Finished;
         }
@@ -190,6 +206,9 @@ impl Storaged {
     fn settle(&mut self, io: &mut dyn Driver) {
         while let Some(notable) = self.slices.next_notable() {
             self.on_notable(io, notable);
+            if self.stage == Stage::Dead {
+                return;
+            }
         }
         for reply in self.slices.take_replies() {
             self.target.reply(io, reply);
@@ -197,32 +216,11 @@ impl Storaged {
     }
 }
 
-/// Prepares a store file that does not exist yet, if the configuration wants that. A failure is not
-/// the end: opening will say what is wrong with the path.
-fn create_if_missing(config: &StoreConfig, cluster: Uuid) {
-    let Some(size_bytes) = config.create_bytes else {
-        return;
-    };
-    if config.path.exists() {
-        return;
-    }
-    let store = Uuid::new_v4();
-    let options = PrepareOptions {
-        cluster,
-        store,
-        size_bytes: Some(size_bytes),
-        wipe: false,
-        journal_bytes: None,
-    };
-    let path = config.path.display();
-    match Store::prepare(&config.path, &options) {
-        Ok(_) => tracing::info!(%path, size_bytes, %store, "prepared a new store"),
-        Err(error) => tracing::error!(%path, %error, "cannot prepare the store"),
-    }
-}
-
 impl App for Storaged {
     fn on_completion(&mut self, io: &mut dyn Driver, completion: Completion) {
+        if self.stage == Stage::Dead {
+            return;
+        }
         match completion.token.room {
             ROOM_TARGET => self.target.on_completion(io, &mut self.slices, completion),
             ROOM_STORE => self.slices.on_completion(io, completion),
@@ -237,6 +235,9 @@ impl App for Storaged {
     }
 
     fn on_turn_end(&mut self, io: &mut dyn Driver) {
+        if self.stage == Stage::Dead {
+            return;
+        }
         self.target.on_turn_end(io, &mut self.slices);
         self.settle(io);
         self.slices.publish_all();

@@ -1,21 +1,21 @@
 //! The control thread: joins the cluster, learns which slices to hold, reports.
 
-use crate::bridge::{Fill, News, NewsReceiver, Order};
-use crate::config::StoragedConfig;
+use crate::bridge::NewsReceiver;
+use crate::config::{StoragedConfig, StoreConfig};
 use crate::{hosts, remembered};
 use anyhow::{Context, Result};
 use control::api::{Filter, ReportContents, Reporter, StoreHealth, StoreReport};
 use control::client::{ClientConfig, MetadClient, MetadError, ReportHandle};
-use control::core::{DesiredSlice, NewServer, NewStore};
+use control::core::{NewServer, NewStore};
 use daemon::identity::Identity;
 use daemon::service;
 use reactor::Mailbox;
 use shardmap::units::{Nsid, ServerId, StoreId};
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use store::{OpenFacts, SliceSpec, Store};
+use storaged::{Fill, News, Order, Told, Wanted};
+use store::{OpenFacts, PrepareOptions, Store};
 use uuid::Uuid;
 
 /// metad refuses reports with notes of more than 512 bytes; a character has up to 4.
@@ -38,10 +38,7 @@ pub(crate) struct Control {
     news: NewsReceiver,
     stores: Vec<Known>,
     fills: Arc<[Fill]>,
-    /// Size last ordered for a slice that is there, so that it is ordered again only to grow.
-    made: BTreeMap<Nsid, u64>,
-    /// Slices ordered and not yet answered.
-    ordered: BTreeMap<Nsid, DesiredSlice>,
+    wanted: Wanted,
 }
 
 impl Control {
@@ -66,8 +63,7 @@ impl Control {
             news,
             stores,
             fills,
-            made: BTreeMap::new(),
-            ordered: BTreeMap::new(),
+            wanted: Wanted::default(),
         }
     }
 
@@ -82,6 +78,9 @@ impl Control {
         // Clients that were known before the last stop may come back before metad does.
         self.order(Order::Hosts(hosts::load(&self.config.data_dir)?))
             .await;
+        for store in &self.config.stores {
+            create_if_missing(store, cluster);
+        }
         self.order(Order::Open { cluster }).await;
         let Some(address) = self.wait_until_listening().await else {
             return Ok(());
@@ -130,7 +129,7 @@ impl Control {
             News::StoreFailed { store_index, why } => {
                 self.stores[*store_index].failure = Some(why.clone());
             }
-            News::Listening { .. } | News::SliceDone { .. } => {}
+            News::Listening { .. } | News::SliceDone { .. } | News::StorePoisoned { .. } => {}
         }
         Some(news)
     }
@@ -148,7 +147,7 @@ impl Control {
             uuid: self.identity.uuid,
             name: self.config.name.clone(),
             address,
-            subsystem_nqn: crate::subsystem_nqn(self.identity.uuid),
+            subsystem_nqn: storaged::subsystem_nqn(self.identity.uuid),
             labels: self.config.labels.clone(),
         };
         let server = self.persist(|c| {
@@ -174,6 +173,7 @@ impl Control {
             let id = id.with_context(|| format!("metad refused the store {path}"))?;
             tracing::info!(store = %id, %path, "registered");
             self.stores[index].id = Some(id);
+            self.wanted.registered(index, id);
         }
         self.name_failed_stores(cluster, server).await?;
         Ok(server)
@@ -247,77 +247,38 @@ impl Control {
                     watch.set(client.watch_slices(server, after));
                     hosts::save(&self.config.data_dir, &desire.host_nqns)?;
                     self.order(Order::Hosts(desire.host_nqns)).await;
-                    self.order_slices(desire.slices).await;
+                    for order in self.wanted.orders(desire.slices) {
+                        self.order(order).await;
+                    }
                 }
                 news = self.next_news() => match news {
                     None => return Ok(()),
                     Some(News::SliceDone { nsid, removal, refused, .. }) => {
                         self.slice_done(nsid, removal, refused).await;
                     }
-                    Some(News::StoreOpened { .. } | News::StoreFailed { .. } | News::Listening { .. }) => {}
+                    Some(
+                        News::StoreOpened { .. }
+                        | News::StoreFailed { .. }
+                        | News::StorePoisoned { .. }
+                        | News::Listening { .. },
+                    ) => {}
                 },
                 _ = report_due.tick() => self.report(&reporter),
             }
         }
     }
 
-    async fn order_slices(&mut self, slices: Vec<DesiredSlice>) {
-        for slice in slices {
-            let position = self.stores.iter().position(|s| s.id == Some(slice.store));
-            let Some(store_index) = position else {
-                tracing::warn!(store = %slice.store, nsid = %slice.nsid, "metad wants a slice on a store that is not open here");
-                continue;
-            };
-            if self.ordered.contains_key(&slice.nsid) {
-                continue;
-            }
-            if slice.remove {
-                self.order(Order::Remove {
-                    store_index,
-                    nsid: slice.nsid,
-                })
-                .await;
-            } else if self.made.get(&slice.nsid) != Some(&slice.size_blocks) {
-                let spec = SliceSpec {
-                    nsid: slice.nsid,
-                    volume: slice.volume,
-                    size_blocks: slice.size_blocks,
-                    shape: slice.shape,
-                    position: slice.position,
-                    open_access: slice.open_access,
-                };
-                self.order(Order::Create {
-                    store_index,
-                    spec,
-                    confirmed: slice.confirmed,
-                })
-                .await;
-            } else {
-                continue;
-            }
-            self.ordered.insert(slice.nsid, slice);
-        }
-    }
-
     async fn slice_done(&mut self, nsid: Nsid, removal: bool, refused: Option<String>) {
-        let Some(slice) = self.ordered.remove(&nsid) else {
-            return;
-        };
-        if let Some(why) = refused {
-            tracing::error!(%nsid, volume = %slice.volume, why, "the slice could not be made or removed");
-            return;
-        }
-        let told = if removal {
-            self.made.remove(&nsid);
-            self.persist(|c| async move { c.confirm_slice_gone(slice.store, nsid).await })
-                .await
-        } else {
-            self.made.insert(nsid, slice.size_blocks);
-            if slice.confirmed {
-                return;
+        let told = match self.wanted.done(nsid, removal, refused.as_deref()) {
+            None => return,
+            Some(Told::Gone(store, nsid)) => {
+                self.persist(|c| async move { c.confirm_slice_gone(store, nsid).await })
+                    .await
             }
-            self.persist(|c| async move { c.confirm_slice(slice.store, nsid).await })
-                .await
+            Some(Told::Made(store, nsid)) => {
+                self.persist(|c| async move { c.confirm_slice(store, nsid).await })
+                    .await
+            }
         };
         if let Err(error) = told {
             tracing::warn!(%nsid, %error, "metad did not take the confirmation");
@@ -361,5 +322,26 @@ impl Control {
     }
 }
 
-#[cfg(test)]
-mod test;
+/// Prepares a store file that does not exist yet, if the configuration wants that. A failure is not
+/// the end: opening will say what is wrong with the path.
+fn create_if_missing(config: &StoreConfig, cluster: Uuid) {
+    let Some(size_bytes) = config.create_bytes else {
+        return;
+    };
+    if config.path.exists() {
+        return;
+    }
+    let store = Uuid::new_v4();
+    let options = PrepareOptions {
+        cluster,
+        store,
+        size_bytes: Some(size_bytes),
+        wipe: false,
+        journal_bytes: None,
+    };
+    let path = config.path.display();
+    match Store::prepare(&config.path, &options) {
+        Ok(_) => tracing::info!(%path, size_bytes, %store, "prepared a new store"),
+        Err(error) => tracing::error!(%path, %error, "cannot prepare the store"),
+    }
+}

@@ -1,19 +1,14 @@
 //! storaged: serves stores over NVMe/TCP. One reactor thread for data, one thread for control.
 #![forbid(unsafe_code)]
 
-mod app;
 mod bridge;
 mod config;
 mod control;
-mod faults;
 mod hosts;
 mod metrics;
-mod namespaces;
 mod remembered;
-mod vendor;
 
-use crate::app::{CONTROL_TOKEN, ROOM_TARGET, Storaged};
-use crate::bridge::{Fill, NEWS_MAX, ORDERS_MAX, Order};
+use crate::bridge::{NEWS_MAX, ORDERS_MAX};
 use crate::config::StoragedConfig;
 use crate::control::Control;
 use anyhow::{Context, Result};
@@ -24,24 +19,9 @@ use reactor::{Driver, Mailbox, UringConfig, UringDriver};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
+use storaged::app::{CONTROL_TOKEN, ROOM_TARGET};
+use storaged::{Fill, Look, Order, Storaged};
 use tokio::sync::{mpsc, oneshot};
-use uuid::Uuid;
-
-/// NQN of a server's subsystem.
-pub(crate) fn subsystem_nqn(server: Uuid) -> String {
-    format!("nqn.2026-01.io.ublkstor:storaged:{server}")
-}
-
-/// What the target says of itself.
-fn subsystem(server: Uuid) -> nvmf::proto::controller::Identity {
-    let serial: String = server.simple().to_string().chars().take(20).collect();
-    let firmware = env!("CARGO_PKG_VERSION").chars().take(8).collect();
-    nvmf::proto::controller::Identity {
-        subnqn: subsystem_nqn(server),
-        serial,
-        firmware,
-    }
-}
 
 fn main() -> ExitCode {
     let cli = Cli::of(
@@ -84,8 +64,11 @@ fn serve(config: StoragedConfig) -> Result<()> {
         let identity = identity.clone();
         move || run_control(config, identity, orders, news_receiver, fills)
     })?;
-    let target = Target::new(TargetConfig::new(ROOM_TARGET, subsystem(identity.uuid)));
-    let mut app = Storaged::new(config, target, orders, news, fills);
+    let subsystem = storaged::subsystem(identity.uuid);
+    let target = Target::new(TargetConfig::new(ROOM_TARGET, subsystem));
+    let paths = config.stores.into_iter().map(|s| s.path).collect();
+    let news = bridge::teller(news);
+    let mut app = Storaged::new((paths, fills), (config.listen, target), orders, news);
     driver.run(&mut app);
     drop(app);
     control
@@ -107,10 +90,15 @@ fn run_control(
     let local = tokio::task::LocalSet::new();
     let ended = local.block_on(&runtime, async {
         let metrics_listen = config.metrics_listen;
+        let names: Arc<[String]> = config
+            .stores
+            .iter()
+            .map(|s| s.path.display().to_string())
+            .collect();
         let control = Control::new(config, identity, Arc::clone(&orders), news, fills);
         let scraped = async {
             match metrics_listen {
-                Some(listen) => daemon::metrics::serve(listen, || scrape(&orders))
+                Some(listen) => daemon::metrics::serve(listen, || scrape(&orders, &names))
                     .await
                     .with_context(|| format!("cannot serve /metrics on {listen}")),
                 None => std::future::pending().await,
@@ -138,9 +126,17 @@ fn run_control(
     ended
 }
 
-async fn scrape(orders: &Mailbox<Order>) -> prometheus_client::registry::Registry {
+async fn scrape(
+    orders: &Mailbox<Order>,
+    names: &Arc<[String]>,
+) -> prometheus_client::registry::Registry {
     let (answer, answered) = oneshot::channel();
-    if orders.send(Order::Metrics(answer)).is_err() {
+    let names = Arc::clone(names);
+    let look = Look(Box::new(move |slices, target| {
+        // A scraper that has gone away needs no answer.
+        drop(answer.send(metrics::registry(&names, slices, target)));
+    }));
+    if orders.send(Order::Look(look)).is_err() {
         return prometheus_client::registry::Registry::default();
     }
     answered.await.unwrap_or_default()

@@ -1,7 +1,5 @@
 //! storaged's figures for a scrape, gathered on the reactor thread when asked.
 
-use crate::config::StoragedConfig;
-use crate::namespaces::Slices;
 use nvmf::target::Target;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -9,6 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use storaged::Slices;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StoreKind {
@@ -16,8 +15,8 @@ struct StoreKind {
     kind: &'static str,
 }
 
-/// Everything, as of now.
-pub(crate) fn registry(config: &StoragedConfig, slices: &Slices, target: &Target) -> Registry {
+/// Everything, as of now. `names` are those of the stores, by place.
+pub(crate) fn registry(names: &[String], slices: &Slices, target: &Target) -> Registry {
     let mut registry = Registry::with_prefix("ubs");
     let labels = vec![
         ("version", env!("CARGO_PKG_VERSION")),
@@ -27,7 +26,7 @@ pub(crate) fn registry(config: &StoragedConfig, slices: &Slices, target: &Target
     let bytes = Family::<StoreKind, Gauge>::default();
     let io = Family::<StoreKind, Counter>::default();
     for (index, store) in slices.stores() {
-        let name = config.stores[index].path.display().to_string();
+        let name = &names[index];
         let label = |kind| StoreKind {
             store: name.clone(),
             kind,

@@ -1,7 +1,7 @@
 //! Slices as NVMe namespaces: commands of the target become requests to stores, answers find back.
 
-use crate::bridge::Fill;
 use crate::faults::status_of;
+use crate::orders::Fill;
 use crate::vendor;
 use nvmf::proto::status::Status;
 use nvmf::target::{
@@ -38,7 +38,8 @@ struct Group {
 }
 
 /// The stores of this server, seen as namespaces.
-pub(crate) struct Slices {
+#[derive(Debug)]
+pub struct Slices {
     stores: Vec<Option<Store>>,
     fills: Arc<[Fill]>,
     /// Which store holds a slice.
@@ -112,7 +113,7 @@ impl Slices {
     }
 
     /// Stores that are open or opening, with their places.
-    pub(crate) fn stores(&self) -> impl Iterator<Item = (usize, &Store)> {
+    pub fn stores(&self) -> impl Iterator<Item = (usize, &Store)> {
         self.stores
             .iter()
             .enumerate()

@@ -1,0 +1,123 @@
+//! What control and the reactor thread say to each other.
+
+use crate::namespaces::Slices;
+use nvmf::target::Target;
+use shardmap::units::Nsid;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use store::{OpenFacts, SliceSpec, StoreUsage};
+use uuid::Uuid;
+
+/// From control to the reactor.
+#[derive(Debug)]
+pub enum Order {
+    /// Open the stores; all belong to this cluster.
+    Open {
+        /// The cluster.
+        cluster: Uuid,
+    },
+    /// Make a slice, or grow it. Answered by [`News::SliceDone`].
+    Create {
+        /// Which store, by its place in the configuration.
+        store_index: usize,
+        /// What to make.
+        spec: SliceSpec,
+        /// If it is not there: it was, and is lost; what is made must be resilvered.
+        confirmed: bool,
+    },
+    /// Remove a slice. Answered by [`News::SliceDone`].
+    Remove {
+        /// Which store, by its place in the configuration.
+        store_index: usize,
+        /// Which slice.
+        nsid: Nsid,
+    },
+    /// Admit these hosts and no others.
+    Hosts(Vec<String>),
+    /// Let somebody look at the figures.
+    Look(Look),
+    /// Stop in order: nothing new, stores flushed and marked clean.
+    Stop,
+}
+
+type Looker = dyn FnOnce(&Slices, &Target) + Send;
+
+/// Somebody who looks at the figures, once, on the reactor's thread.
+pub struct Look(pub Box<Looker>);
+
+impl fmt::Debug for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Look")
+    }
+}
+
+/// From the reactor to control.
+#[derive(Debug)]
+pub enum News {
+    /// A store serves.
+    StoreOpened {
+        /// Its place in the configuration.
+        store_index: usize,
+        /// What opening found.
+        facts: Box<OpenFacts>,
+    },
+    /// A store does not.
+    StoreFailed {
+        /// Its place in the configuration.
+        store_index: usize,
+        /// Why, in a sentence.
+        why: String,
+    },
+    /// What a store has acknowledged may be gone. Only a new incarnation says so to the clients: the
+    /// process must end at once, without stopping in order. The app does nothing any more.
+    StorePoisoned {
+        /// Its place in the configuration.
+        store_index: usize,
+        /// Why, in a sentence.
+        why: String,
+    },
+    /// Every store is open or failed, and the target listens.
+    Listening {
+        /// Where.
+        address: std::net::SocketAddr,
+    },
+    /// A slice was made or removed, or not.
+    SliceDone {
+        /// The slice.
+        nsid: Nsid,
+        /// It was to be removed.
+        removal: bool,
+        /// Why not.
+        refused: Option<String>,
+    },
+}
+
+/// Takes news to control; false if control is gone.
+pub type Tell = Box<dyn FnMut(News) -> bool>;
+
+/// A store's fill, published by the reactor whenever it changes and read by control when it reports:
+/// reporting wakes nobody.
+#[derive(Debug, Default)]
+pub struct Fill {
+    used_bytes: AtomicU64,
+    capacity_bytes: AtomicU64,
+}
+
+impl Fill {
+    /// The reactor's side.
+    pub(crate) fn publish(&self, usage: StoreUsage) {
+        // Two figures for a report: each is right by itself, they need no order between them.
+        self.used_bytes
+            .store(usage.capacity_bytes - usage.free_bytes, Ordering::Relaxed);
+        self.capacity_bytes
+            .store(usage.capacity_bytes, Ordering::Relaxed);
+    }
+
+    /// Used and usable bytes.
+    pub fn read(&self) -> (u64, u64) {
+        (
+            self.used_bytes.load(Ordering::Relaxed),
+            self.capacity_bytes.load(Ordering::Relaxed),
+        )
+    }
+}

@@ -1,0 +1,182 @@
+//! Which slices a server should hold, and which it was told to make or remove.
+
+use crate::orders::Order;
+use control::core::DesiredSlice;
+use shardmap::units::{Nsid, StoreId};
+use std::collections::BTreeMap;
+use store::SliceSpec;
+
+/// What metad is to be told of a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It is there.
+    Made(StoreId, Nsid),
+    /// It is gone.
+    Gone(StoreId, Nsid),
+}
+
+/// Compares what metad wants with what was done. Decides; asks and orders nothing by itself.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// Ids of the stores by their place; `None`: not open or not registered.
+    ids: Vec<Option<StoreId>>,
+    /// Size last ordered for a slice that is there, so that it is ordered again only to grow.
+    made: BTreeMap<Nsid, u64>,
+    /// Slices ordered and not yet answered.
+    ordered: BTreeMap<Nsid, DesiredSlice>,
+}
+
+impl Wanted {
+    /// metad knows the store at this place by this id.
+    pub fn registered(&mut self, store_index: usize, id: StoreId) {
+        if self.ids.len() <= store_index {
+            self.ids.resize(store_index + 1, None);
+        }
+        self.ids[store_index] = Some(id);
+    }
+
+    /// What to order so that there is what metad wants.
+    pub fn orders(&mut self, slices: Vec<DesiredSlice>) -> Vec<Order> {
+        slices
+            .into_iter()
+            .filter_map(|slice| self.order(slice))
+            .collect()
+    }
+
+    fn order(&mut self, slice: DesiredSlice) -> Option<Order> {
+        let position = self.ids.iter().position(|id| *id == Some(slice.store));
+        let Some(store_index) = position else {
+            tracing::warn!(store = %slice.store, nsid = %slice.nsid, "metad wants a slice on a store that is not open here");
+            return None;
+        };
+        if self.ordered.contains_key(&slice.nsid) {
+            return None;
+        }
+        let nsid = slice.nsid;
+        let order = if slice.remove {
+            Order::Remove { store_index, nsid }
+        } else if self.made.get(&nsid) != Some(&slice.size_blocks) {
+            let spec = SliceSpec {
+                nsid,
+                volume: slice.volume,
+                size_blocks: slice.size_blocks,
+                shape: slice.shape,
+                position: slice.position,
+                open_access: slice.open_access,
+            };
+            Order::Create {
+                store_index,
+                spec,
+                confirmed: slice.confirmed,
+            }
+        } else {
+            return None;
+        };
+        self.ordered.insert(nsid, slice);
+        Some(order)
+    }
+
+    /// An order was answered; what metad must hear of it.
+    pub fn done(&mut self, nsid: Nsid, removal: bool, refused: Option<&str>) -> Option<Told> {
+        let slice = self.ordered.remove(&nsid)?;
+        if let Some(why) = refused {
+            tracing::error!(%nsid, volume = %slice.volume, why, "the slice could not be made or removed");
+            return None;
+        }
+        if removal {
+            self.made.remove(&nsid);
+            return Some(Told::Gone(slice.store, nsid));
+        }
+        self.made.insert(nsid, slice.size_blocks);
+        (!slice.confirmed).then_some(Told::Made(slice.store, nsid))
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use shardmap::map::{Layout, Shape};
+    use shardmap::units::VolumeId;
+    use uuid::Uuid;
+
+    fn desired(nsid: u32, confirmed: bool) -> DesiredSlice {
+        DesiredSlice {
+            store: StoreId(4),
+            store_uuid: Uuid::from_u128(2),
+            nsid: Nsid(nsid),
+            volume: VolumeId([3; 16]),
+            size_blocks: 4096,
+            shape: Shape {
+                shard_blocks: 1024,
+                stride: 1,
+                replicas: 1,
+                layout: Layout::Ring,
+            },
+            position: 0,
+            open_access: false,
+            confirmed,
+            remove: false,
+        }
+    }
+
+    fn wanted() -> Wanted {
+        let mut wanted = Wanted::default();
+        wanted.registered(1, StoreId(4));
+        wanted
+    }
+
+    #[test]
+    fn a_slice_that_metad_knows_to_be_here_is_not_ordered_as_a_new_one() {
+        let orders = wanted().orders(vec![desired(5, true), desired(6, false)]);
+        let ordered: Vec<_> = orders
+            .into_iter()
+            .map(|order| {
+                let Order::Create {
+                    store_index,
+                    spec,
+                    confirmed,
+                } = order
+                else {
+                    panic!("{order:?}")
+                };
+                (store_index, spec.nsid.0, confirmed)
+            })
+            .collect();
+        assert_eq!(ordered, [(1, 5, true), (1, 6, false)]);
+    }
+
+    #[test]
+    fn a_slice_is_ordered_once_and_again_to_grow() {
+        let mut wanted = wanted();
+        assert_eq!(wanted.orders(vec![desired(5, false)]).len(), 1);
+        assert_eq!(
+            wanted.orders(vec![desired(5, false)]).len(),
+            0,
+            "on its way"
+        );
+        let told = wanted.done(Nsid(5), false, None);
+        assert_eq!(told, Some(Told::Made(StoreId(4), Nsid(5))));
+        assert_eq!(wanted.orders(vec![desired(5, true)]).len(), 0, "there");
+        let larger = DesiredSlice {
+            size_blocks: 8192,
+            ..desired(5, true)
+        };
+        assert_eq!(wanted.orders(vec![larger]).len(), 1);
+        assert_eq!(wanted.done(Nsid(5), false, None), None, "confirmed before");
+    }
+
+    #[test]
+    fn a_refused_order_is_given_again() {
+        let mut wanted = wanted();
+        assert_eq!(wanted.orders(vec![desired(5, false)]).len(), 1);
+        assert_eq!(wanted.done(Nsid(5), false, Some("no room")), None);
+        assert_eq!(wanted.orders(vec![desired(5, false)]).len(), 1);
+        let gone = DesiredSlice {
+            remove: true,
+            ..desired(6, true)
+        };
+        assert_eq!(wanted.orders(vec![gone]).len(), 1);
+        let told = wanted.done(Nsid(6), true, None);
+        assert_eq!(told, Some(Told::Gone(StoreId(4), Nsid(6))));
+    }
+}
