@@ -35,6 +35,16 @@ fix: ## Format, and mend what clippy can
 vm: deps ## Boot a real kernel and run SCRIPT= in it
 	$(CARGO) run -q -p vmtest -- run --script $(SCRIPT)
 
+SEEDS ?= 2000
+FIRST ?= 1
+.PHONY: sim
+sim: deps ## Simulate SEEDS= clusters under faults, from seed FIRST=
+	$(CARGO) run -q --profile sim -p ubs-sim -- run --seeds $(SEEDS) --first $(FIRST) --file tools/ubs-sim/seeds.txt
+
+.PHONY: sim-canary
+sim-canary: deps ## Switch single mechanisms off: the simulator must catch each (NAME= for one)
+	$(CARGO) run -q --profile sim -p ubs-sim --features canary -- canary $(or $(NAME),--all)
+
 .PHONY: demo
 demo: deps ## A cluster, a volume, a server killed under load: the tour (PROFILE=release)
 	@PROFILE=$(if $(filter dev,$(PROFILE)),release,$(PROFILE)) tests/demo/run.sh

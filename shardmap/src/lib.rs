@@ -6,6 +6,7 @@
 //! no IO, no clock and no thread.
 #![forbid(unsafe_code)]
 
+pub mod canary;
 pub mod dirty;
 pub mod map;
 pub mod placement;

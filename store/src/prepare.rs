@@ -186,22 +186,7 @@ impl Store {
         let journal_bytes = options
             .journal_bytes
             .unwrap_or(Geometry::journal_bytes_default(found_bytes));
-        let geometry =
-            Geometry::plan(found_bytes, journal_bytes).map_err(|misfit| match misfit {
-                Misfit::TooSmall => PrepareError::TooSmall {
-                    path: name(),
-                    found_bytes,
-                    journal_bytes,
-                },
-                Misfit::TooLarge => PrepareError::TooLarge {
-                    path: name(),
-                    found_bytes,
-                },
-                Misfit::Journal => PrepareError::Journal {
-                    path: name(),
-                    found_bytes: journal_bytes,
-                },
-            })?;
+        let geometry = plan(path, found_bytes, journal_bytes)?;
         if let Some(what) = target.occupant()?.filter(|_| !options.wipe) {
             return Err(PrepareError::Occupied { path: name(), what });
         }
@@ -227,6 +212,29 @@ impl Store {
                 what,
             }),
         }
+    }
+
+    /// What makes a device of that size a store if it reads as zeroes: bytes, by byte offset. For
+    /// devices that exist in memory only; [`Store::prepare`] does the same and more to real ones.
+    ///
+    /// # Errors
+    /// [`PrepareError`] if the size does not fit.
+    pub fn blank(
+        device_bytes: u64,
+        options: &PrepareOptions,
+    ) -> Result<Vec<(u64, Vec<u8>)>, PrepareError> {
+        let journal_bytes = options
+            .journal_bytes
+            .unwrap_or(Geometry::journal_bytes_default(device_bytes));
+        let path = Path::new("blank");
+        let geometry = plan(path, device_bytes, journal_bytes)?;
+        let sb = Superblock::new(
+            options.store.into_bytes(),
+            options.cluster.into_bytes(),
+            geometry,
+        );
+        let superblocks = SUPERBLOCK_OFFSETS.map(|offset| (offset, sb.encode().to_vec()));
+        Ok(directory_of(&sb).chain(superblocks).collect())
     }
 
     /// What the superblock says, without opening the store. Works while it is in use. Blocking.
@@ -463,6 +471,31 @@ fn logical_block_bytes(metadata: &std::fs::Metadata) -> io::Result<u32> {
     text.trim().parse().map_err(io::Error::other)
 }
 
+/// The layout of a device of that size.
+fn plan(path: &Path, found_bytes: u64, journal_bytes: u64) -> Result<Geometry, PrepareError> {
+    let path = path.display().to_string();
+    Geometry::plan(found_bytes, journal_bytes).map_err(|misfit| match misfit {
+        Misfit::TooSmall => PrepareError::TooSmall {
+            path,
+            found_bytes,
+            journal_bytes,
+        },
+        Misfit::TooLarge => PrepareError::TooLarge { path, found_bytes },
+        Misfit::Journal => PrepareError::Journal {
+            path,
+            found_bytes: journal_bytes,
+        },
+    })
+}
+
+/// The directory of a store without pages, with its places.
+fn directory_of(sb: &Superblock) -> impl Iterator<Item = (u64, Vec<u8>)> {
+    (0..sb.geometry.directory_pages).map(|index| {
+        let bytes = directory::encode(sb.store, index, 0, std::iter::empty());
+        (sb.geometry.directory_page_offset(index, 0), bytes.to_vec())
+    })
+}
+
 /// Everything else first, the superblock last: half a store is none.
 fn write_store(target: &Target<'_>, sb: &Superblock) -> Result<(), PrepareError> {
     let write = |bytes: &[u8], offset| target.io("write", target.file.write_all_at(bytes, offset));
@@ -480,9 +513,8 @@ fn write_store(target: &Target<'_>, sb: &Superblock) -> Result<(), PrepareError>
         )?;
         at += len;
     }
-    for index in 0..sb.geometry.directory_pages {
-        let bytes = directory::encode(sb.store, index, 0, std::iter::empty());
-        write(&bytes, sb.geometry.directory_page_offset(index, 0))?;
+    for (offset, bytes) in directory_of(sb) {
+        write(&bytes, offset)?;
     }
     target.io("flush", target.file.sync_all())?;
     let bytes = sb.encode();

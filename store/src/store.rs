@@ -175,6 +175,12 @@ impl Store {
         self.core.slice(nsid)
     }
 
+    /// Byte offset on the device of a block as a read would find it; `None`: it reads as zeroes.
+    /// For checkers that compare replicas behind the stores' backs. Panics if there is no such slice.
+    pub fn place_of(&self, nsid: Nsid, lba: shardmap::units::Lba) -> Option<u64> {
+        self.core.place_of(nsid, lba)
+    }
+
     /// Space and other figures.
     pub fn usage(&self) -> StoreUsage {
         self.core.usage()

@@ -7,6 +7,7 @@ use super::format::entry::{Entry, ExtentChange};
 use super::io::{Answer, CommandId, Effect, IoKind, Outbox};
 use super::{Core, Phase, Waiter};
 use crate::limits::CHANGES_UNFLUSHED_MAX;
+use shardmap::canary::{Mechanism, stands};
 use shardmap::units::{Generation, Nsid};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -143,7 +144,7 @@ impl Core {
             covers: flusher.completed,
         };
         flusher.run = Some(run);
-        if flusher.completed > flusher.flushed {
+        if flusher.completed > flusher.flushed && stands(Mechanism::DeviceFlush) {
             self.counts.flushes += 1;
             let io = self.ios.start(IoKind::Flush);
             out.push(Effect::Flush { io });

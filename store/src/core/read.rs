@@ -4,7 +4,7 @@ use super::Core;
 use super::format::page::PRESENT;
 use super::io::{Answer, CommandId, Effect, Outbox};
 use super::leaf::{Leaf, known_lanes, present_lanes, uniform};
-use shardmap::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS, Lba};
+use shardmap::units::{BLOCK_BYTES, BlockRange, Blocks, EXTENT_BLOCKS, Lba, Nsid};
 use smallvec::SmallVec;
 
 /// A part of a read: zeroes or a run of the device.
@@ -54,6 +54,13 @@ fn sources(leaf: &Leaf, index: u16, generation: u32) -> [Option<u32>; 16] {
 }
 
 impl Core {
+    /// Byte offset on the device of a block as a read would find it; `None`: it reads as zeroes.
+    /// For checkers that compare replicas behind the stores' backs. Panics if there is no such slice.
+    pub(crate) fn place_of(&self, nsid: Nsid, lba: Lba) -> Option<u64> {
+        let range = BlockRange::new(lba, Blocks(1)).expect("a block of a volume");
+        self.plan_read(nsid.0, range, u32::MAX)[0].source
+    }
+
     pub(super) fn start_read(
         &mut self,
         id: CommandId,

@@ -6,6 +6,7 @@ use super::format::entry::Entry;
 use super::io::{Answer, CommandId, Effect, Outbox};
 use super::slice::{Opening, Session};
 use super::{Core, Waiter};
+use shardmap::canary::{Mechanism, stands};
 use shardmap::units::{Epoch, Nsid, VolumeId};
 
 impl Core {
@@ -30,7 +31,7 @@ impl Core {
                 theirs: volume,
             });
         }
-        if epoch < slice.epoch {
+        if epoch < slice.epoch && stands(Mechanism::EpochFence) {
             return Err(StoreFault::Fenced {
                 nsid,
                 ours: slice.epoch,
@@ -143,7 +144,7 @@ impl Core {
             !over
         });
         if let Some(opening) = slice.opening
-            && slice.drain.is_over(opening.turn)
+            && (slice.drain.is_over(opening.turn) || !stands(Mechanism::OpenDrain))
             && opening.ticket.is_none_or(|t| self.journal.is_durable(t))
         {
             slice.tick += 1;

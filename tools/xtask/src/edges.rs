@@ -44,6 +44,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["shardmap", "reactor", "nvmf", "store", "volume", "control"],
     ),
     ("ubs-verify", &["shardmap"]),
+    (
+        "ubs-sim",
+        &[
+            "shardmap",
+            "reactor",
+            "nvmf",
+            "store",
+            "volume",
+            "control",
+            "storaged",
+            "ubs-verify",
+        ],
+    ),
     ("xtask", &[]),
     ("vmtest", &[]),
 ];

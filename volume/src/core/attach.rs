@@ -4,6 +4,7 @@ use super::event::{AttachFault, Command, Effect, FailReason, Timer, TraceEvent};
 use super::leg::Session;
 use super::members::{Members, Position};
 use super::state::{Outbox, Phase, Purpose, Replicator};
+use shardmap::canary::{Mechanism, stands};
 use shardmap::dirty::RegionSet;
 use shardmap::units::{MembershipSeq, RegionIndex};
 
@@ -89,6 +90,9 @@ impl Replicator {
             regions.merge(&marks);
         }
         regions.retain(|r| self.region_range(r).is_some());
+        if !stands(Mechanism::AttachMarks) {
+            regions.clear();
+        }
         self.phase = Phase::Serving;
         for at in self.isr.iter() {
             self.leg_mut(at).witnessed = true;

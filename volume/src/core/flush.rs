@@ -3,6 +3,7 @@
 use super::event::{Command, Effect, OpId};
 use super::members::{Members, Position};
 use super::state::{Outbox, Phase, Purpose, Replicator};
+use shardmap::canary::{Mechanism, stands};
 
 /// One request to make everything completed so far durable on all that count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +43,9 @@ impl Replicator {
         self.next_flush += 1;
         let mut needs = Members::EMPTY;
         for at in over.iter() {
+            if !needs.is_empty() && !stands(Mechanism::FlushAll) {
+                break;
+            }
             let leg = self.leg_mut(at);
             if forced || !leg.has_all_flushed() {
                 needs.insert(at);

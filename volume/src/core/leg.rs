@@ -2,6 +2,7 @@
 
 use super::event::{CommandId, SliceFacts};
 use super::flush::FlushId;
+use shardmap::canary::{Mechanism, stands};
 use shardmap::dirty::{BlockSet, RegionSet};
 use shardmap::units::{BlockRange, Incarnation, Moment, RegionIndex, StoreId};
 
@@ -76,6 +77,9 @@ impl Unflushed {
     /// The flush succeeded: what it covered is durable. What was written since stays.
     pub(super) fn end_flush(&mut self) {
         self.covering.clear();
+        if !stands(Mechanism::FlushCredit) {
+            self.completed.clear();
+        }
     }
 
     /// The flush has no known result.

@@ -4,6 +4,7 @@ use super::event::{Command, Effect, FailReason, Fault, SliceFacts, Timer, TraceE
 use super::leg::{Condemned, Session};
 use super::members::{Members, Position};
 use super::state::{HostOp, Outbox, Phase, Purpose, Replicator, Stage};
+use shardmap::canary::{Mechanism, stands};
 use shardmap::units::Incarnation;
 
 impl Replicator {
@@ -105,7 +106,8 @@ impl Replicator {
         let was = leg.incarnation.replace(incarnation);
         if was != Some(incarnation) {
             let lost = leg.unflushed.take_lost();
-            if in_sync && (leg.inherited || !lost.is_empty()) {
+            let lost_some = leg.inherited || !lost.is_empty();
+            if in_sync && lost_some && stands(Mechanism::Incarnation) {
                 leg.suspect = true;
                 leg.condemned = Some(Condemned::Diverged);
                 out.push(Effect::Trace(TraceEvent::Suspect {
@@ -132,7 +134,7 @@ impl Replicator {
             return self.end_session(at, out);
         }
         leg.facts = facts;
-        if in_sync && facts.incomplete {
+        if in_sync && facts.incomplete && stands(Mechanism::Incomplete) {
             leg.suspect = true;
             leg.condemned = Some(Condemned::Diverged);
         }

@@ -1,9 +1,10 @@
 //! Reads (protocol §5): from one member that is sure to hold the last write, then the next one.
 
 use super::event::{Command, Fault, HostFault, OpId};
-use super::leg::Condemned;
+use super::leg::{Condemned, Session};
 use super::members::{Members, Position};
 use super::state::{HostOp, Outbox, Purpose, Replicator, host_window};
+use shardmap::canary::{Mechanism, stands};
 
 impl Replicator {
     pub(super) fn advance_read(
@@ -48,7 +49,14 @@ impl Replicator {
         tried: Members,
         turn: u64,
     ) -> Option<Position> {
-        let among = self.usable(homes.and(self.read_set())).minus(tried);
+        let among = homes.and(self.read_set());
+        let among = if stands(Mechanism::SuspectRead) {
+            self.usable(among)
+        } else {
+            let open = |at: &Position| self.leg(*at).session == Session::Open;
+            among.iter().filter(open).collect()
+        };
+        let among = among.minus(tried);
         let count = u64::from(among.count().max(1));
         let start = turn % count;
         let rank = |(order, at): &(u64, Position)| {

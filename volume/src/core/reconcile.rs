@@ -12,6 +12,7 @@ use super::members::{Members, Position};
 use super::range_lock::Holder;
 use super::state::{Outbox, Phase, Purpose, Replicator};
 use crate::limits::RECONCILE_COPIES_MAX;
+use shardmap::canary::{Mechanism, stands};
 use shardmap::dirty::RegionSet;
 use shardmap::units::{BlockRange, EXTENT_BLOCKS, RegionIndex};
 use std::collections::VecDeque;
@@ -250,7 +251,7 @@ impl Replicator {
             work.again = true;
         }
         if work.again {
-            if active == 0 {
+            if active == 0 || !stands(Mechanism::ReconcileDrain) {
                 work.stage = WorkStage::Hashing;
                 work.again = false;
                 work.chunks.clear();

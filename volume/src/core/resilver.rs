@@ -16,6 +16,7 @@ use crate::limits::{
     COPIES_BUSY_MAX, COPIES_MAX, COPY_BLOCKS_MAX, MARKS_PER_COMMAND_MAX, PRESENCE_REGIONS,
     PROGRESS_MS,
 };
+use shardmap::canary::{Mechanism, stands};
 use shardmap::dirty::{BlockSet, RegionSet};
 use shardmap::units::{BLOCK_BYTES, BlockRange, Lba, Moment, REGION_BLOCKS, RegionIndex};
 
@@ -259,6 +260,9 @@ impl Replicator {
             .filter(|p| p.done.has(target));
         let taken: Vec<_> = taken.map(|p| p.range).collect();
         let leg = self.leg_mut(target);
+        if !stands(Mechanism::FineBitmap) {
+            leg.dirty.clear();
+        }
         taken.into_iter().for_each(|range| leg.dirty.remove(range));
         leg.witnessed = true;
         let (store, missed) = (leg.store, leg.dirty.len_blocks());
@@ -315,6 +319,9 @@ impl Replicator {
             let store = self.leg(target).store;
             self.resilver_mut().phase = ResilverPhase::Flushing;
             self.trace(TraceEvent::RsFlush { store }, out);
+            if !stands(Mechanism::JoinFlush) {
+                return self.on_resilver_flushed(out);
+            }
             self.start_flush(FlushFor::Resilver, Members::one(target), true, out);
         }
     }

@@ -8,6 +8,7 @@ use super::flush::FlushFor;
 use super::members::{Members, Position};
 use super::state::{Outbox, Phase, Purpose, Replicator};
 use crate::limits::{MARKS_MAX, STABLE_PAUSE_MS};
+use shardmap::canary::{Mechanism, stands};
 use shardmap::dirty::RegionSet;
 use shardmap::units::{Moment, WriteTick};
 
@@ -110,16 +111,26 @@ impl Replicator {
         }
     }
 
+    /// Who must be in sync when marks are cleaned: everybody.
+    fn cleaners(&self) -> Members {
+        if stands(Mechanism::StickyMarks) {
+            self.all
+        } else {
+            self.isr
+        }
+    }
+
     /// Only with everybody in sync, open and trusted, and nothing under reconstruction: a mark
     /// that is still needed by a store that is out is never cleaned.
     pub(super) fn may_clean(&self) -> bool {
-        self.isr == self.all
+        let who = self.cleaners();
+        self.isr.covers(who)
             && self.pending.is_none()
             && self.resilver.is_none()
             && self.reconcile.regions.is_empty()
             && self.is_stamped()
-            && self.usable(self.all) == self.all
-            && self.all.iter().all(|at| self.leg(at).condemned.is_none())
+            && self.usable(who) == who
+            && who.iter().all(|at| self.leg(at).condemned.is_none())
     }
 
     /// Model: `Stable`, with the tick taken first.
@@ -129,7 +140,7 @@ impl Replicator {
         self.stable.began = self.now;
         self.stable.written.clear();
         self.stable.marks_left = 0;
-        let (awaiting, pass) = (self.all, self.stable.passes);
+        let (awaiting, pass) = (self.cleaners(), self.stable.passes);
         let stage = RunStage::Ticking;
         self.stable.run = Some(Run {
             pass,
@@ -172,7 +183,7 @@ impl Replicator {
             |op: &super::state::HostOp| !op.is_read() && op.start_no > 0 && op.start_no <= barrier;
         if !self.ops.values().any(early) {
             run.stage = RunStage::Flushing;
-            self.start_flush(FlushFor::Stable, self.all, false, out);
+            self.start_flush(FlushFor::Stable, self.cleaners(), false, out);
         }
     }
 

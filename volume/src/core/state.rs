@@ -12,6 +12,7 @@ use super::range_lock::{Holder, RangeLock};
 use super::reconcile::Reconcile;
 use super::resilver::Resilver;
 use super::stable::Stable;
+use shardmap::canary::{Mechanism, stands};
 use shardmap::map::VolumeMap;
 use shardmap::units::{
     BlockRange, Epoch, Generation, Incarnation, MembershipSeq, Moment, REGION_BLOCKS, RegionIndex,
@@ -353,7 +354,12 @@ impl Replicator {
 
     /// ISR ∪ pending: who must answer before an acknowledgement.
     pub(super) fn ack_set(&self) -> Members {
-        self.pending.map_or(self.isr, |p| self.isr.or(p.isr))
+        let pending = self.pending.filter(|_| stands(Mechanism::Witness));
+        match (pending, self.pending) {
+            (Some(p), _) => self.isr.or(p.isr),
+            (None, Some(p)) => p.isr,
+            (None, None) => self.isr,
+        }
     }
 
     /// ISR ∩ pending: who may be read.

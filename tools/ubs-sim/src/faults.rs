@@ -1,0 +1,465 @@
+//! What goes wrong, and how it ends.
+
+use crate::host::Held;
+use crate::plan::{DEVICE_BYTES, index};
+use crate::rare::Rare;
+use crate::server::path;
+use crate::sim::{Party, Sim, Task};
+use control::core::Command;
+use reactor::Errno;
+use reactor::sim::{Fault, FaultKind};
+use shardmap::units::StoreId;
+
+/// The end of a trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ease {
+    /// Packets travel as usual.
+    Net,
+    /// Two nodes reach each other again.
+    Heal(usize, usize),
+    /// The disk of a server is as fast as usual.
+    Disk(usize),
+    /// It answers again.
+    Unstick(usize),
+    /// A host goes on.
+    GoOn(usize),
+    /// metad is back.
+    Metad,
+    /// Its answers arrive.
+    Answers,
+    /// A party reaches it again.
+    Uncut(Party),
+}
+
+const SECOND_NS: u64 = 1_000_000_000;
+const NET_NS: (u64, u64) = (20_000, 200_000);
+
+type Strike = fn(&mut Sim);
+
+/// The kinds of trouble with their weights.
+const KINDS: &[(u64, Strike)] = &[
+    (16, Sim::kill_a_store),
+    (7, Sim::cut_a_store),
+    (2, Sim::cut_all_stores),
+    (5, Sim::stop_a_store),
+    (6, Sim::kill_a_client),
+    (6, Sim::make_a_zombie),
+    (3, Sim::pause_a_client),
+    (5, Sim::move_the_volume),
+    (9, Sim::reset_connections),
+    (8, Sim::partition),
+    (4, Sim::storm),
+    (5, Sim::slow_disk),
+    (4, Sim::stuck_disk),
+    (4, Sim::read_errors),
+    (4, Sim::write_errors),
+    (1, Sim::flush_error),
+    (5, Sim::metad_down),
+    (4, Sim::lose_answers),
+    (4, Sim::cut_from_metad),
+    (3, Sim::wipe_a_store),
+];
+
+impl Sim {
+    /// Something goes wrong; the next trouble is on its way.
+    pub(crate) fn on_fault(&mut self) {
+        if self.calm {
+            return;
+        }
+        let total = KINDS.iter().map(|(weight, _)| weight).sum();
+        let mut luck = self.fate.below(total);
+        for (weight, strike) in KINDS {
+            if luck < *weight {
+                strike(self);
+                break;
+            }
+            luck -= weight;
+        }
+        // Troubles come in company.
+        let mean_ns = self.plan.fault_every_ms * 1_000_000;
+        let pause = if self.fate.chance(1, 3) {
+            self.fate.within(0, mean_ns / 10)
+        } else {
+            self.fate.within(mean_ns / 10, mean_ns * 2)
+        };
+        self.schedule(pause, Task::Fault);
+    }
+
+    fn trouble(&mut self, what: std::fmt::Arguments<'_>) {
+        self.faults_count += 1;
+        self.say(format_args!("FAULT {what}"));
+    }
+
+    fn any_server(&mut self) -> usize {
+        index(&mut self.fate, self.servers.len())
+    }
+
+    /// Short mostly, long sometimes.
+    fn duration_ns(&mut self, most_s: u64) -> u64 {
+        let most_ns = most_s * SECOND_NS;
+        match self.fate.below(3) {
+            0 => self.fate.within(1_000_000, most_ns / 50),
+            1 => self.fate.within(1_000_000, most_ns / 5),
+            _ => self.fate.within(1_000_000, most_ns),
+        }
+    }
+
+    fn ease_later(&mut self, most_s: u64, ease: Ease) {
+        let after = self.duration_ns(most_s);
+        self.schedule(after, Task::Ease(ease));
+    }
+
+    fn kill_a_store(&mut self) {
+        let index = self.any_server();
+        if self.servers[index].is_up() {
+            self.trouble(format_args!("server {index}: kill -9"));
+            self.rare.note(Rare::StoreKilled);
+            self.crash_server(index);
+            let after = self.duration_ns(20);
+            self.schedule(after, Task::Boot(Party::Server(index)));
+        }
+    }
+
+    fn cut_a_store(&mut self) {
+        let index = self.any_server();
+        self.trouble(format_args!("server {index}: power cut"));
+        self.rare.note(Rare::PowerLost);
+        self.cut_server(index);
+        let after = self.duration_ns(30);
+        self.schedule(after, Task::Boot(Party::Server(index)));
+    }
+
+    fn cut_all_stores(&mut self) {
+        let hosts_too = self.fate.chance(1, 2);
+        self.trouble(format_args!(
+            "all servers: power cut, hosts too {hosts_too}"
+        ));
+        self.rare.note(Rare::PowerLostEverywhere);
+        for index in 0..self.servers.len() {
+            self.cut_server(index);
+            let after = self.duration_ns(20);
+            self.schedule(after, Task::Boot(Party::Server(index)));
+        }
+        if !hosts_too {
+            return;
+        }
+        for index in 0..self.hosts.len() {
+            self.crash_host(index, true);
+            let after = self.duration_ns(20);
+            self.schedule(after, Task::Boot(Party::Host(index)));
+        }
+    }
+
+    fn stop_a_store(&mut self) {
+        let index = self.any_server();
+        let server = &self.servers[index];
+        if server.listening && !server.stopping {
+            self.trouble(format_args!("server {index}: is to stop in order"));
+            self.stop_server(index);
+            let after = self.duration_ns(10);
+            self.schedule(after, Task::Boot(Party::Server(index)));
+        }
+    }
+
+    fn the_client(&self) -> Option<usize> {
+        let era = self.oracle.era();
+        self.hosts.iter().position(|h| h.serving == Some(era))
+    }
+
+    fn kill_a_client(&mut self) {
+        let index = match self.the_client() {
+            Some(index) if self.fate.chance(3, 4) => index,
+            _ => index(&mut self.fate, self.hosts.len()),
+        };
+        if self.hosts[index].is_up() {
+            let power = self.fate.chance(1, 3);
+            self.trouble(format_args!("host {index}: killed, power {power}"));
+            self.crash_host(index, power);
+            let after = self.duration_ns(10);
+            self.schedule(after, Task::Boot(Party::Host(index)));
+        }
+    }
+
+    /// The client is stopped, its volume taken from it and given to another; then it goes on.
+    fn make_a_zombie(&mut self) {
+        let Some(zombie) = self.the_client() else {
+            return;
+        };
+        if self.hosts.len() < 2 || self.world.is_stopped(self.hosts[zombie].node) {
+            return;
+        }
+        let heir = (zombie + 1 + index(&mut self.fate, self.hosts.len() - 1)) % self.hosts.len();
+        let partitioned = self.fate.chance(1, 3);
+        self.trouble(format_args!(
+            "host {zombie}: superseded by host {heir}, cut off from metad instead of stopped {partitioned}"
+        ));
+        if partitioned {
+            self.metad.cut.insert(Party::Host(zombie));
+            self.ease_later(40, Ease::Uncut(Party::Host(zombie)));
+        } else {
+            self.stop_host(zombie);
+            self.ease_later(40, Ease::GoOn(zombie));
+        }
+        self.give_volume_to(heir, true);
+    }
+
+    fn pause_a_client(&mut self) {
+        let Some(index) = self.the_client() else {
+            return;
+        };
+        self.trouble(format_args!("host {index}: stopped for a while"));
+        self.stop_host(index);
+        self.ease_later(20, Ease::GoOn(index));
+    }
+
+    fn move_the_volume(&mut self) {
+        let to = index(&mut self.fate, self.hosts.len());
+        self.trouble(format_args!("the volume moves to host {to}"));
+        self.give_volume_to(to, false);
+    }
+
+    fn nodes(&self) -> Vec<reactor::sim::NodeId> {
+        let servers = self.servers.iter().map(|s| s.node);
+        servers.chain(self.hosts.iter().map(|h| h.node)).collect()
+    }
+
+    /// A server and a host.
+    fn any_pair(&mut self) -> (usize, usize) {
+        let server = self.any_server();
+        let host = match self.the_client() {
+            Some(host) if self.fate.chance(3, 4) => host,
+            _ => index(&mut self.fate, self.hosts.len()),
+        };
+        (server, self.servers.len() + host)
+    }
+
+    fn reset_connections(&mut self) {
+        let (a, b) = self.any_pair();
+        self.trouble(format_args!(
+            "connections between nodes {a} and {b} are reset"
+        ));
+        let nodes = self.nodes();
+        self.world.reset_between(nodes[a], nodes[b]);
+    }
+
+    fn partition(&mut self) {
+        let (a, b) = self.any_pair();
+        let way = self.fate.below(3);
+        self.trouble(format_args!("nodes {a} and {b} are cut off, ways {way}"));
+        let nodes = self.nodes();
+        match way {
+            0 => self.world.partition(nodes[a], nodes[b]),
+            1 => self.world.partition_one_way(nodes[a], nodes[b]),
+            _ => self.world.partition_one_way(nodes[b], nodes[a]),
+        }
+        self.ease_later(30, Ease::Heal(a, b));
+    }
+
+    fn storm(&mut self) {
+        let most = [2_000_000, 20_000_000, 300_000_000][index(&mut self.fate, 3)];
+        self.trouble(format_args!("packets take up to {} ms", most / 1_000_000));
+        self.world.set_net_delay((20_000, most));
+        self.ease_later(8, Ease::Net);
+    }
+
+    fn slow_disk(&mut self) {
+        let index = self.any_server();
+        let most = self.fate.within(1_000_000, 60_000_000);
+        self.trouble(format_args!(
+            "server {index}: disk takes up to {} ms",
+            most / 1_000_000
+        ));
+        let node = self.servers[index].node;
+        self.world
+            .set_disk_delay(node, path(), Some((100_000, most)));
+        self.ease_later(15, Ease::Disk(index));
+    }
+
+    fn stuck_disk(&mut self) {
+        let index = self.any_server();
+        self.trouble(format_args!("server {index}: disk is stuck"));
+        self.world.set_stuck(self.servers[index].node, path(), true);
+        self.ease_later(20, Ease::Unstick(index));
+    }
+
+    fn disk_errors(&mut self, kind: FaultKind, times: u32) {
+        let index = self.any_server();
+        self.trouble(format_args!("server {index}: {times} {kind:?} errors"));
+        let fault = Fault {
+            kind,
+            range_bytes: 0..DEVICE_BYTES,
+            errno: Errno::IO,
+            times,
+        };
+        self.world
+            .disk(self.servers[index].node, path())
+            .inject(fault);
+    }
+
+    fn read_errors(&mut self) {
+        let times = self.fate.within(1, 6);
+        self.disk_errors(FaultKind::Read, u32::try_from(times).expect("small"));
+    }
+
+    fn write_errors(&mut self) {
+        let times = self.fate.within(1, 3);
+        self.disk_errors(FaultKind::Write, u32::try_from(times).expect("small"));
+    }
+
+    fn flush_error(&mut self) {
+        self.disk_errors(FaultKind::Flush, 1);
+    }
+
+    fn metad_down(&mut self) {
+        self.trouble(format_args!("metad is down"));
+        self.metad.up = false;
+        self.ease_later(30, Ease::Metad);
+    }
+
+    fn lose_answers(&mut self) {
+        self.trouble(format_args!("metad's answers get lost"));
+        self.metad.lossy = true;
+        self.ease_later(30, Ease::Answers);
+    }
+
+    fn cut_from_metad(&mut self) {
+        let party = match self.the_client() {
+            Some(host) if self.fate.chance(1, 2) => Party::Host(host),
+            _ => Party::Server(self.any_server()),
+        };
+        self.trouble(format_args!("{party:?} is cut off from metad"));
+        self.metad.cut.insert(party);
+        self.ease_later(20, Ease::Uncut(party));
+    }
+
+    /// The medium of one store is lost and a blank one with its identity put in its place. Only
+    /// while every other in-sync store's medium is whole: that is the promise.
+    fn wipe_a_store(&mut self) {
+        let volume = self.recorded();
+        let whole = volume.isr.len() == volume.map.stores.len() && self.no_slice_is_incomplete();
+        if volume.map.shape.replicas < 2 || !whole || self.wiped.is_some_and(|at| volume.seq <= at)
+        {
+            return;
+        }
+        let seq = volume.seq;
+        let of_volume = |s: &StoreId| self.servers.iter().position(|it| it.store == Some(*s));
+        let all: Vec<usize> = volume.map.stores.iter().filter_map(of_volume).collect();
+        let index = all[index(&mut self.fate, all.len())];
+        self.trouble(format_args!(
+            "server {index}: its disk is lost and replaced by a blank one"
+        ));
+        self.rare.note(Rare::StoreWiped);
+        // The set must change before the next: this store has to leave and come back.
+        self.wiped = Some(seq);
+        self.cut_server(index);
+        let node = self.servers[index].node;
+        self.world.remove_disk(node, path());
+        self.give_blank_store(index);
+        let after = self.duration_ns(10);
+        self.schedule(after, Task::Boot(Party::Server(index)));
+    }
+
+    /// Whether every slice of the volume is there and whole. A store that is down is not.
+    fn no_slice_is_incomplete(&self) -> bool {
+        let volume = self.recorded();
+        volume
+            .map
+            .stores
+            .iter()
+            .zip(&volume.slices)
+            .all(|(store, nsid)| {
+                let server = self.servers.iter().find(|s| s.store == Some(*store));
+                let app = server.and_then(|s| s.app.as_ref()).map(|a| a.borrow());
+                app.is_some_and(|app| {
+                    let slice = app.slices().stores().find_map(|(_, s)| s.slice(*nsid));
+                    slice.is_some_and(|s| !s.incomplete)
+                })
+            })
+    }
+
+    /// A trouble ends.
+    pub(crate) fn on_ease(&mut self, ease: Ease) {
+        self.say(format_args!("ease {ease:?}"));
+        match ease {
+            Ease::Net => self.world.set_net_delay(NET_NS),
+            Ease::Heal(a, b) => {
+                let nodes = self.nodes();
+                self.world.heal(nodes[a], nodes[b]);
+            }
+            Ease::Disk(index) => {
+                let node = self.servers[index].node;
+                self.world.set_disk_delay(node, path(), None);
+            }
+            Ease::Unstick(index) => {
+                self.world
+                    .set_stuck(self.servers[index].node, path(), false);
+            }
+            Ease::GoOn(index) => self.host_goes_on(index),
+            Ease::Metad => self.metad.up = true,
+            Ease::Answers => self.metad.lossy = false,
+            Ease::Uncut(party) => {
+                self.metad.cut.remove(&party);
+            }
+        }
+    }
+
+    /// Ends all trouble for good.
+    pub(crate) fn ease_all(&mut self) {
+        self.calm = true;
+        self.say(format_args!("all trouble ends"));
+        for ease in [Ease::Net, Ease::Metad, Ease::Answers] {
+            self.on_ease(ease);
+        }
+        self.metad.cut.clear();
+        for server in 0..self.servers.len() {
+            for host in 0..self.hosts.len() {
+                self.on_ease(Ease::Heal(server, self.servers.len() + host));
+            }
+            self.on_ease(Ease::Disk(server));
+            self.on_ease(Ease::Unstick(server));
+            let node = self.servers[server].node;
+            self.world.disk(node, path()).forgive();
+            self.schedule(0, Task::Boot(Party::Server(server)));
+        }
+        for host in 0..self.hosts.len() {
+            self.host_goes_on(host);
+            self.schedule(0, Task::Boot(Party::Host(host)));
+        }
+    }
+
+    /// Has the operator give the volume to a host: after a detach in order, or by force.
+    pub(crate) fn give_volume_to(&mut self, host: usize, force: bool) {
+        if !self.operator.todo.is_empty() {
+            return;
+        }
+        let Some(id) = self.hosts[host].id else {
+            return;
+        };
+        let volume = crate::metad::VOLUME;
+        let first = if force {
+            Command::ForceDetach { volume }
+        } else {
+            Command::ClearDesiredAttachment { volume }
+        };
+        self.operator.todo.push_back(first);
+        self.operator
+            .todo
+            .push_back(Command::SetDesiredAttachment { volume, host: id });
+        self.operator.goal = host;
+        self.operate();
+    }
+
+    /// A failed device is taken away and attached again.
+    pub(crate) fn on_replug(&mut self, host: usize) {
+        let it = &self.hosts[host];
+        if !it.failed || !matches!(it.held, Held::Here(_)) {
+            return;
+        }
+        if it.id == self.recorded().desired {
+            self.give_volume_to(host, false);
+        }
+        // Until it is gone: the operator may be busy, or the host may not have heard.
+        let life = self.hosts[host].life;
+        self.schedule(3 * SECOND_NS, Task::Replug(Party::Host(host), life));
+    }
+}

@@ -1,0 +1,129 @@
+//! How often the rare paths were taken. A simulator that never gets there proves nothing.
+
+use std::collections::BTreeMap;
+
+macro_rules! rare {
+    ($($(#[doc = $doc:literal])* $variant:ident = $name:literal, $must:literal;)*) => {
+        /// A path that must be taken now and then.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum Rare {
+            $($(#[doc = $doc])* $variant,)*
+        }
+
+        impl Rare {
+            /// All of them.
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// Its name in summaries.
+            pub(crate) const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// Whether many seeds that never take it are a failure.
+            pub(crate) const fn must_happen(self) -> bool {
+                match self {
+                    $(Self::$variant => $must,)*
+                }
+            }
+        }
+    };
+}
+
+rare! {
+    /// A client asked for a smaller in-sync set.
+    Degraded = "degraded", true;
+    /// It asked while metad was down.
+    DegradedWithoutMetad = "degraded while metad was down", true;
+    /// A store lost writes that it had acknowledged.
+    Suspect = "a store became suspect", true;
+    /// A resilver ended well.
+    Resilvered = "resilvered", true;
+    /// The target of a resilver failed.
+    ResilverDropped = "resilver dropped", true;
+    /// A dropped resilver began again in the same attachment.
+    ResilverAgain = "resilver dropped and begun again", true;
+    /// Another member was removed while a resilver ran.
+    SecondFailure = "a second replica failed during a resilver", true;
+    /// A resilver's target wanted to join.
+    Joined = "asked to join the in-sync set", true;
+    /// A volume was attached with regions to reconcile.
+    Reconciling = "attached with regions to reconcile", true;
+    /// All of them were reconciled.
+    Reconciled = "reconciled", true;
+    /// The client ended before they were.
+    ReconcileInterrupted = "reconcile interrupted", true;
+    /// Marks were cleaned everywhere.
+    Stable = "marks cleaned", true;
+    /// A client was told that it is superseded.
+    Fenced = "a client learnt that it is fenced", true;
+    /// A superseded client went on after a stop.
+    ZombieWokeUp = "a superseded client went on", true;
+    /// What it wrote then ended with an error.
+    ZombieRefused = "a superseded client's write was refused", true;
+    /// A device failed because every in-sync copy of a shard had lost acknowledged writes.
+    DataLost = "device failed: unflushed data lost everywhere", true;
+    /// A host request ended with an error of the medium.
+    MediumFault = "host request failed: medium", true;
+    /// A read was asked of another replica.
+    ReadFailover = "read of another replica after a failure", true;
+    /// A volume was not attached and tried again.
+    AttachFailed = "attach failed and tried again", true;
+    /// A volume was detached in order.
+    Detached = "detached in order", true;
+    /// A clientd process was killed while it had the volume.
+    ClientKilled = "client killed", true;
+    /// A storaged process was killed.
+    StoreKilled = "store killed", true;
+    /// A storage server lost power.
+    PowerLost = "store lost power", true;
+    /// All storage servers lost power at once.
+    PowerLostEverywhere = "all stores lost power", true;
+    /// A storaged was stopped in order.
+    StoreStopped = "store stopped in order", true;
+    /// A store ended its process because it could not be trusted any more.
+    StorePoisoned = "store poisoned", true;
+    /// A store did not open and was tried again.
+    StoreNotOpened = "store not opened", false;
+    /// A store came back blank.
+    StoreWiped = "store wiped", true;
+    /// An answer of metad was lost.
+    AnswerLost = "answer of metad lost", true;
+    /// A command reached metad more than once.
+    AskedAgain = "metad asked again", true;
+}
+
+/// The counts of a run, or of many.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts(BTreeMap<Rare, u64>);
+
+impl Counts {
+    /// One more.
+    pub(crate) fn note(&mut self, what: Rare) {
+        self.add(what, 1);
+    }
+
+    /// Some more.
+    pub(crate) fn add(&mut self, what: Rare, count: u64) {
+        *self.0.entry(what).or_default() += count;
+    }
+
+    /// How often.
+    pub(crate) fn of(&self, what: Rare) -> u64 {
+        self.0.get(&what).copied().unwrap_or(0)
+    }
+
+    /// Adds those of another run.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        other.0.iter().for_each(|(what, n)| self.add(*what, *n));
+    }
+
+    /// Paths that were never taken and must be.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let never = Rare::ALL
+            .iter()
+            .filter(|r| r.must_happen() && self.of(**r) == 0);
+        never.map(|r| r.name()).collect()
+    }
+}

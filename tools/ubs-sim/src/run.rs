@@ -1,0 +1,301 @@
+//! One seed: a cluster is made, lives in trouble, and must then heal and hold what it promised.
+
+use crate::metad::VOLUME;
+use crate::rare::{Counts, Rare};
+use crate::server::path;
+use crate::sim::{Party, Sim, Task};
+use crate::stamp;
+use crate::workload::Kind;
+use shardmap::units::Lba;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use volume::StoreState;
+
+/// Virtual seconds of trouble.
+pub(crate) const TROUBLE_S: u64 = 600;
+/// Virtual seconds in which everything must have healed, and single things must be done.
+const HEAL_S: u64 = 300;
+const SOON_S: u64 = 60;
+
+/// What a seed came to.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) seed: u64,
+    pub(crate) found: Option<String>,
+    pub(crate) digest: u64,
+    pub(crate) virtual_ns: u64,
+    pub(crate) faults: u64,
+    pub(crate) ops: u64,
+    pub(crate) rare: Counts,
+    /// The end of the timeline, of a seed that failed.
+    pub(crate) tail: Vec<String>,
+}
+
+/// Runs a seed. A panic of the code under test is a finding.
+pub(crate) fn run(seed: u64, show: bool) -> Outcome {
+    let mut sim = Sim::new(seed, show);
+    let ended = catch_unwind(AssertUnwindSafe(|| live(&mut sim)));
+    if let Err(panic) = ended {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        let place = crate::runner::take_panic_place();
+        sim.find(format!("panic at {place}: {}", text.unwrap_or("?")));
+    }
+    let outcome = Outcome {
+        seed,
+        digest: sim.timeline.digest(),
+        virtual_ns: sim.world.now_ns(),
+        faults: sim.faults_count,
+        ops: sim.ops_count,
+        rare: sim.rare.clone(),
+        tail: if sim.found.is_some() {
+            sim.timeline.tail()
+        } else {
+            Vec::new()
+        },
+        found: sim.found.take(),
+    };
+    if outcome.found.is_some() {
+        // What panicked half-way may panic again when it is taken apart.
+        drop(catch_unwind(AssertUnwindSafe(move || drop(sim))));
+    }
+    outcome
+}
+
+fn live(sim: &mut Sim) {
+    if !sim.establish() {
+        return sim.find("the cluster does not come up".into());
+    }
+    sim.schedule(2_000_000_000, Task::Fault);
+    sim.run_for(TROUBLE_S);
+    sim.heal();
+    sim.prove_replicas_equal();
+    sim.prove_a_detach_in_order();
+    sim.prove_nothing_is_lost_without_power();
+}
+
+impl Sim {
+    /// Waits for something that must come; what is missing is a finding.
+    fn must(&mut self, seconds: u64, what: &str, done: impl FnMut(&Self) -> bool) -> bool {
+        if self.found.is_some() {
+            return false;
+        }
+        let came = self.run_to(seconds, done);
+        if !came && self.found.is_none() {
+            for index in 0..self.hosts.len() {
+                let held = self.hosts[index].held;
+                let ops = self.hosts[index].ops.clone();
+                self.say(format_args!("host {index}: {held:?}, outstanding {ops:?}"));
+                if let Some(app) = self.hosts[index].app.clone() {
+                    self.say(format_args!("host {index}: {:#?}", app.borrow().volumes));
+                }
+            }
+            self.find(format!("{what}: not after {seconds} s"));
+        }
+        came
+    }
+
+    fn holder(&self) -> Option<usize> {
+        let era = self.oracle.era();
+        self.hosts.iter().position(|h| h.serving == Some(era))
+    }
+
+    fn status_of(&self, host: usize) -> Option<volume::VolumeStatus> {
+        let app = self.hosts[host].app.as_ref()?;
+        app.borrow().volumes.status(VOLUME)
+    }
+
+    /// Full in-sync set, nothing to reconcile, nothing outstanding.
+    fn is_healthy(&self) -> bool {
+        let Some(host) = self.holder() else {
+            return false;
+        };
+        if self.hosts[host].failed || !self.hosts[host].ops.is_empty() {
+            return false;
+        }
+        self.status_of(host).is_some_and(|status| {
+            status.serving
+                && status.regions_to_reconcile == 0
+                && status
+                    .stores
+                    .values()
+                    .all(|s| s.state == StoreState::InSync)
+        })
+    }
+
+    /// Trouble ends; everything must heal by itself.
+    fn heal(&mut self) {
+        if self.found.is_some() {
+            return;
+        }
+        self.ease_all();
+        self.must(HEAL_S, "the volume is healthy again", Self::is_healthy);
+        self.read_everything();
+    }
+
+    fn read_everything(&mut self) {
+        if self.found.is_some() {
+            return;
+        }
+        let Some(host) = self.holder() else { return };
+        let era = self.oracle.era();
+        for run in runs_of(&self.oracle.touched()) {
+            if !self.start(host, era, Kind::Read, run) {
+                self.must(SOON_S, "reads end", |s| s.hosts[host].ops.is_empty());
+                self.start(host, era, Kind::Read, run);
+            }
+        }
+        self.start(host, era, Kind::Flush, (0, 0));
+        self.must(SOON_S, "reads end", |s| s.hosts[host].ops.is_empty());
+        let failovers = self
+            .status_of(host)
+            .map_or(0, |s| s.counters.read_failovers);
+        self.rare.add(Rare::ReadFailover, failovers);
+    }
+
+    /// Every replica of a block holds the same, and what may be read.
+    fn prove_replicas_equal(&mut self) {
+        if self.found.is_some() {
+            return;
+        }
+        let volume = self.recorded().clone();
+        for block in self.oracle.touched() {
+            let shard = volume.map.shape.shard_of(Lba(block));
+            let mut first: Option<(usize, u64)> = None;
+            for position in volume.map.shape.positions_of(shard) {
+                let store = volume.map.stores[usize::from(position)];
+                let nsid = volume.slices[usize::from(position)];
+                let index = self.servers.iter().position(|s| s.store == Some(store));
+                let index = index.expect("stores have servers");
+                let value = match self.peek(index, nsid, block) {
+                    Ok(value) => value,
+                    Err(why) => return self.find(why),
+                };
+                let (other, same) = *first.get_or_insert((index, value));
+                if value != same {
+                    return self.find(format!(
+                        "block {block} differs: server {other} has {same}, server {index} has {value}"
+                    ));
+                }
+            }
+        }
+    }
+
+    /// What a server's store holds of a block, behind its back.
+    fn peek(&self, index: usize, nsid: shardmap::units::Nsid, block: u64) -> Result<u64, String> {
+        let server = &self.servers[index];
+        let app = server.app.as_ref().map(|app| app.borrow());
+        let app = app.ok_or_else(|| format!("server {index} is down"))?;
+        let store = app.slices().stores().next();
+        let (_, store) = store.ok_or_else(|| format!("server {index} has no store"))?;
+        let Some(offset) = store.place_of(nsid, Lba(block)) else {
+            return Ok(0);
+        };
+        let mut bytes = [0; 4096];
+        self.world
+            .disk_ref(server.node, path())
+            .peek(offset, &mut bytes);
+        stamp::sequence_of(&bytes, block)
+            .map_err(|broken| format!("block {block} on server {index} is {broken:?}"))
+    }
+
+    /// A detach in order leaves no mark.
+    fn prove_a_detach_in_order(&mut self) {
+        let Some(host) = self.holder().filter(|_| self.found.is_none()) else {
+            return;
+        };
+        self.must(SOON_S, "the operator is through", |s| {
+            s.operator.todo.is_empty()
+        });
+        self.operator
+            .todo
+            .push_back(control::core::Command::ClearDesiredAttachment { volume: VOLUME });
+        self.operate();
+        self.must(SOON_S, "the volume is detached", |s| {
+            s.recorded().attachment.is_none()
+                && s.hosts[host].serving.is_none()
+                && s.operator.todo.is_empty()
+        });
+        if self.found.is_some() {
+            return;
+        }
+        for (index, server) in self.servers.iter().enumerate() {
+            let app = server.app.as_ref().expect("everybody is up").borrow();
+            let marked = app
+                .slices()
+                .stores()
+                .flat_map(|(_, s)| s.slices().collect::<Vec<_>>())
+                .map(|s| s.mark_count)
+                .sum::<u64>();
+            if marked > 0 {
+                drop(app);
+                return self.find(format!(
+                    "server {index}: {marked} marks after a detach in order"
+                ));
+            }
+        }
+    }
+
+    /// All servers lose power after that; nothing is lost.
+    fn prove_nothing_is_lost_without_power(&mut self) {
+        if self.found.is_some() {
+            return;
+        }
+        for index in 0..self.servers.len() {
+            self.cut_server(index);
+            self.schedule(100_000_000, Task::Boot(Party::Server(index)));
+        }
+        self.say(format_args!("all servers: power cut after the detach"));
+        let goal = self.operator.goal;
+        self.give_volume_to(goal, false);
+        self.must(
+            HEAL_S,
+            "the volume is healthy after a power cut",
+            Self::is_healthy,
+        );
+        self.read_everything();
+        self.prove_replicas_equal();
+    }
+}
+
+/// Ascending blocks as runs of at most 32.
+fn runs_of(blocks: &[u64]) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for block in blocks {
+        match runs.last_mut() {
+            Some((start, end)) if *end == *block && *end - *start < 32 => *end += 1,
+            Some(_) | None => runs.push((*block, *block + 1)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::sim::Sim;
+
+    /// The digest of a cluster's first minute of trouble.
+    fn first_minute(seed: u64) -> (u64, u64) {
+        let mut sim = Sim::new(seed, false);
+        assert!(sim.establish());
+        sim.schedule(0, Task::Fault);
+        sim.run_for(60);
+        assert_eq!(sim.found, None);
+        (sim.timeline.digest(), sim.ops_count)
+    }
+
+    #[test]
+    fn a_seed_is_a_run() {
+        let (digest, ops) = first_minute(1);
+        assert!(ops > 50, "{ops} requests in a minute");
+        assert_eq!(first_minute(1), (digest, ops));
+        assert_ne!(first_minute(3).0, digest);
+    }
+
+    #[test]
+    fn blocks_are_read_in_runs() {
+        let mut blocks: Vec<u64> = (3..40).collect();
+        blocks.push(50);
+        assert_eq!(runs_of(&blocks), [(3, 35), (35, 40), (50, 51)]);
+    }
+}

@@ -1,0 +1,401 @@
+//! A cluster in one thread: the world, who lives in it, and what is due when.
+
+use crate::faults::Ease;
+use crate::host::Host;
+use crate::metad::{Ask, Metad, VOLUME, Why};
+use crate::oracle::Oracle;
+use crate::plan::Plan;
+use crate::rare::Counts;
+use crate::server::Server;
+use crate::timeline::Timeline;
+use control::core::{Command, Domain, NewVolume, Phase, Reply};
+use reactor::ArenaConfig;
+use reactor::sim::{Prng, SimConfig, SimWorld};
+use shardmap::units::MembershipSeq;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use storaged::News;
+use uuid::Uuid;
+use volume::VolumeEvent;
+
+/// The cluster of every seed.
+pub(crate) const CLUSTER: Uuid = Uuid::from_u128(0xc1);
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// Who talks to metad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Party {
+    Server(usize),
+    Host(usize),
+    Operator,
+}
+
+/// Something that is due at a moment.
+#[derive(Clone, Debug)]
+pub(crate) enum Task {
+    /// A command reaches metad.
+    MetadHears(u64, Box<Ask>),
+    /// An answer reaches who asked.
+    AskerHears(u64, Box<Reply>),
+    /// Nobody has answered.
+    AskAgain(u64),
+    /// A party's watch fires.
+    Look(Party, u32),
+    /// A process starts.
+    Boot(Party),
+    /// A host's workload goes on.
+    Work(Party, u32),
+    /// A host tries to attach again.
+    AttachAgain(Party, u32),
+    /// A failed device is replaced.
+    Replug(Party, u32),
+    /// The operator tries again.
+    Operate,
+    /// Something goes wrong.
+    Fault,
+    /// A trouble ends.
+    Ease(Ease),
+}
+
+/// What an app told.
+pub(crate) enum Item {
+    Server(usize, u32, News),
+    Host(usize, u32, VolumeEvent),
+}
+
+/// What apps told and nobody has looked at.
+#[derive(Default)]
+pub(crate) struct Inbox(RefCell<VecDeque<Item>>);
+
+impl Inbox {
+    pub(crate) fn put(&self, item: Item) {
+        self.0.borrow_mut().push_back(item);
+    }
+
+    fn take(&self) -> Option<Item> {
+        self.0.borrow_mut().pop_front()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+}
+
+/// Who gives the volume to hosts.
+#[derive(Default)]
+pub(crate) struct Operator {
+    /// Commands in order; the first may be on its way.
+    pub(crate) todo: VecDeque<Command>,
+    busy: bool,
+    refusals: u32,
+    /// Who shall have the volume.
+    pub(crate) goal: usize,
+}
+
+/// One run.
+pub(crate) struct Sim {
+    pub(crate) world: SimWorld,
+    agenda: BTreeMap<(u64, u64), Task>,
+    next_task: u64,
+    pub(crate) inbox: Rc<Inbox>,
+    /// Chance of the control plane, of the workload, of the faults.
+    pub(crate) control: Prng,
+    pub(crate) load: Prng,
+    pub(crate) fate: Prng,
+    pub(crate) plan: Plan,
+    pub(crate) metad: Metad,
+    pub(crate) servers: Vec<Server>,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) operator: Operator,
+    pub(crate) asks: BTreeMap<u64, Ask>,
+    pub(crate) next_ask: u64,
+    pub(crate) oracle: Oracle,
+    /// When eras began, in the oracle's time.
+    pub(crate) eras: BTreeMap<u32, u64>,
+    pub(crate) next_op: u64,
+    pub(crate) timeline: Timeline,
+    pub(crate) rare: Counts,
+    pub(crate) faults_count: u64,
+    pub(crate) ops_count: u64,
+    /// Version of the membership when a store was last wiped.
+    pub(crate) wiped: Option<MembershipSeq>,
+    pub(crate) volume: shardmap::units::VolumeId,
+    /// No more trouble and no more load.
+    pub(crate) calm: bool,
+    /// What must not be, if it was found.
+    pub(crate) found: Option<String>,
+}
+
+impl Sim {
+    /// A cluster with nothing running.
+    pub(crate) fn new(seed: u64, show: bool) -> Self {
+        let mut config = SimConfig::seeded(seed);
+        config.arena = ArenaConfig {
+            slot_counts: [192, 96, 40],
+            huge_pages: false,
+        };
+        let mut world = SimWorld::new(config);
+        let plan = Plan::draw(&mut world.fork_prng());
+        let (control, load, fate) = (world.fork_prng(), world.fork_prng(), world.fork_prng());
+        let servers = (0..plan.servers).map(|n| Server::new(world.add_node(), n));
+        let servers = servers.collect();
+        let hosts = (0..plan.hosts).map(|n| Host::new(world.add_node(), n));
+        let hosts = hosts.collect();
+        let mut sim = Self {
+            world,
+            agenda: BTreeMap::new(),
+            next_task: 0,
+            inbox: Rc::default(),
+            control,
+            load,
+            fate,
+            plan,
+            metad: Metad::new(),
+            servers,
+            hosts,
+            operator: Operator::default(),
+            asks: BTreeMap::new(),
+            next_ask: 0,
+            oracle: Oracle::default(),
+            eras: BTreeMap::new(),
+            next_op: 1,
+            timeline: Timeline::new(show),
+            rare: Counts::default(),
+            faults_count: 0,
+            ops_count: 0,
+            wiped: None,
+            volume: VOLUME,
+            calm: false,
+            found: None,
+        };
+        let plan = format!("{:?}", sim.plan);
+        sim.say(format_args!("seed {seed}: {plan}"));
+        sim
+    }
+
+    /// Starts everybody and makes the volume; false if that does not come to an end.
+    pub(crate) fn establish(&mut self) -> bool {
+        let init = Command::InitCluster {
+            uuid: CLUSTER,
+            name: "sim".into(),
+        };
+        self.metad.init(init);
+        for index in 0..self.servers.len() {
+            self.give_blank_store(index);
+            self.boot_server(index);
+        }
+        (0..self.hosts.len()).for_each(|host| self.boot_host(host));
+        let known = |s: &Self| {
+            s.servers.iter().all(|s| s.store.is_some()) && s.hosts.iter().all(|h| h.id.is_some())
+        };
+        if !self.run_to(60, known) {
+            return false;
+        }
+        let plan = &self.plan;
+        let new = NewVolume {
+            id: VOLUME,
+            name: "v".into(),
+            size_bytes: plan.size_bytes,
+            replicas: plan.replicas,
+            shard_bytes: plan.shard_bytes,
+            layout: plan.layout,
+            stride: Some(plan.stride),
+            min_in_sync: plan.options.min_in_sync,
+            domain: Domain::Server,
+            open_access: false,
+            avoid: [].into(),
+        };
+        let made = self.metad.init(Command::CreateVolume(new));
+        if made != Reply::Volume(VOLUME) {
+            self.find(format!("the volume is not made: {made:?}"));
+            return false;
+        }
+        (0..self.servers.len()).for_each(|s| self.look_soon(Party::Server(s)));
+        if !self.run_to(60, |s| s.recorded().phase == Phase::Ready) {
+            return false;
+        }
+        self.give_volume_to(0, false);
+        true
+    }
+
+    /// Adds a line to the timeline.
+    pub(crate) fn say(&mut self, what: std::fmt::Arguments<'_>) {
+        self.timeline.say(self.world.now_ns(), what);
+    }
+
+    /// Notes what must not be. The run ends; the first finding counts.
+    pub(crate) fn find(&mut self, what: String) {
+        self.say(format_args!("FOUND {what}"));
+        self.found.get_or_insert(what);
+    }
+
+    pub(crate) fn schedule(&mut self, after_ns: u64, task: Task) {
+        let at_ns = self.world.now_ns() + after_ns;
+        let number = self.next_task;
+        self.next_task += 1;
+        self.agenda.insert((at_ns, number), task);
+    }
+
+    /// A clock of its own for each life.
+    pub(crate) fn draw_clock(&mut self) -> (u64, u32) {
+        let ahead_ns = self.control.below(100_000 * SECOND_NS);
+        let fast_ppm = if self.control.chance(1, 4) {
+            300_000
+        } else {
+            200
+        };
+        (
+            ahead_ns,
+            u32::try_from(self.control.below(fast_ppm)).expect("small"),
+        )
+    }
+
+    pub(crate) fn life_of(&self, party: Party) -> u32 {
+        match party {
+            Party::Server(index) => self.servers[index].life,
+            Party::Host(index) => self.hosts[index].life,
+            Party::Operator => 0,
+        }
+    }
+
+    /// Lets so many virtual seconds pass; less if something is found.
+    pub(crate) fn run_for(&mut self, seconds: u64) {
+        self.run_to(seconds, |_| false);
+    }
+
+    /// Lets things happen until `done`; false if so many virtual seconds passed first, or something
+    /// was found.
+    pub(crate) fn run_to(&mut self, seconds: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
+        let until_ns = self.world.now_ns() + seconds * SECOND_NS;
+        while self.found.is_none() {
+            while let Some(item) = self.inbox.take() {
+                self.on_item(item);
+            }
+            self.reap_servers();
+            if done(self) {
+                return true;
+            }
+            let next = self.agenda.first_key_value().map(|((at, _), _)| *at);
+            let due_ns = next.map_or(until_ns, |at| at.min(until_ns));
+            let now_ns = self.world.now_ns();
+            if due_ns > now_ns {
+                let inbox = self.inbox.clone();
+                self.world.run_to(due_ns - now_ns, |_| !inbox.is_empty());
+            } else if next.is_some_and(|at| at <= now_ns) {
+                let (_, task) = self.agenda.pop_first().expect("just seen");
+                self.act(task);
+            } else {
+                return false;
+            }
+        }
+        false
+    }
+
+    fn on_item(&mut self, item: Item) {
+        match item {
+            Item::Server(index, life, news) if self.servers[index].life == life => {
+                if self.servers[index].is_up() {
+                    self.on_server_news(index, news);
+                }
+            }
+            Item::Host(index, life, event) if self.hosts[index].life == life => {
+                if self.hosts[index].is_up() {
+                    self.on_volume_event(index, event);
+                }
+            }
+            Item::Server(..) | Item::Host(..) => {}
+        }
+    }
+
+    fn act(&mut self, task: Task) {
+        let task = match self.stopped_host_of(&task) {
+            Some(host) => return self.hosts[host].deferred.push(task),
+            None => task,
+        };
+        match task {
+            Task::MetadHears(id, ask) => self.on_metad_hears(id, *ask),
+            Task::AskerHears(id, reply) => self.on_asker_hears(id, *reply),
+            Task::AskAgain(id) => self.on_ask_again(id),
+            Task::Boot(Party::Server(index)) => self.boot_server(index),
+            Task::Boot(Party::Host(index)) => self.boot_host(index),
+            Task::Look(party, life)
+            | Task::Work(party, life)
+            | Task::AttachAgain(party, life)
+            | Task::Replug(party, life) => {
+                let up = match party {
+                    Party::Server(index) => self.servers[index].is_up(),
+                    Party::Host(index) => self.hosts[index].is_up(),
+                    Party::Operator => true,
+                };
+                if up && self.life_of(party) == life {
+                    self.act_for(party, &task);
+                }
+            }
+            Task::Operate => self.operate(),
+            Task::Fault => self.on_fault(),
+            Task::Ease(ease) => self.on_ease(ease),
+            Task::Boot(Party::Operator) => unreachable!("people do not boot"),
+        }
+    }
+
+    fn act_for(&mut self, party: Party, task: &Task) {
+        match (task, party) {
+            (Task::Look(..), party) => self.on_look(party),
+            (Task::Work(..), Party::Host(index)) => self.on_work(index),
+            (Task::AttachAgain(..), Party::Host(index)) => self.on_attach_again(index),
+            (Task::Replug(..), Party::Host(index)) => self.on_replug(index),
+            (task, party) => unreachable!("{task:?} for {party:?}"),
+        }
+    }
+
+    /// The host whose process would have to do it, if that is stopped.
+    fn stopped_host_of(&self, task: &Task) -> Option<usize> {
+        let party = match task {
+            Task::AskerHears(id, _) | Task::AskAgain(id) => self.asks.get(id)?.party,
+            Task::Look(party, _)
+            | Task::Work(party, _)
+            | Task::AttachAgain(party, _)
+            | Task::Replug(party, _) => *party,
+            Task::MetadHears(..) | Task::Boot(_) | Task::Operate | Task::Fault | Task::Ease(_) => {
+                return None;
+            }
+        };
+        let Party::Host(index) = party else {
+            return None;
+        };
+        let host = &self.hosts[index];
+        (host.is_up() && self.world.is_stopped(host.node)).then_some(index)
+    }
+
+    /// The operator's next command.
+    pub(crate) fn operate(&mut self) {
+        if self.operator.busy {
+            return;
+        }
+        if let Some(command) = self.operator.todo.front().cloned() {
+            self.operator.busy = true;
+            self.ask(Party::Operator, Why::Operate, command);
+        }
+    }
+
+    pub(crate) fn on_operator_reply(&mut self, reply: &Reply) {
+        self.operator.busy = false;
+        if let Reply::Refused(refusal) = reply {
+            self.say(format_args!("operator: {refusal}"));
+            self.operator.refusals += 1;
+            if self.operator.refusals > 30 {
+                // Whoever has it does not let it go.
+                self.operator.refusals = 0;
+                let volume = VOLUME;
+                self.operator
+                    .todo
+                    .push_front(Command::ForceDetach { volume });
+            }
+            return self.schedule(SECOND_NS / 2, Task::Operate);
+        }
+        self.operator.refusals = 0;
+        self.operator.todo.pop_front();
+        self.operate();
+    }
+}
