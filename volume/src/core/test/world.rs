@@ -22,6 +22,11 @@ macro_rules! note {
     };
 }
 
+mod faults;
+mod metad;
+
+use metad::Metad;
+
 pub(super) const MS: u64 = 1_000_000;
 
 /// What a run is made of.
@@ -41,60 +46,6 @@ pub(super) struct Plan {
     pub(super) restarts: bool,
     /// metad is restored from an older backup.
     pub(super) restores: bool,
-}
-
-#[derive(Debug)]
-struct Metad {
-    epoch: u64,
-    seq: u64,
-    isr: Members,
-    verified: bool,
-    down_until: u64,
-    backup: (u64, Members),
-}
-
-impl Metad {
-    /// Only high bits: past every epoch and version of earlier lineages.
-    const fn lineage(&self) -> u64 {
-        self.epoch >> 48
-    }
-
-    fn set_isr(&mut self, epoch: Epoch, seq: MembershipSeq, isr: Members) -> Verdict {
-        let answer = |m: &Self| (MembershipSeq(m.seq), m.isr);
-        if epoch.0 != self.epoch {
-            return Verdict::Fenced;
-        }
-        if !self.verified {
-            return Verdict::Unknown;
-        }
-        if seq.0 == self.seq {
-            self.isr = isr;
-            self.seq += 1;
-        }
-        let (seq, now) = answer(self);
-        if now == isr {
-            Verdict::Committed { seq, isr }
-        } else {
-            Verdict::Stale { seq, isr: now }
-        }
-    }
-
-    fn verify(&mut self, epoch: Epoch, found_seq: MembershipSeq, isr: Members) -> Verdict {
-        if epoch.0 != self.epoch {
-            return Verdict::Fenced;
-        }
-        let new = (found_seq.0 + 1).max(self.lineage() << 48);
-        if !self.verified {
-            (self.seq, self.isr, self.verified) = (new, isr, true);
-        }
-        let seq = MembershipSeq(self.seq);
-        if (self.seq, self.isr) == (new, isr) {
-            Verdict::Committed { seq, isr }
-        } else {
-            let isr = self.isr;
-            Verdict::Stale { seq, isr }
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -951,117 +902,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    fn fault(&mut self) -> Result<(), String> {
-        // A storm in which nothing can ever finish ends too.
-        self.calm |= self.now > 60_000 * MS;
-        if self.calm {
-            return Ok(());
-        }
-        let pause = 1 + self.rng.below(self.plan.fault_ms * 2 * MS);
-        self.after(pause, Happening::Fault);
-        let at = Position::new(usize::try_from(self.rng.below(self.stores.len() as u64)).unwrap());
-        match self.rng.below(20) {
-            0..=5 => {
-                let pause = self.rng.below(if self.rng.0.is_multiple_of(2) {
-                    30
-                } else {
-                    450
-                }) * MS;
-                note!(self, "fault: path to {at} breaks for {} ms", pause / MS);
-                self.break_path(at, pause)
-            }
-            6..=10 => self.stop_store(at, false),
-            11 | 12 => self.stop_store(at, true),
-            13 => {
-                let down = self.rng.below(500) * MS;
-                note!(self, "fault: metad away for {} ms", down / MS);
-                self.metad.down_until = self.now + down;
-                Ok(())
-            }
-            14 if self.plan.restarts && self.client.is_some() => {
-                note!(self, "fault: client is killed and started again");
-                self.client_restarts()
-            }
-            18 if self.plan.restores && self.metad.verified => {
-                self.metad.backup = (self.metad.seq, self.metad.isr);
-                Ok(())
-            }
-            19 if self.plan.restores && self.rng.one_in(3) => {
-                self.restore_metad();
-                Ok(())
-            }
-            15 if self.plan.client_crashes && self.client.is_some() => {
-                note!(self, "fault: client dies");
-                self.client_dies()
-            }
-            16 if self.plan.client_crashes => {
-                note!(self, "fault: power cut of all stores and the client");
-                (0..self.stores.len())
-                    .try_for_each(|s| self.stop_store(Position::new(s), false))?;
-                if self.client.is_some() {
-                    self.client_dies()
-                } else {
-                    Ok(())
-                }
-            }
-            17 if self.plan.disk_swaps => self.swap_disk(at),
-            _ => Ok(()),
-        }
-    }
-
-    fn stop_store(&mut self, at: Position, clean: bool) -> Result<(), String> {
-        let store = &mut self.stores[at.index()];
-        if !store.up {
-            return Ok(());
-        }
-        if clean {
-            store.clean_stop();
-        } else {
-            store.crash(&mut self.rng);
-        }
-        note!(self, "fault: store {at} stops, clean {clean}");
-        self.schedule_start(at)
-    }
-
-    fn schedule_start(&mut self, at: Position) -> Result<(), String> {
-        let down = self.rng.below(if self.rng.0.is_multiple_of(3) {
-            40
-        } else {
-            700
-        }) * MS;
-        self.after(down, Happening::StoreStarts(at));
-        self.break_path(at, 5 * MS)
-    }
-
-    /// Only where another recorded member is whole: the fault model ends with the last medium.
-    fn swap_disk(&mut self, at: Position) -> Result<(), String> {
-        let safe = self.metad.isr.count() == 0 || {
-            let others = self.metad.isr.without(at);
-            let pending = self
-                .client
-                .as_ref()
-                .map_or(others, |c| c.machine.read_set());
-            let whole: Members = others
-                .and(pending)
-                .iter()
-                .filter(|p| !self.stores[p.index()].incomplete)
-                .collect();
-            let shards: BTreeSet<u64> = HOT.iter().map(|b| b / u64::from(SHARD_BLOCKS)).collect();
-            shards.iter().all(|s| {
-                !self
-                    .holders(s * u64::from(SHARD_BLOCKS))
-                    .and(whole)
-                    .is_empty()
-            })
-        };
-        if !safe || !self.stores[at.index()].up {
-            return Ok(());
-        }
-        note!(self, "fault: the disk of store {at} is swapped");
-        self.stores[at.index()].swap_disk();
-        self.schedule_start(at)
     }
 
     fn final_check(&mut self) -> Result<(), String> {
