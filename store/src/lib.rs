@@ -13,6 +13,7 @@
 //! store.usage() -> StoreUsage        store.counters() -> Counters
 //! Store::prepare(&Path, &PrepareOptions) -> Result<StoreInfo, PrepareError>     // blocking
 //! Store::inspect(&Path) -> Result<StoreInfo, PrepareError>                     // blocking
+//! Examined::open(&Path) -> Result<Examined, StoreFault>                        // blocking, read-only
 //! Store::check(&Path) -> Result<OpenFacts, StoreFault>                         // blocking, fsck
 //! ```
 //! Every call that takes the event vector may append to it; the caller handles them afterwards.
@@ -23,6 +24,7 @@ mod buffers;
 pub mod core;
 pub mod counters;
 mod device;
+mod examine;
 pub mod hash;
 mod hashing;
 pub mod limits;
@@ -37,5 +39,6 @@ pub use crate::core::facts::{
 };
 pub use api::{PrepareOptions, StoreEvent, StoreInfo, StoreOp, StoreReply, StoreRequest};
 pub use counters::Counters;
+pub use examine::Examined;
 pub use prepare::PrepareError;
 pub use store::Store;

@@ -273,49 +273,54 @@ impl Store {
     /// # Errors
     /// What opening it would fail with; [`OpenFault::Setup`] if the device cannot be read.
     pub fn check(path: &Path) -> Result<OpenFacts, StoreFault> {
-        let setup = |e: &dyn std::fmt::Display| OpenFault::Setup {
-            path: path.display().to_string(),
-            reason: e.to_string(),
-        };
-        let target = open_target(path, Access::Read, None).map_err(|e| setup(&e))?;
-        // A running store holds the lock; what it is writing would look like damage.
-        let regular = target.file.metadata().is_ok_and(|m| m.is_file());
-        if regular && target.file.try_lock_shared().is_err() {
-            return Err(setup(&"in use by a running store; stop it first").into());
-        }
-        let mut core = Core::new(CoreConfig {
-            path: target.name(),
-            cluster: None,
-            device_bytes: target.bytes,
-            volatile_cache: false,
-            can_trim: false,
-            check_only: true,
-        });
-        let mut effects = VecDeque::new();
-        let mut out = Vec::new();
-        core.step(Moment(0), Event::Start, &mut out);
-        loop {
-            effects.extend(out.drain(..));
-            match effects.pop_front() {
-                Some(Effect::ReadMeta {
-                    io,
-                    offset_bytes,
-                    len_bytes,
-                }) => {
-                    let mut bytes = vec![0; len_bytes as usize];
-                    let event = match target.file.read_exact_at(&mut bytes, offset_bytes) {
-                        Ok(()) => Event::MetaRead { io, bytes: &bytes },
-                        Err(e) => {
-                            let result = Err(e.raw_os_error().unwrap_or(EIO));
-                            Event::IoDone { io, result }
-                        }
-                    };
-                    core.step(Moment(0), event, &mut out);
-                }
-                Some(Effect::Opened(facts)) => return Ok(*facts),
-                Some(Effect::OpenFailed(fault)) => return Err(fault),
-                other => unreachable!("a check only reads, not {other:?}"),
+        open_checked(path).map(|(_, _, facts)| facts)
+    }
+}
+
+/// The core of a store after a check-only open, with the device.
+pub(crate) fn open_checked(path: &Path) -> Result<(Core, File, OpenFacts), StoreFault> {
+    let setup = |e: &dyn std::fmt::Display| OpenFault::Setup {
+        path: path.display().to_string(),
+        reason: e.to_string(),
+    };
+    let target = open_target(path, Access::Read, None).map_err(|e| setup(&e))?;
+    // A running store holds the lock; what it is writing would look like damage.
+    let regular = target.file.metadata().is_ok_and(|m| m.is_file());
+    if regular && target.file.try_lock_shared().is_err() {
+        return Err(setup(&"in use by a running store; stop it first").into());
+    }
+    let mut core = Core::new(CoreConfig {
+        path: target.name(),
+        cluster: None,
+        device_bytes: target.bytes,
+        volatile_cache: false,
+        can_trim: false,
+        check_only: true,
+    });
+    let mut effects = VecDeque::new();
+    let mut out = Vec::new();
+    core.step(Moment(0), Event::Start, &mut out);
+    loop {
+        effects.extend(out.drain(..));
+        match effects.pop_front() {
+            Some(Effect::ReadMeta {
+                io,
+                offset_bytes,
+                len_bytes,
+            }) => {
+                let mut bytes = vec![0; len_bytes as usize];
+                let event = match target.file.read_exact_at(&mut bytes, offset_bytes) {
+                    Ok(()) => Event::MetaRead { io, bytes: &bytes },
+                    Err(e) => {
+                        let result = Err(e.raw_os_error().unwrap_or(EIO));
+                        Event::IoDone { io, result }
+                    }
+                };
+                core.step(Moment(0), event, &mut out);
             }
+            Some(Effect::Opened(facts)) => return Ok((core, target.file, *facts)),
+            Some(Effect::OpenFailed(fault)) => return Err(fault),
+            other => unreachable!("a check only reads, not {other:?}"),
         }
     }
 }

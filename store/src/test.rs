@@ -482,3 +482,38 @@ fn a_check_reads_everything_and_changes_nothing() {
         "{fault}"
     );
 }
+
+#[test]
+fn a_stopped_or_killed_store_can_be_examined_and_is_not_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = prepared(dir.path());
+    let create = || StoreOp::CreateSlice {
+        spec: spec(5),
+        incomplete: false,
+    };
+    let mut rig = Rig::open(&path).unwrap();
+    rig.run(5, create()).unwrap();
+    rig.open_session(5, 1);
+    let write = rig.write_op(14, 6, 77, true);
+    rig.run(5, write).unwrap();
+    let in_use = crate::Examined::open(&path).unwrap_err().to_string();
+    assert!(in_use.contains("in use"), "{in_use}");
+    drop(rig); // without a stop: as if killed
+    let before = std::fs::read(&path).unwrap();
+    let examined = crate::Examined::open(&path).unwrap();
+    let slices: Vec<Nsid> = examined.slices().map(|s| s.spec.nsid).collect();
+    assert_eq!(slices, [Nsid(5)]);
+    let mut seen = vec![1; 16 * 4096];
+    examined.read(Nsid(5), range(8, 16), &mut seen).unwrap();
+    for (lba, block) in (8..).zip(seen.chunks(4096)) {
+        let written = (14..20).contains(&lba);
+        let want = if written { pattern(lba, 77) } else { [0; 4096] };
+        assert!(block == want, "lba {lba}");
+    }
+    let beyond = examined.read(Nsid(5), range(BLOCKS - 8, 16), &mut seen);
+    assert!(
+        matches!(beyond, Err(StoreFault::OutOfRange { .. })),
+        "{beyond:?}"
+    );
+    assert!(before == std::fs::read(&path).unwrap());
+}

@@ -1,9 +1,11 @@
 //! Reads: one device read per physically contiguous run; what is absent or zero touches no device.
 
 use super::Core;
+use super::facts::StoreFault;
 use super::format::page::PRESENT;
 use super::io::{Answer, CommandId, Effect, Outbox};
 use super::leaf::{Leaf, known_lanes, present_lanes, uniform};
+use crate::limits::IO_BLOCKS_MAX;
 use shardmap::units::{BLOCK_BYTES, BlockRange, Blocks, EXTENT_BLOCKS, Lba, Nsid};
 use smallvec::SmallVec;
 
@@ -59,6 +61,20 @@ impl Core {
     pub(crate) fn place_of(&self, nsid: Nsid, lba: Lba) -> Option<u64> {
         let range = BlockRange::new(lba, Blocks(1)).expect("a block of a volume");
         self.plan_read(nsid.0, range, u32::MAX)[0].source
+    }
+
+    /// Where the range is on the device: runs of blocks with their byte offset, or zeroes (`None`). At
+    /// most [`IO_BLOCKS_MAX`] blocks.
+    pub(crate) fn locate_range(
+        &self,
+        nsid: Nsid,
+        range: BlockRange,
+    ) -> Result<Vec<(u32, Option<u64>)>, StoreFault> {
+        let slice = self.slices.get(&nsid.0);
+        let slice = slice.ok_or(StoreFault::UnknownSlice { nsid })?;
+        slice.check_range(range, IO_BLOCKS_MAX)?;
+        let runs = self.plan_read(nsid.0, range, u32::MAX);
+        Ok(runs.iter().map(|r| (r.blocks, r.source)).collect())
     }
 
     pub(super) fn start_read(

@@ -26,10 +26,11 @@ for disk in /sys/block/nvme*; do
     ln -s "/dev/${disk##*/}" "/dev/disk/by-serial/$serial"
 done
 
+mkdir -p /dev/virtio-ports
 for name in /sys/class/virtio-ports/*/name; do
-    [ "$(cat "$name")" = ubs.ctl ] || continue
-    port=${name%/name}
-    port=/dev/${port##*/}
+    at=${name%/name}
+    at=/dev/${at##*/}
+    if [ "$(cat "$name")" = ubs.ctl ]; then port=$at; else ln -s "$at" "/dev/virtio-ports/$(cat "$name")"; fi
 done
 exec 3<> "$port"
 

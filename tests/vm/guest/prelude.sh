@@ -48,3 +48,10 @@ fio_verify() {
         || { cat /tmp/fio.out; fail "fio --verify on $_target"; }
     grep -E 'IOPS=|err=' /tmp/fio.out
 }
+
+# cut_the_power: the last word of a part that ends with `# vm: cut`; the machine is killed as it is.
+cut_the_power() {
+    printf '\n@cut\n'
+    sleep 600
+    fail "the power is still on"
+}

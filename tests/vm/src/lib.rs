@@ -25,7 +25,7 @@ pub mod spec;
 mod vm;
 
 pub use spec::{Disk, Spec};
-pub use vm::{Outcome, Vm};
+pub use vm::{Outcome, Vm, run_with_cuts};
 
 /// Why this machine cannot run VM tests, if it cannot: a sentence with the remedy.
 ///

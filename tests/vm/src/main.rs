@@ -102,12 +102,24 @@ fn run_scripts(run: Run) -> Result<ExitCode> {
     needs.cpus = run.smp.unwrap_or(needs.cpus);
     let kernel = kernel::resolve(kernel::Suite::from_env())?;
     eprintln!("vm: booting {} ({needs})", kernel.release);
-    let mut vm = Vm::boot(&kernel, &needs)?;
-    vm.echo(true);
+    let mut vm = None;
     let mut failed = 0_u32;
     for script in &scripts {
         let limit = run.timeout.map_or(script.limit, Duration::from_secs);
-        let seen = vm.run(&script.text, limit)?;
+        let seen = match script.parts().as_slice() {
+            [whole] => {
+                let vm = match &mut vm {
+                    Some(vm) => vm,
+                    none => none.insert(Vm::boot(&kernel, &needs)?),
+                };
+                vm.echo(true);
+                vm.run(whole, limit)?
+            }
+            parts => {
+                vm = None; // two guests at once would only be slow
+                vmtest::run_with_cuts(&kernel, &needs, parts, limit, true)?
+            }
+        };
         if !seen.passed() {
             eprintln!("--- kernel log of {} ---\n{}", script.name, seen.kernel_log);
         }

@@ -61,6 +61,7 @@ impl Accel {
 pub(crate) struct Files {
     pub(crate) root_image: PathBuf,
     pub(crate) disks: Vec<PathBuf>,
+    pub(crate) streams: Vec<PathBuf>,
     pub(crate) console: PathBuf,
     pub(crate) control: PathBuf,
     pub(crate) stderr: PathBuf,
@@ -75,6 +76,11 @@ impl Files {
                 .disks
                 .iter()
                 .map(|d| d.file.clone().unwrap_or_else(|| place(d)))
+                .collect(),
+            streams: spec
+                .streams
+                .iter()
+                .map(|name| spec.streams_in.as_deref().unwrap_or(dir).join(name))
                 .collect(),
             console: dir.join("console.log"),
             control: dir.join("ctl"),
@@ -192,5 +198,12 @@ fn command_line(kernel: &Kernel, spec: &Spec, files: &Files, accel: Accel) -> Co
     qemu.arg("-chardev")
         .arg(format!("socket,id=ctl,path={}", files.control.display()));
     qemu.args(["-device", "virtserialport,chardev=ctl,name=ubs.ctl"]);
+    for (index, (name, file)) in spec.streams.iter().zip(&files.streams).enumerate() {
+        let file = file.display();
+        qemu.arg("-chardev")
+            .arg(format!("file,id=s{index},path={file},append=on"));
+        qemu.arg("-device")
+            .arg(format!("virtserialport,chardev=s{index},name={name}"));
+    }
     qemu
 }

@@ -7,8 +7,12 @@
 //! ```
 //!
 //! `build=PACKAGE` builds that package's program, `build=PACKAGE/EXAMPLE` an example of it.
-//! `alone` gives the script a boot of its own; scripts of equal needs share one otherwise.
+//! `alone` gives the script a boot of its own; scripts of equal needs share one otherwise. A line
+//! `# vm: cut` ends a part: it says `cut_the_power`, the machine is killed as it is, and the next part
+//! runs in a new boot with the same disks. `stream=NAME` is `/dev/virtio-ports/NAME`: what is written
+//! there is on the host at once, and in the next part in `/streams/NAME`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,7 +45,22 @@ pub struct Script {
     pub alone: bool,
 }
 
+/// The line between two parts of a script.
+const CUT: &str = "# vm: cut\n";
+/// Variables of the host with this beginning are set in scripts as well.
+const PASSED_ON: &str = "UBS_TEST_";
+
 impl Script {
+    /// What runs between two power cuts: one part if there is none.
+    pub fn parts(&self) -> Vec<String> {
+        let variables: String = std::env::vars()
+            .filter(|(name, _)| name.starts_with(PASSED_ON))
+            .map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', "")))
+            .collect();
+        let parts = self.text.split(CUT);
+        parts.map(|part| format!("{variables}{part}")).collect()
+    }
+
     /// Read `path` and its `# vm:` lines; `file=` needs are relative to `workspace`.
     ///
     /// # Errors
@@ -108,9 +127,11 @@ impl Script {
             Some(("limit", s)) => {
                 self.limit = Duration::from_secs(s.parse().context("limit: want seconds")?);
             }
+            Some(("stream", name)) => self.spec.streams.push(name.to_owned()),
             None if word == "alone" => self.alone = true,
+            None if word == "cut" => self.alone = true,
             _ => bail!(
-                "{word:?} is none of build, file, disk, tool, module, mem, cpus, limit, alone"
+                "{word:?} is none of build, file, disk, stream, tool, module, mem, cpus, limit, alone, cut"
             ),
         }
         Ok(())
@@ -136,29 +157,35 @@ pub fn load_folder(dir: &Path, workspace: &Path) -> Result<Vec<Script>> {
 /// # Errors
 /// The build failed; cargo's messages went to standard error.
 pub fn build_programs(workspace: &Path, builds: &[Build]) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for build in builds {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut command = Command::new(cargo);
-        command.current_dir(workspace).args([
-            "build",
-            "-q",
-            "--message-format=json-render-diagnostics",
-        ]);
-        command.args(["-p", &build.package]);
+    let wanted: BTreeSet<&Build> = builds.iter().collect();
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(workspace).args([
+        "build",
+        "-q",
+        "--message-format=json-render-diagnostics",
+        // Features as the other tests have them: dependencies are built once.
+        "--workspace",
+    ]);
+    for build in &wanted {
         match &build.example {
             Some(example) => command.args(["--example", example]),
-            None => command.arg("--bins"),
+            None => command.args(["--bin", &build.package]),
         };
-        if let Ok(profile) = std::env::var("UBS_VM_PROFILE") {
-            command.args(["--profile", &profile]);
-        }
-        let messages = output(&mut command).with_context(|| format!("building {build:?}"))?;
-        let paths = executables(&messages);
-        ensure!(!paths.is_empty(), "building {build:?} made no program");
-        found.extend(paths);
     }
-    Ok(found)
+    if let Ok(profile) = std::env::var("UBS_VM_PROFILE") {
+        command.args(["--profile", &profile]);
+    }
+    let messages = output(&mut command).with_context(|| format!("building {builds:?}"))?;
+    let paths = executables(&messages);
+    ensure!(
+        paths.len() == wanted.len(),
+        "building {wanted:?} made {paths:?} only"
+    );
+    Ok(paths)
 }
 
 /// Paths of `executable` in cargo's JSON messages.
@@ -191,6 +218,15 @@ mod test {
         );
         assert_eq!(script.spec.disks[0].serial, "a");
         assert_eq!((script.limit, script.alone), (Duration::from_secs(7), true));
+    }
+
+    #[test]
+    fn a_cut_ends_a_part() {
+        let script = parse("# vm: stream=j\necho 1\n# vm: cut\necho 2").expect("a good header");
+        let parts = script.parts();
+        assert!(parts.len() == 2 && parts[0].contains("echo 1") && parts[1].contains("echo 2"));
+        assert!(script.alone && script.spec.streams == ["j"]);
+        assert_eq!(parse("").expect("a good header").parts().len(), 1);
     }
 
     #[test]

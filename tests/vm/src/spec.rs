@@ -113,6 +113,10 @@ pub struct Spec {
     /// Kernel modules beyond the usual ones; unknown ones are an error.
     pub modules: Vec<String>,
     pub disks: Vec<Disk>,
+    /// Names of ports that are files on the host.
+    pub streams: Vec<String>,
+    /// Where those files are; absent: in the boot's scratch folder.
+    pub streams_in: Option<PathBuf>,
     pub memory_bytes: u64,
     pub cpus: u32,
 }
@@ -125,6 +129,8 @@ impl Default for Spec {
             tools: Vec::new(),
             modules: Vec::new(),
             disks: Vec::new(),
+            streams: Vec::new(),
+            streams_in: None,
             memory_bytes: 2 << 30,
             cpus: 2,
         }
@@ -140,6 +146,8 @@ impl Spec {
         self.modules.extend(other.modules.iter().cloned());
         let new = other.disks.iter().filter(|d| !self.disks.contains(d));
         self.disks.extend(new.cloned().collect::<Vec<_>>());
+        let new = other.streams.iter().filter(|s| !self.streams.contains(s));
+        self.streams.extend(new.cloned().collect::<Vec<_>>());
         self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
         self.cpus = self.cpus.max(other.cpus);
     }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::kernel::Kernel;
 use crate::qemu::{Accel, Files, Qemu};
-use crate::spec::Spec;
+use crate::spec::{Placed, Spec};
 use crate::{image, klog};
 
 /// A boot on a busy two-core machine takes 10 s; this long without a word means it hangs.
@@ -23,6 +23,8 @@ const BOOT_ATTEMPTS: usize = 2;
 const GUEST_GRACE: Duration = Duration::from_secs(30);
 /// More output than this from one script is cut (bytes).
 const OUTPUT_BYTES_MAX: usize = 16 << 20;
+/// Where a guest finds what earlier boots wrote to streams.
+const STREAMS: &str = "/streams/";
 /// Last lines of the console shown when a guest is lost.
 const CONSOLE_TAIL_LINES: usize = 40;
 
@@ -182,6 +184,34 @@ impl Vm {
         })
     }
 
+    /// Run a script until it asks for a power cut, and cut it: the guest is lost then.
+    ///
+    /// # Errors
+    /// As [`Vm::run`].
+    fn run_until_cut(&mut self, script: &str, limit: Duration) -> Result<String> {
+        let began = Instant::now();
+        let deadline = began + limit + GUEST_GRACE;
+        self.send(script, "part", limit)?;
+        let output = self.read_until(b"\n@", deadline, self.echo);
+        let output = output.map_err(|why| self.with_console(&why))?;
+        if self.read_until(b"\n", deadline, false)? == b"cut" {
+            self.lost = true;
+            return Ok(String::from_utf8_lossy(&output).into_owned());
+        }
+        bail!(
+            "the script ended before it cut the power: {}",
+            String::from_utf8_lossy(&output)
+        )
+    }
+
+    fn send(&mut self, script: &str, nonce: &str, limit: Duration) -> Result<()> {
+        let head = format!("RUN {nonce} {} {}\n", script.len(), limit.as_secs().max(1));
+        self.control
+            .write_all(head.as_bytes())
+            .and_then(|()| self.control.write_all(script.as_bytes()))
+            .context("cannot send to the guest")
+    }
+
     fn exchange(
         &mut self,
         script: &str,
@@ -189,13 +219,7 @@ impl Vm {
         limit: Duration,
         deadline: Instant,
     ) -> Result<(i32, String, String)> {
-        let head = format!("RUN {nonce} {} {}\n", script.len(), limit.as_secs().max(1));
-        self.control
-            .write_all(head.as_bytes())
-            .context("cannot send to the guest")?;
-        self.control
-            .write_all(script.as_bytes())
-            .context("cannot send to the guest")?;
+        self.send(script, nonce, limit)?;
         let mut output = self.read_until(format!("\n@{nonce} ").as_bytes(), deadline, self.echo)?;
         let trailer = self.read_until(b"\n", deadline, false)?;
         let trailer = String::from_utf8_lossy(&trailer).into_owned();
@@ -265,6 +289,52 @@ impl Vm {
         let stderr = fs::read_to_string(&self.files.stderr).unwrap_or_default();
         anyhow::anyhow!("{why:#}\n--- console ---\n{tail}\n--- qemu ---\n{stderr}")
     }
+}
+
+/// Runs the parts of a script, each in a boot of its own, with a power cut between two of them: QEMU is
+/// killed, what the guest had not written is lost, and disks and streams are kept.
+///
+/// # Errors
+/// As [`Vm::boot`] and [`Vm::run`]; a part that ends without the cut.
+pub fn run_with_cuts(
+    kernel: &Kernel,
+    spec: &Spec,
+    parts: &[String],
+    limit: Duration,
+    echo: bool,
+) -> Result<Outcome> {
+    let began = Instant::now();
+    let (last, cut) = parts.split_last().context("a script without parts")?;
+    let kept = tempfile::Builder::new().prefix("ubs-kept-").tempdir()?;
+    let mut spec = spec.clone();
+    spec.name_disks()?;
+    spec.streams_in = Some(kept.path().to_owned());
+    for disk in spec.disks.iter_mut().filter(|d| d.file.is_none()) {
+        let path = kept.path().join(format!("{}.raw", disk.serial));
+        File::create(&path)?.set_len(disk.size_bytes)?;
+        disk.file = Some(path);
+    }
+    let mut output = String::new();
+    for part in cut {
+        let mut vm = Vm::boot(kernel, &spec)?;
+        vm.echo(echo);
+        output.push_str(&vm.run_until_cut(part, limit)?);
+        output.push_str("\n-- power cut --\n");
+        drop(vm);
+        spec.files.retain(|f| !f.target.starts_with(STREAMS));
+        for name in &spec.streams {
+            spec.files.push(Placed {
+                source: kept.path().join(name),
+                target: format!("{STREAMS}{name}"),
+            });
+        }
+    }
+    let mut vm = Vm::boot(kernel, &spec)?;
+    vm.echo(echo);
+    let mut seen = vm.run(last, limit)?;
+    seen.output.insert_str(0, &output);
+    seen.took = began.elapsed();
+    Ok(seen)
 }
 
 /// Why a boot attempt failed, and whether another one makes sense.

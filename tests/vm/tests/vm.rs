@@ -120,19 +120,29 @@ fn run(
     kernel: &Kernel,
     shared: &mut Shared,
 ) -> Result<(), Failed> {
-    let at_hand = shared
-        .as_ref()
-        .is_some_and(|(spec, vm)| *spec == script.spec && !vm.is_lost());
-    if script.alone || !at_hand {
-        *shared = None; // ends the other guest before this one starts
-        *shared = Some((script.spec.clone(), boot(script, all, kernel)?));
-    }
-    let Some((_, vm)) = shared.as_mut() else {
-        return Err("no guest".into());
+    let seen = match script.parts().as_slice() {
+        [whole] => {
+            let at_hand = shared
+                .as_ref()
+                .is_some_and(|(spec, vm)| *spec == script.spec && !vm.is_lost());
+            if script.alone || !at_hand {
+                *shared = None; // ends the other guest before this one starts
+                let vm = Vm::boot(kernel, &spec_of(script, all)?);
+                let vm = vm.map_err(|why| format!("{why:#}"))?;
+                *shared = Some((script.spec.clone(), vm));
+            }
+            let Some((_, vm)) = shared.as_mut() else {
+                return Err("no guest".into());
+            };
+            vm.run(whole, script.limit)
+        }
+        parts => {
+            *shared = None;
+            let spec = spec_of(script, all)?;
+            vmtest::run_with_cuts(kernel, &spec, parts, script.limit, false)
+        }
     };
-    let seen = vm
-        .run(&script.text, script.limit)
-        .map_err(|why| format!("{why:#}"))?;
+    let seen = seen.map_err(|why| format!("{why:#}"))?;
     if script.alone || !seen.passed() {
         *shared = None; // a failed script may leave anything behind
     }
@@ -147,8 +157,8 @@ fn run(
     .into())
 }
 
-/// A guest with the programs of every script that will share it.
-fn boot(script: &Script, all: &[Script], kernel: &Kernel) -> Result<Vm, Failed> {
+/// What a guest needs that has the programs of every script that will share it.
+fn spec_of(script: &Script, all: &[Script]) -> Result<Spec, Failed> {
     let sharing = all
         .iter()
         .filter(|s| !script.alone && !s.alone && s.spec == script.spec);
@@ -159,9 +169,8 @@ fn boot(script: &Script, all: &[Script], kernel: &Kernel) -> Result<Vm, Failed> 
     let builds: Vec<_> = builds.into_iter().collect();
     let programs =
         script::build_programs(&workspace(), &builds).map_err(|why| format!("{why:#}"))?;
-    let spec = Spec {
+    Ok(Spec {
         programs,
         ..script.spec.clone()
-    };
-    Vm::boot(kernel, &spec).map_err(|why| format!("{why:#}").into())
+    })
 }

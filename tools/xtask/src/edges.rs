@@ -43,7 +43,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "ubs-bench",
         &["shardmap", "reactor", "nvmf", "store", "volume", "control"],
     ),
-    ("ubs-verify", &["shardmap"]),
+    ("ubs-verify", &["shardmap", "store"]),
     (
         "ubs-sim",
         &[

@@ -173,7 +173,7 @@ fn set_crc(sector: &mut [u8], crc: u32) {
 }
 
 /// The generator splitmix64: every seed is a good one.
-pub(crate) const fn splitmix64(state: &mut u64) -> u64 {
+pub const fn splitmix64(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,0 +1,69 @@
+# Words for guest scripts that need a whole cluster: `. /usr/lib/ubs/cluster.sh` after the prelude.
+# The caller's disk `cluster` holds it; `$dir` is its directory, `$dev` the attached device.
+
+mount_cluster() {
+    mkdir -p /mnt/cluster
+    mount /dev/disk/by-serial/cluster /mnt/cluster
+    dir=/mnt/cluster/dev
+}
+
+# cluster_up [OPTIONS OF dev up...]: makes or starts it.
+cluster_up() {
+    modprobe ublk_drv
+    ubsctl dev up --dir $dir --store-bytes 402653184 --timeout 90 "$@" > /tmp/up.out || { cat /tmp/up.out; lose "dev up"; }
+    UBS_METAD=$(sed -n 's/^address = "\(.*\)"/\1/p' $dir/metad1.toml | tr '\n' ',' | sed 's/,$//')
+    export UBS_METAD
+}
+
+new_cluster() {
+    mkfs.ext4 -q -F /dev/disk/by-serial/cluster
+    mount_cluster
+    cluster_up "$@"
+}
+
+cluster_down() {
+    ubsctl dev down --dir $dir > /dev/null || lose "dev down"
+    umount /mnt/cluster
+}
+
+# lose WHAT: fail, with the last lines of every daemon.
+lose() {
+    for _log in $dir/*.log; do
+        echo "--- $_log"
+        tail -n "${TAIL:-25}" "$_log"
+    done
+    fail "$@"
+}
+
+field() { # field NAME: the first value of a JSON field, from standard input
+    sed -n "s/.*\"$1\" *: *\"\{0,1\}\([^\",]*\).*/\1/p" | head -n 1
+}
+
+state_is() { [ "$(ubsctl volume show "$1" -o json | field state)" = "$2" ]; }
+
+# attach NAME HOST: sets $dev.
+attach() {
+    ubsctl volume attach "$1" --on "$2" --wait --timeout 60 > /tmp/attach.out || { cat /tmp/attach.out; lose "attach $1 on $2"; }
+    dev=$(ubsctl volume show "$1" -o json | field device)
+    [ -b "$dev" ] || lose "no device: '$dev'"
+}
+
+# Name and process of every daemon that runs.
+daemons() { ubsctl dev status --dir $dir -o json | awk -F'"' '/"name"/ {n = $4} /"pid"/ {gsub(/[^0-9]/, "", $3); if ($3 != "") print n, $3}'; }
+
+pid_of() { daemons | awk -v n="$1" '$1 == n {print $2}'; }
+
+# ends PID CODE WHAT: waits for a background command of ours and wants this exit code.
+ends() {
+    _code=0
+    wait "$1" || _code=$?
+    [ "$_code" = "$2" ] || { cat /tmp/verify*.out; lose "$3: exit code $_code, wanted $2"; }
+}
+
+# same_replicas NAME: detached before; stops the storage servers and compares their stores.
+same_replicas() {
+    _volume=$(ubsctl volume show "$1" -o json | field id)
+    for _one in 1 2 3; do ubsctl dev stop --dir $dir storaged$_one > /dev/null; done
+    ubs-verify compare --volume "$_volume" $dir/storaged1/store.img $dir/storaged2/store.img $dir/storaged3/store.img \
+        || lose "the replicas differ"
+}
