@@ -1,4 +1,8 @@
 //! The program on a file: what it says, and its exit code.
+#![allow(
+    clippy::tests_outside_test_module,
+    reason = "the whole file is one: cargo builds it for tests only"
+)]
 
 use std::path::Path;
 use std::process::{Command, Output};
