@@ -1,4 +1,5 @@
 //! The program on a file: what it says, and its exit code.
+#![forbid(unsafe_code)]
 #![allow(
     clippy::tests_outside_test_module,
     reason = "the whole file is one: cargo builds it for tests only"
