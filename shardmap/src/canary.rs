@@ -55,6 +55,8 @@ mechanisms! {
     JoinFlush = "join-flush";
     /// Hazard: a blank store passes for a whole one. Model: `BlankIsAnswer`.
     Incomplete = "incomplete";
+    /// Hazard: a store that lost its medium unnoticed stays, and the whole one goes. Model: `UseHearing`.
+    Hear = "hear";
     /// Hazard: acknowledged before the last replica has it.
     AckAll = "ack-all";
     /// Hazard: a flush takes credit for writes that completed after it was sent.

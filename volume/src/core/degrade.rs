@@ -8,10 +8,13 @@ use shardmap::units::MembershipSeq;
 
 impl Replicator {
     /// Asks for the in-sync set without the condemned members, as far as that leaves every shard
-    /// a connected member that lost nothing. Model: `Propose`.
+    /// a connected member that lost nothing and has been heard since. Model: `Propose`.
     pub(super) fn propose(&mut self, out: &mut Outbox) {
-        if self.pending.is_some() || !self.verified {
+        if !self.verified {
             return;
+        }
+        if let Some(pending) = self.pending {
+            return self.propose_again(pending, out);
         }
         if self.phase == Phase::Attaching && self.attach_due {
             for at in self.isr.iter() {
@@ -21,37 +24,85 @@ impl Replicator {
                 }
             }
         }
-        // First trust nobody who failed a write that others took. If that leaves no way, keep one:
-        // all it lacks was never acknowledged, and those writes will fail.
-        let mut isr = self.shrunk(false);
-        if isr == self.isr {
-            isr = self.shrunk(true);
-        }
-        if isr != self.isr {
-            self.trace(TraceEvent::Propose { isr }, out);
-            self.ask_metad(isr, out);
+        self.note_failures();
+        let (wanted, safe) = self.smaller();
+        if safe != self.isr {
+            self.trace(TraceEvent::Propose { isr: safe }, out);
+            self.ask_metad(safe, out);
+        } else if wanted != self.isr {
+            self.ask_who_stays(wanted, out);
         }
     }
 
-    /// The in-sync set without as many condemned members as may go, suspects first.
-    fn shrunk(&self, keep_diverged: bool) -> Members {
+    /// The in-sync set without the condemned members as far as possible, and as far as is safe by
+    /// now: those that stay may not have been heard.
+    fn smaller(&self) -> (Members, Members) {
+        // First trust nobody who failed a write that others took. If that leaves no way, keep one:
+        // all it lacks was never acknowledged, and those writes will fail.
+        let usable = self.usable(self.isr);
+        let diverged: Members = usable.iter().filter(|at| self.is_diverged(*at)).collect();
+        let mut trusted = usable.minus(diverged);
+        let mut wanted = self.shrunk(trusted);
+        if wanted == self.isr {
+            trusted = usable;
+            wanted = self.shrunk(trusted);
+        }
+        let heard = trusted.iter().filter(|at| self.is_heard(*at)).collect();
+        (wanted, self.shrunk(heard))
+    }
+
+    /// A removal that was not answered is asked for again only if those that stay still answer. If
+    /// they do not and others do, those are asked for: either may then have been recorded.
+    fn propose_again(&mut self, pending: Pending, out: &mut Outbox) {
+        if !pending.due {
+            return;
+        }
+        let usable = self.usable(pending.isr);
+        let heard: Members = usable.iter().filter(|at| self.is_heard(*at)).collect();
+        if self.leaves_all(pending.isr, heard) {
+            return self.repeat_request(out);
+        }
+        if self.leaves_all(pending.isr, usable) {
+            return self.ask_who_stays(pending.isr, out);
+        }
+        self.note_failures();
+        let (wanted, safe) = self.smaller();
+        if safe != self.isr {
+            self.trace(TraceEvent::Propose { isr: safe }, out);
+            let both = pending.both.and(safe);
+            self.pending = None;
+            self.ask_metad(safe, out);
+            self.pending.as_mut().expect("just asked").both = both;
+        } else if wanted != self.isr {
+            self.ask_who_stays(wanted, out);
+        }
+    }
+
+    /// Whether every shard that loses somebody by the smaller set keeps one of these.
+    fn leaves_all(&self, isr: Members, stay: Members) -> bool {
+        let gone = self.isr.minus(isr);
+        gone.iter().all(|at| self.may_shrink_to(isr, at, stay))
+    }
+
+    /// The in-sync set without as many condemned members as may go, suspects first, if these are
+    /// counted on.
+    fn shrunk(&self, counted_on: Members) -> Members {
         let mut isr = self.isr;
         let condemned = || self.isr.iter().filter(|p| self.leg(*p).condemned.is_some());
         let suspects_first = condemned().filter(|p| self.leg(*p).suspect);
         for at in suspects_first.chain(condemned().filter(|p| !self.leg(*p).suspect)) {
-            if self.may_shrink_to(isr.without(at), at, keep_diverged) {
+            if self.may_shrink_to(isr.without(at), at, counted_on) {
                 isr.remove(at);
             }
         }
         isr
     }
 
-    /// Whether every shard that `gone` holds keeps a usable member in `isr`.
-    fn may_shrink_to(&self, isr: Members, gone: Position, keep_diverged: bool) -> bool {
-        let trusted = |p: &Position| keep_diverged || !self.is_diverged(*p);
-        let usable: Members = self.usable(isr).iter().filter(trusted).collect();
-        let concerned = self.copysets.iter().filter(|homes| homes.has(gone));
-        !isr.is_empty() && concerned.into_iter().all(|h| !h.and(usable).is_empty())
+    /// Whether every shard that `gone` holds keeps somebody in `isr` that is counted on.
+    fn may_shrink_to(&self, isr: Members, gone: Position, counted_on: Members) -> bool {
+        let stay = isr.and(counted_on);
+        let mut concerned = self.copysets.iter().filter(|homes| homes.has(gone));
+        !isr.is_empty() && concerned.all(|homes| !homes.and(stay).is_empty())
     }
 
     fn is_diverged(&self, at: Position) -> bool {
@@ -65,7 +116,9 @@ impl Replicator {
         self.pending = Some(Pending {
             request,
             isr,
+            both: isr,
             tries: 0,
+            due: false,
             found: None,
         });
         self.abort_stable(out);
@@ -74,7 +127,9 @@ impl Replicator {
     }
 
     pub(super) fn repeat_request(&mut self, out: &mut Outbox) {
-        let pending = self.pending.expect("asked for");
+        let pending = self.pending.as_mut().expect("asked for");
+        pending.due = false;
+        let pending = *pending;
         let (request, seq, isr) = (pending.request, self.seq, pending.isr);
         out.push(match pending.found {
             None => Effect::AskMetad { request, seq, isr },
@@ -97,9 +152,16 @@ impl Replicator {
             self.phase,
             Phase::Attaching | Phase::Serving | Phase::Detaching
         );
-        if live && self.pending.is_some() {
-            self.repeat_request(out);
+        let Some(pending) = self.pending.as_mut().filter(|_| live) else {
+            return;
+        };
+        let removal = self.isr.covers(pending.isr) && pending.found.is_none();
+        if !removal {
+            return self.repeat_request(out);
         }
+        pending.due = true;
+        self.hear_again();
+        self.changed = true;
     }
 
     pub(super) fn on_metad(&mut self, request: RequestId, verdict: Verdict, out: &mut Outbox) {
@@ -115,7 +177,7 @@ impl Replicator {
                 self.on_verified(seq, isr, out);
             }
             Verdict::Committed { seq, isr } | Verdict::Stale { seq, isr }
-                if pending.found.is_none() && isr == pending.isr =>
+                if pending.found.is_none() && self.was_asked_for(pending, isr) =>
             {
                 self.learn(seq, isr, out);
             }
@@ -142,6 +204,14 @@ impl Replicator {
                 });
             }
         }
+    }
+
+    /// Of several requests on one version any may have been recorded, and no other party's under
+    /// our epoch.
+    fn was_asked_for(&self, pending: Pending, isr: Members) -> bool {
+        let superseded = pending.both != pending.isr;
+        let smaller = isr != self.isr && isr.covers(pending.both) && self.isr.covers(isr);
+        isr == pending.isr || superseded && !isr.is_empty() && smaller
     }
 
     /// The change is recorded. Model: `Learn`.

@@ -102,7 +102,11 @@ impl Replicator {
                 self.end_session(command.to, out);
             }
             (Err(fault), purpose) => self.on_fault(command, purpose, fault, out),
-            (Ok(answer), purpose) => self.on_answer(command, purpose, answer, out),
+            (Ok(answer), purpose) => {
+                let leg = self.leg_mut(command.to);
+                leg.heard = leg.heard.max(Some(id));
+                self.on_answer(command, purpose, answer, out);
+            }
         }
     }
 
@@ -114,6 +118,7 @@ impl Replicator {
             Purpose::CopyRead(copy) => self.abandon_copy(copy, out),
             Purpose::Open
             | Purpose::State
+            | Purpose::Hear
             | Purpose::AttachMarks
             | Purpose::Close
             | Purpose::Stamp(_)
@@ -141,6 +146,7 @@ impl Replicator {
         match (purpose, answer) {
             (Purpose::Open, Answer::Opened(incarnation)) => self.on_opened(at, incarnation, out),
             (Purpose::State, Answer::Facts(facts)) => self.on_facts(at, facts, out),
+            (Purpose::Hear, Answer::Facts(facts)) => self.on_heard(at, facts, out),
             (Purpose::AttachMarks, Answer::Marks(marks, more)) => {
                 self.on_attach_marks(at, &marks, more, out);
             }
@@ -195,6 +201,7 @@ impl Replicator {
             | Purpose::ResilverAddMarks
             | Purpose::ResilverComplete
             | Purpose::State
+            | Purpose::Hear
             | Purpose::AttachMarks => self.condemn_or_drop(at, out),
             Purpose::Tick(_) | Purpose::Stable(_) => self.abort_stable(out),
             Purpose::Close => self.on_closed(at, out),

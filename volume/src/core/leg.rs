@@ -120,6 +120,10 @@ pub(super) struct Leg {
     /// Commands without an answer, of any session. A new session waits for zero, because a command
     /// sent before it may otherwise be admitted under it.
     pub(super) outstanding: u32,
+    /// The last command of the current session that was answered well, and the last question
+    /// whether the store is there.
+    pub(super) heard: Option<CommandId>,
+    pub(super) asked: Option<CommandId>,
     /// Of the last session.
     pub(super) incarnation: Option<Incarnation>,
     pub(super) facts: SliceFacts,
@@ -159,6 +163,8 @@ impl Leg {
             session: Session::Closed,
             session_no: 0,
             outstanding: 0,
+            heard: None,
+            asked: None,
             incarnation: None,
             facts: SliceFacts::default(),
             marks: RegionSet::new(),

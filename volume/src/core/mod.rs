@@ -6,7 +6,7 @@
 //! [`Effect`] asks for, exactly once, and never re-enters [`Replicator::step`].
 //!
 //! Handlers by concern: `attach`, `verify`, `on_path` (sessions), `on_host`, `on_write`, `on_read`,
-//! `repair`, `flush`, `degrade`, `slow`, `reconcile`, `copy`, `resilver`, `stable`, `detach`. Each is a small part of one
+//! `repair`, `flush`, `degrade`, `hear`, `slow`, `reconcile`, `copy`, `resilver`, `stable`, `detach`. Each is a small part of one
 //! machine; `ReplicatedShard.tla` is its model and the names are the same.
 
 pub mod event;
@@ -18,6 +18,7 @@ mod degrade;
 mod detach;
 mod dispatch;
 mod flush;
+mod hear;
 mod invariants;
 mod leg;
 mod on_host;

@@ -179,6 +179,7 @@ impl Replicator {
         }
         let was_open = leg.session == Session::Open;
         leg.session = Session::Closed;
+        (leg.heard, leg.asked) = (None, None);
         let store = leg.store;
         if was_open {
             self.trace(TraceEvent::ConnBreak { store }, out);

@@ -110,7 +110,12 @@ pub(super) enum Phase {
 pub(super) struct Pending {
     pub(super) request: RequestId,
     pub(super) isr: Members,
+    /// What it has in common with the sets that were asked for before, on the same version, and
+    /// may be recorded instead.
+    pub(super) both: Members,
     pub(super) tries: u32,
+    /// To be asked for again, as soon as that is safe.
+    pub(super) due: bool,
     /// The set is not wanted but found on the stores, as this version.
     pub(super) found: Option<MembershipSeq>,
 }
@@ -174,6 +179,8 @@ impl HostOp {
 pub(super) enum Purpose {
     Open,
     State,
+    /// Is it there?
+    Hear,
     AttachMarks,
     Close,
     Stamp(MembershipSeq),
@@ -216,6 +223,7 @@ pub struct Replicator {
     pub(super) seq: MembershipSeq,
     pub(super) isr: Members,
     pub(super) pending: Option<Pending>,
+    pub(super) hearing: super::hear::Hearing,
     pub(super) phase: Phase,
     pub(super) now: Moment,
     pub(super) legs: Vec<Leg>,
@@ -291,6 +299,7 @@ impl Replicator {
             isr: grant.isr,
             map: grant.map,
             pending: None,
+            hearing: super::hear::Hearing::default(),
             phase: Phase::New,
             now: Moment::default(),
             all,
@@ -364,7 +373,7 @@ impl Replicator {
 
     /// ISR ∩ pending: who may be read.
     pub(super) fn read_set(&self) -> Members {
-        self.pending.map_or(self.isr, |p| self.isr.and(p.isr))
+        self.pending.map_or(self.isr, |p| self.isr.and(p.both))
     }
 
     /// The resilver target, if there is one.

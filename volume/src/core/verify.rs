@@ -62,7 +62,9 @@ impl Replicator {
         self.pending = Some(Pending {
             request,
             isr,
+            both: isr,
             tries: 0,
+            due: false,
             found: Some(found_seq),
         });
         self.repeat_request(out);

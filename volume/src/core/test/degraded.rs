@@ -22,7 +22,8 @@ fn undecided() -> Script {
     let mut script = Script::attached(3);
     script.step(Event::PathLost(at(2)));
     script.now += 300 * MS;
-    assert_eq!(script.timer(Timer::Grace(at(2))), [ask(0, 0, &[0, 1])]);
+    let questions = script.timer(Timer::Grace(at(2)));
+    assert_eq!(script.hear(questions), [ask(0, 0, &[0, 1])]);
     let (request, verdict) = (RequestId(0), Verdict::Unknown);
     assert_eq!(script.step(Event::Metad { request, verdict }), []);
     script
@@ -43,7 +44,8 @@ fn without_metad_only_writes_wait_that_touch_the_lost_member() {
     assert_eq!(flushes, [done(4)], "it covers only what has completed");
     // metad is back: the same request, and the stamp, let the write go.
     script.now += 2_000 * MS;
-    assert_eq!(script.timer(Timer::Metad), [ask(0, 0, &[0, 1])]);
+    let questions = script.timer(Timer::Metad);
+    assert_eq!(script.hear(questions), [ask(0, 0, &[0, 1])]);
     let stamps = script.committed(0, 1, &[0, 1]);
     assert_eq!(script.serve(stamps), [done(3)]);
 }
@@ -139,7 +141,8 @@ fn one_waits() -> (Script, CommandId) {
 #[test]
 fn a_member_that_keeps_a_write_waiting_counts_as_lost() {
     let (mut script, late) = one_waits();
-    assert_eq!(script.timer(Timer::Slow), [ask(0, 0, &[0, 1])]);
+    let questions = script.timer(Timer::Slow);
+    assert_eq!(script.hear(questions), [ask(0, 0, &[0, 1])]);
     let store = StoreId(2);
     assert!(script.traced.contains(&TraceEvent::Slow { store }));
     let stamps = script.committed(0, 1, &[0, 1]);

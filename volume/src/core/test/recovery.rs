@@ -60,8 +60,9 @@ fn a_store_that_restarted_while_the_client_was_down_is_removed_before_anything_i
     let mut script = survived(2, &[(0, 1), (1, 1)]);
     script.told[1].incarnation = 2;
     assert_eq!(script.open(0), []);
-    let asked = script.open(1);
+    let question = script.open(1);
     assert_eq!(suspects(&script), [StoreId(1)]);
+    let asked = script.hear(question);
     let (request, seq, isr) = (RequestId(0), MembershipSeq(0), members(&[0]));
     assert_eq!(asked, [Effect::AskMetad { request, seq, isr }]);
     let stamp = script.committed(0, 1, &[0]);

@@ -79,7 +79,8 @@ fn a_write_waits_for_the_repair_of_its_blocks_and_then_stands() {
 fn a_member_that_does_not_take_the_repair_is_removed() {
     let (mut script, bad, good, after) = half_readable();
     let sent = script.answer(command_to(&after, good, is_read), copied());
-    let asked = script.fault(command_to(&sent, bad, is_write), Fault::Medium);
+    let question = script.fault(command_to(&sent, bad, is_write), Fault::Medium);
+    let asked = script.hear(question);
     let (request, seq, isr) = (RequestId(0), MembershipSeq(0), members(&[good]));
     let drop = Effect::DropCopy(CopyId(0));
     assert_eq!(asked, [drop, Effect::AskMetad { request, seq, isr }]);

@@ -276,6 +276,22 @@ impl Script {
         rest
     }
 
+    /// Answers the questions whether a member is there; everything else that happened.
+    pub(super) fn hear(&mut self, effects: Vec<Effect>) -> Vec<Effect> {
+        let mut rest = Vec::new();
+        for effect in effects {
+            if let Effect::Send { command, to, what } = &effect
+                && *what == Command::SliceState
+            {
+                let facts = self.told[to.index()].facts();
+                rest.extend(self.answer(*command, Answer::Facts(facts)));
+            } else {
+                rest.push(effect);
+            }
+        }
+        rest
+    }
+
     /// A host operation that everybody serves; how it ended.
     pub(super) fn run(&mut self, op: u64, what: HostWhat) -> Vec<Effect> {
         let effects = self.host(op, what);
@@ -286,7 +302,8 @@ impl Script {
     pub(super) fn lose(&mut self, store: usize, (request, seq): (u64, u64), isr: &[usize]) {
         self.step(Event::PathLost(at(store)));
         self.now += 300 * MS;
-        let asked = self.timer(Timer::Grace(at(store)));
+        let question = self.timer(Timer::Grace(at(store)));
+        let asked = self.hear(question);
         assert!(matches!(asked[..], [Effect::AskMetad { .. }]), "{asked:?}");
         let stamps = self.committed(request, seq, isr);
         self.serve(stamps);

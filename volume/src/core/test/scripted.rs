@@ -72,7 +72,8 @@ fn held_write() -> Script {
 fn a_degraded_write_is_acked_only_after_metad_and_the_stamp() {
     let mut script = held_write();
     script.now += 300 * MS;
-    let asked = script.step(Event::Timer(Timer::Grace(at(1))));
+    let question = script.timer(Timer::Grace(at(1)));
+    let asked = script.hear(question);
     let (request, seq, isr) = (RequestId(0), MembershipSeq(0), members(&[0]));
     assert_eq!(asked, [Effect::AskMetad { request, seq, isr }]);
     let verdict = Verdict::Committed {
@@ -91,7 +92,8 @@ fn a_target_inherits_many_marks_in_commands_that_a_store_takes() {
     let mut script = Script::sized(2, shards.into()).attach();
     script.step(Event::PathLost(at(1)));
     script.now += 300 * MS;
-    script.step(Event::Timer(Timer::Grace(at(1))));
+    let question = script.timer(Timer::Grace(at(1)));
+    script.hear(question);
     let (seq, isr) = (MembershipSeq(1), members(&[0]));
     let verdict = Verdict::Committed { seq, isr };
     let request = RequestId(0);
@@ -147,13 +149,14 @@ fn a_store_that_lost_acknowledged_writes_is_removed_at_once() {
     let open = script.step(Event::PathUp(at(1)));
     let open = command_to(&open, 1, any);
     let after = script.answer(open, Answer::Opened(Incarnation(2)));
-    script.answer(
+    let question = script.answer(
         command_to(&after, 1, any),
         Answer::Facts(SliceFacts {
             incarnation: Incarnation(2),
             ..SliceFacts::default()
         }),
     );
+    script.hear(question);
     let (_, isr) = script.machine.membership();
     assert_eq!(isr, members(&[0, 1]), "not before metad says so");
     assert_eq!(script.machine.ack_set(), members(&[0, 1]));
