@@ -4,6 +4,8 @@
 mod cores;
 mod edges;
 mod lexer;
+#[cfg(test)]
+mod mechanisms;
 mod tla;
 mod tree;
 mod unsafety;
