@@ -31,6 +31,7 @@
 (*   Join, DropRs                 resilver_joined, drop_resilver             *)
 (*   StartWrite, Land, AckWrite   on_host.rs, on_write.rs                    *)
 (*   Reopen, Exclude, Stable      on_path.rs, degrade.rs, stable.rs          *)
+(*   LandLate, CopyLate, JoinLate what a dead client had on its way           *)
 (*   dirty, wit, pf, unf, sus     Leg::dirty, witnessed, planned_for,        *)
 (*                                unflushed, suspect                         *)
 (***************************************************************************)
@@ -76,27 +77,31 @@ Region(b) == IF RegionOf = "one" THEN "r" ELSE b
 Regions   == {Region(b) : b \in Blocks}
 Of(rr)    == {b \in Blocks : Region(b) \in rr}
 
-NoClient == [up |-> FALSE, isr |-> {}, cur |-> [b \in Blocks |-> 0],
+NoClient == [up |-> FALSE, isr |-> {}, out |-> {}, cur |-> [b \in Blocks |-> 0],
              unf |-> [s \in Stores |-> {}], dirty |-> [s \in Stores |-> {}],
              wit |-> {}, pf |-> [s \in Stores |-> 0], inc |-> [s \in Stores |-> 0], sus |-> {}]
 
 V0(b) == IF b \in Written THEN 0 ELSE Absent
 
-Init ==
+InitWith(client, sessions) ==
   /\ d  = [s \in Stores |-> [v |-> [b \in Blocks |-> V0(b)], pd |-> [b \in Blocks |-> {V0(b)}],
                              mark |-> {}, inc |-> 1, blank |-> FALSE]]
-  /\ se = Stores
-  /\ cl = [NoClient EXCEPT !.up = TRUE, !.isr = Stores, !.wit = Stores,
-             !.cur = [b \in Blocks |-> V0(b)], !.inc = [s \in Stores |-> 1]]
+  /\ se = sessions
+  /\ cl = client
   /\ w  = [b \in Blocks |-> NoW]
   /\ cp = [b \in Blocks |-> -9]
   /\ rs = NoRs
   /\ g  = [nw |-> 0, z |-> {}, isr |-> Stores, crash |-> 0, brk |-> 0, loss |-> 0, att |-> 1,
            leg |-> [b \in Blocks |-> {V0(b)}], bad |-> "no"]
 
+Init == InitWith([NoClient EXCEPT !.up = TRUE, !.isr = Stores, !.wit = Stores,
+                    !.cur = [b \in Blocks |-> V0(b)], !.inc = [s \in Stores |-> 1]], Stores)
+
 -----------------------------------------------------------------------------
 Cont(x)  == IF x = Absent \/ x \in g.z THEN -1 ELSE x       \* what a read sees
 Target   == IF rs = NoRs THEN {} ELSE {rs.t}
+Joining  == IF rs.ph = "joining" THEN {rs.t} ELSE {}     \* metad may have taken it in already
+Counts   == cl.isr \cup Joining
 WS       == cl.isr \cup Target
 Usable   == se \ cl.sus
 Idle(b)  == w[b] = NoW /\ cp[b] = -9
@@ -139,14 +144,15 @@ FlushStore(s) ==
   /\ cl' = [cl EXCEPT !.unf[s] = {}]
   /\ UNCHANGED <<se, w, cp, rs, g>>
 
+\* A store that cannot be reached but has everything flushed does not hold it up.
 AckFlush ==
-  /\ cl.up /\ WS \subseteq Usable /\ \A s \in WS : cl.unf[s] = {}
+  /\ cl.up /\ WS \cap cl.sus = {} /\ \A s \in WS : cl.unf[s] = {}
   /\ \E b \in Blocks : g.leg[b] # {n \in g.leg[b] : n >= cl.cur[b]}
   /\ g' = [g EXCEPT !.leg = [b \in Blocks |-> {n \in g.leg[b] : n >= cl.cur[b]}]]
   /\ UNCHANGED <<d, se, cl, w, cp, rs>>
 
 Stable ==
-  /\ cl.up /\ rs = NoRs /\ (FSticky => cl.isr = Stores)
+  /\ cl.up /\ rs = NoRs /\ cl.out = {} /\ (FSticky => cl.isr = Stores)
   /\ cl.isr \subseteq Usable /\ \A s \in cl.isr : cl.unf[s] = {}
   /\ \A b \in Blocks : w[b] = NoW
   /\ \E s \in cl.isr : d[s].mark # {}
@@ -156,11 +162,13 @@ Stable ==
 -----------------------------------------------------------------------------
 (* Faults and sessions *)
 
-\* The session with s is over: its answers do not count for what is going on.
+\* The session with s is over: its answers do not count for what is going on.  A target is given up
+\* with it, unless metad was asked to take it in.
 WithoutW(s) == [b \in Blocks |-> IF w[b] = NoW THEN NoW ELSE [w[b] EXCEPT !.done = @ \ {s}]]
-Dropped(s)  == rs # NoRs /\ (rs.t = s \/ rs.ph = "marks")
+Dropped(s)  == rs # NoRs /\ (rs.t = s \/ rs.ph = "marks") /\ rs.ph # "joining"
+Ends(s)     == IF Dropped(s) THEN {s, rs.t} ELSE {s}
 EndSession(s) ==
-  /\ se' = IF Dropped(s) THEN se \ {s, rs.t} ELSE se \ {s}
+  /\ se' = se \ Ends(s)
   /\ IF Dropped(s)
      THEN /\ rs' = NoRs /\ cp' = [b \in Blocks |-> -9]
           /\ w' = [b \in Blocks |-> IF w[b] = NoW THEN NoW ELSE [w[b] EXCEPT !.done = @ \ {s, rs.t}]]
@@ -177,17 +185,24 @@ StoreCrash(s) ==
        /\ d' = [d EXCEPT ![s].v = f, ![s].pd = [b \in Blocks |-> {f[b]}], ![s].inc = @ + 1]
   /\ IF s \in se THEN EndSession(s) ELSE UNCHANGED <<se, cl, w, cp, rs>>
 
-\* With or without a last write having landed.
+\* What was on its way to a store of the session that ends: writes, and copies to a target.
+Unheard(s) == {<<t, b>> \in Ends(s) \X Blocks :
+                 \/ w[b] # NoW /\ t \in WS \ w[b].done
+                 \/ rs # NoRs /\ rs.t = t /\ cp[b] # -9}
+Arrives(t, b) == IF w[b] # NoW /\ t \in WS \ w[b].done THEN Store(t, b, w[b].n) ELSE Store(t, b, cp[b])
+
+\* With or without a last command having landed; at most one of each store, which is enough.
 ConnBreak(s) ==
   /\ s \in se /\ g.brk < MaxBreak
   /\ g' = [g EXCEPT !.brk = @ + 1]
-  /\ \/ UNCHANGED d
-     \/ \E b \in Blocks : w[b] # NoW /\ s \in WS \ w[b].done /\ d' = Store(s, b, w[b].n)
+  /\ \E f \in [Ends(s) -> Blocks \cup {0}] :
+       /\ \A t \in Ends(s) : f[t] # 0 => <<t, f[t]>> \in Unheard(s)
+       /\ d' = [t \in Stores |-> IF t \in Ends(s) /\ f[t] # 0 THEN Arrives(t, f[t])[t] ELSE d[t]]
   /\ EndSession(s)
 
 DiskLoss(s) ==
-  /\ g.loss < MaxLoss /\ ~d[s].blank
-  /\ \E q \in g.isr \ {s} : ~d[q].blank /\ (cl.up => q \in Usable /\ q \in cl.isr)
+  /\ g.loss < MaxLoss
+  /\ \E q \in g.isr \ {s} : ~d[q].blank /\ (cl.up => q \in cl.isr \ UNION cl.out)
   /\ g' = [g EXCEPT !.loss = @ + 1]
   /\ d' = [d EXCEPT ![s] = [v |-> [b \in Blocks |-> Absent], pd |-> [b \in Blocks |-> {Absent}],
                             mark |-> {}, inc |-> d[s].inc + 1, blank |-> TRUE]]
@@ -198,7 +213,7 @@ DiskLoss(s) ==
 Reopen(s) ==
   LET changed == cl.inc[s] # 0 /\ cl.inc[s] # d[s].inc
       lost == IF changed THEN cl.unf[s] ELSE {}
-      bad  == s \in cl.isr /\ (d[s].blank \/ (FInc /\ lost # {}))
+      bad  == s \in Counts /\ (d[s].blank \/ (FInc /\ lost # {}))
   IN /\ cl.up /\ s \notin se
      /\ se' = se \cup {s}
      /\ cl' = [cl EXCEPT !.inc[s] = d[s].inc, !.unf[s] = IF changed THEN {} ELSE @,
@@ -206,24 +221,62 @@ Reopen(s) ==
                          !.sus = IF bad THEN @ \cup {s} ELSE @]
      /\ UNCHANGED <<d, w, cp, rs, g>>
 
-Exclude(s) ==
-  /\ cl.up /\ s \in cl.isr /\ s \notin Usable
-  /\ (cl.isr \ {s}) \cap Usable # {}
-  /\ cl' = [cl EXCEPT !.isr = @ \ {s}, !.sus = @ \ {s},
-                      !.dirty[s] = @ \cup {b \in Blocks : w[b] # NoW /\ s \notin w[b].done}]
-  /\ g' = [g EXCEPT !.isr = cl.isr \ {s}]
-  /\ se' = se \ {s}
-  /\ w' = WithoutW(s)
+\* metad is asked to record the membership without these; what happens to the others before it has does
+\* not matter, because acknowledgements need everybody until then.  If it does, another removal is asked
+\* for, and either may be recorded.
+Propose(out) ==
+  /\ cl.up /\ Joining = {} /\ out \notin cl.out
+  /\ out # {} /\ out \subseteq cl.isr \ Usable /\ (cl.isr \ out) \cap Usable # {}
+  /\ cl' = [cl EXCEPT !.out = @ \cup {out}]
+  /\ UNCHANGED <<d, se, w, cp, rs, g>>
+
+Exclude(out) ==
+  /\ cl.up /\ out \in cl.out
+  /\ cl' = [cl EXCEPT !.isr = @ \ out, !.sus = @ \ out, !.out = {},
+                      !.dirty = [s \in Stores |-> IF s \notin out THEN @[s]
+                                  ELSE @[s] \cup {b \in Blocks : w[b] # NoW /\ s \notin w[b].done}]]
+  /\ g' = [g EXCEPT !.isr = cl.isr \ out]
+  /\ se' = se \ out
+  /\ w' = [b \in Blocks |-> IF w[b] = NoW THEN NoW ELSE [w[b] EXCEPT !.done = @ \ out]]
   /\ UNCHANGED <<d, cp, rs>>
 
 \* Also what is left when every member has lost acknowledged writes: the device fails.
 ClientGone ==
   /\ cl.up
   /\ g.att < MaxAttach \/ cl.isr \subseteq cl.sus
-  /\ cl' = NoClient /\ se' = {} /\ rs' = NoRs
-  /\ w' = [b \in Blocks |-> NoW] /\ cp' = [b \in Blocks |-> -9]
-  \* writes in flight that have landed somewhere may be found, or not
-  /\ UNCHANGED <<d, g>>
+  /\ cl' = NoClient /\ se' = {}
+  \* what it had in flight may still land, until the next attach has fenced it
+  /\ UNCHANGED <<d, g, w, cp, rs>>
+
+LandLate(s, b) ==
+  /\ ~cl.up /\ w[b] # NoW /\ s \in (g.isr \cup Target) \ w[b].done
+  /\ d' = Store(s, b, w[b].n)
+  /\ w' = [w EXCEPT ![b].done = @ \cup {s}]
+  /\ UNCHANGED <<se, cl, cp, rs, g>>
+
+CopyLate(b) ==
+  /\ ~cl.up /\ rs # NoRs /\ cp[b] # -9
+  /\ d' = Store(rs.t, b, cp[b])
+  /\ cp' = [cp EXCEPT ![b] = -9]
+  /\ UNCHANGED <<se, cl, w, rs, g>>
+
+\* metad hears the dead client's request.
+JoinLate ==
+  /\ ~cl.up /\ rs.ph = "joining"
+  /\ g' = [g EXCEPT !.isr = @ \cup {rs.t}]
+  /\ rs' = NoRs
+  /\ UNCHANGED <<d, se, cl, w, cp>>
+
+\* A client that died while it made a marked block equal; it had fenced its predecessor before.
+HalfAttach(src, s, b) ==
+  /\ ~cl.up /\ g.att < MaxAttach /\ {src, s} \subseteq g.isr
+  /\ ~d[src].blank /\ ~d[s].blank /\ Region(b) \in d[src].mark \cup d[s].mark
+  /\ Cont(d[src].v[b]) # Cont(d[s].v[b])
+  /\ d' = [d EXCEPT ![s].v[b] = d[src].v[b], ![s].pd[b] = {d[src].v[b]}, ![src].pd[b] = {d[src].v[b]},
+                    ![s].mark = @ \cup {Region(b)}]
+  /\ g' = [g EXCEPT !.att = @ + 1]
+  /\ w' = [c \in Blocks |-> NoW] /\ cp' = [c \in Blocks |-> -9] /\ rs' = NoRs
+  /\ UNCHANGED <<se, cl>>
 
 \* Members that do not answer are removed; marked regions are made equal from one source, durably.
 Attach(m, src) ==
@@ -245,12 +298,12 @@ Attach(m, src) ==
      /\ se' = m
      /\ g' = [g EXCEPT !.isr = m, !.att = @ + 1, !.bad = IF legal THEN @ ELSE "illegal value at attach",
                        !.leg = [b \in Blocks |-> {x(b)}]]
-     /\ UNCHANGED <<w, cp, rs>>
+     /\ w' = [b \in Blocks |-> NoW] /\ cp' = [b \in Blocks |-> -9] /\ rs' = NoRs
 
 -----------------------------------------------------------------------------
 (* The resilver *)
 
-Healthy == cl.up /\ cl.isr \subseteq Usable
+Healthy == cl.up /\ cl.isr \subseteq Usable /\ cl.out = {}
 
 StartRs(t) ==
   /\ Healthy /\ rs = NoRs /\ t \in se \ cl.isr
@@ -327,14 +380,15 @@ Inherit ==
   /\ d' = IF FInherit THEN [d EXCEPT ![rs.t].mark = @ \cup rs.inh] ELSE d
   /\ UNCHANGED <<se, cl, w, cp, g>>
 
+\* While a member is being removed metad is not asked; the target is flushed again afterwards.
 Complete ==
   /\ cl.up /\ rs.ph = "completing" /\ rs.t \in Usable
   /\ d' = [d EXCEPT ![rs.t].blank = FALSE]
-  /\ rs' = [rs EXCEPT !.ph = "joining"]
+  /\ rs' = [rs EXCEPT !.ph = IF cl.out = {} THEN "joining" ELSE "copying"]
   /\ UNCHANGED <<se, cl, w, cp, g>>
 
 Join ==
-  /\ cl.up /\ rs.ph = "joining" /\ rs.t \in Usable
+  /\ cl.up /\ rs.ph = "joining"
   /\ cl' = [cl EXCEPT !.isr = @ \cup {rs.t}, !.pf[rs.t] = 0]
   /\ g' = [g EXCEPT !.isr = cl.isr \cup {rs.t}]
   /\ rs' = NoRs
@@ -343,13 +397,14 @@ Join ==
 -----------------------------------------------------------------------------
 Work ==
   \/ \E b \in Blocks : AckWrite(b) \/ CopyLand(b) \/ \E s \in Stores : Land(s, b) \/ CopyRead(b, s)
-  \/ \E s \in Stores : FlushStore(s) \/ Reopen(s) \/ Exclude(s) \/ StartRs(s) \/ AskMarks(s)
+  \/ \E s \in Stores : FlushStore(s) \/ Reopen(s) \/ StartRs(s) \/ AskMarks(s)
                        \/ AskPresenceOf(s) \/ AskPresence(s)
-  \/ AckFlush \/ Plan \/ PlanBlank \/ FlushT \/ Inherit \/ Complete \/ Join
+  \/ (\E out \in SUBSET Stores : Propose(out) \/ Exclude(out)) \/ AckFlush \/ Plan \/ PlanBlank \/ FlushT \/ Inherit \/ Complete \/ Join
   \/ (cl.up /\ cl.isr \subseteq cl.sus /\ ClientGone)
   \/ \E m \in SUBSET Stores, src \in Stores : Attach(m, src)
 Host   == Stable \/ \E b \in Blocks, z \in BOOLEAN : (z => Discards) /\ StartWrite(b, z)
-Faults == ClientGone \/ \E s \in Stores : StoreCrash(s) \/ ConnBreak(s) \/ DiskLoss(s)
+After  == JoinLate \/ \E b \in Blocks : CopyLate(b) \/ \E s \in Stores : LandLate(s, b) \/ \E src \in Stores : HalfAttach(src, s, b)
+Faults == ClientGone \/ After \/ \E s \in Stores : StoreCrash(s) \/ ConnBreak(s) \/ DiskLoss(s)
 
 Next == Work \/ Host \/ Faults
 Spec == Init /\ [][Next]_vars
@@ -357,8 +412,9 @@ Spec == Init /\ [][Next]_vars
 Fair ==
   /\ \A b \in Blocks : WF_vars(AckWrite(b)) /\ WF_vars(CopyLand(b))
        /\ \A s \in Stores : WF_vars(Land(s, b)) /\ WF_vars(CopyRead(b, s))
-  /\ \A s \in Stores : WF_vars(Reopen(s)) /\ WF_vars(Exclude(s)) /\ WF_vars(StartRs(s))
+  /\ \A s \in Stores : WF_vars(Reopen(s)) /\ WF_vars(StartRs(s))
        /\ WF_vars(AskMarks(s)) /\ WF_vars(AskPresenceOf(s)) /\ WF_vars(AskPresence(s))
+  /\ WF_vars(\E out \in SUBSET Stores : Propose(out)) /\ WF_vars(\E out \in SUBSET Stores : Exclude(out))
   /\ WF_vars(Plan) /\ WF_vars(PlanBlank) /\ WF_vars(FlushT) /\ WF_vars(Inherit) /\ WF_vars(Complete)
   /\ WF_vars(Join) /\ WF_vars(\E m \in SUBSET Stores, src \in Stores : Attach(m, src))
   /\ WF_vars(cl.up /\ cl.isr \subseteq cl.sus /\ ClientGone)

@@ -35,7 +35,7 @@ pub(crate) struct TlaArgs {
     /// The larger configurations instead of the small ones.
     #[arg(long)]
     long: bool,
-    /// Only configurations whose name contains this.
+    /// Only configurations whose module or name contains this.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Configurations at a time; each takes one core.
@@ -53,7 +53,11 @@ pub(crate) fn run(root: &Path, args: &TlaArgs) -> Result<bool> {
     let mut checks = checks::parse(&text)?;
     checks.retain(|c| c.set == set);
     if let Some(only) = &args.only {
-        checks.retain(|c| c.name.contains(only.as_str()));
+        checks.retain(|c| {
+            [&c.module, &c.name]
+                .iter()
+                .any(|n| n.contains(only.as_str()))
+        });
     }
     ensure!(
         !checks.is_empty(),

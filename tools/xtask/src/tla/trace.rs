@@ -1,6 +1,7 @@
 //! `cargo xtask trace`: runs of the real machines are behaviours of the models, and runs that were
 //! tampered with are not.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -17,6 +18,8 @@ const LIMIT_S: u64 = 600;
 struct Source {
     /// `tla/MODULE.tla` follows them.
     module: &'static str,
+    /// Which runs, if a module has several sources.
+    runs: &'static str,
     /// Arguments of cargo; the program prints one record a line and an empty line after each run.
     cargo: &'static [&'static str],
     /// Ways to break a run.
@@ -28,94 +31,187 @@ struct Source {
 enum Tamper {
     /// An event of this kind never happened.
     Drop(&'static str),
+    /// The last event of the first kind before one of the second kind about the same store, if both
+    /// name one, never happened.
+    DropNeeded(&'static str, &'static str),
     /// An event of the first kind happened before the one of the second kind about the same tag or store.
     Early(&'static str, &'static str),
     /// An event of this kind said something else.
     Alter(&'static str, &'static str, &'static str),
 }
 
-const SOURCES: &[Source] = &[Source {
-    module: "TraceUblkDrv",
-    cargo: &[
-        "run",
+const SOURCES: &[Source] = &[
+    Source {
+        module: "TraceUblkDrv",
+        runs: "devices",
+        cargo: &[
+            "run",
+            "-q",
+            "-p",
+            "ublk",
+            "--example",
+            "tag_trace",
+            "--",
+            "1",
+            "24",
+        ],
+        tampers: &[
+            Tamper::Drop("does"),
+            Tamper::Drop("attach"),
+            Tamper::Drop("offer"),
+            Tamper::Drop("kill"),
+            Tamper::Early("answered", "does"),
+            Tamper::Early("see", "offer"),
+            Tamper::Early("take", "see"),
+            Tamper::Alter("answered", "Committing", "Serving"),
+            Tamper::Alter("see", "Wanting", "Serving"),
+            Tamper::Alter("life", "ph |-> \"Live\"", "ph |-> \"Closing\""),
+        ],
+    },
+    Source {
+        module: "TraceResilver",
+        runs: "two-stores",
+        cargo: &volume_test("runs_with_two_stores_are_recorded"),
+        tampers: RESILVER_TAMPERS,
+    },
+    Source {
+        module: "TraceResilver",
+        runs: "three-stores",
+        cargo: &volume_test("runs_with_three_stores_are_recorded"),
+        tampers: RESILVER_TAMPERS,
+    },
+];
+
+const fn volume_test(name: &str) -> [&str; 8] {
+    [
+        "test",
         "-q",
         "-p",
-        "ublk",
-        "--example",
-        "tag_trace",
+        "volume",
+        "--lib",
+        name,
         "--",
-        "1",
-        "24",
-    ],
-    tampers: &[
-        Tamper::Drop("does"),
-        Tamper::Drop("attach"),
-        Tamper::Drop("offer"),
-        Tamper::Drop("kill"),
-        Tamper::Early("answered", "does"),
-        Tamper::Early("see", "offer"),
-        Tamper::Early("take", "see"),
-        Tamper::Alter("answered", "Committing", "Serving"),
-        Tamper::Alter("see", "Wanting", "Serving"),
-        Tamper::Alter("life", "ph |-> \"Live\"", "ph |-> \"Closing\""),
-    ],
-}];
+        "--nocapture",
+    ]
+}
+
+const RESILVER_TAMPERS: &[Tamper] = &[
+    Tamper::Drop("write"),
+    Tamper::Drop("ack"),
+    Tamper::Drop("attach"),
+    Tamper::DropNeeded("propose", "exclude"),
+    Tamper::Drop("exclude"),
+    Tamper::DropNeeded("open", "resilver"),
+    Tamper::DropNeeded("land", "ack"),
+    Tamper::DropNeeded("flush", "complete"),
+    Tamper::DropNeeded("copied", "complete"),
+    Tamper::DropNeeded("marks", "planned"),
+    Tamper::DropNeeded("complete", "join"),
+    Tamper::Drop("resilver"),
+    Tamper::DropNeeded("planned", "join"),
+    Tamper::Drop("gone"),
+    Tamper::Early("ack", "write"),
+    Tamper::Early("exclude", "propose"),
+    Tamper::Early("planned", "resilver"),
+    Tamper::Early("join", "resilver"),
+    Tamper::Alter("write", "v |-> ", "v |-> 9"),
+    Tamper::Alter("ack", "v |-> ", "v |-> 9"),
+    Tamper::Alter("read", "v |-> ", "v |-> 9"),
+    Tamper::Alter("attach", "v |-> ", "v |-> 9"),
+    Tamper::Alter("crash", "v |-> 2", "v |-> 999"),
+    Tamper::Alter("open", "FALSE", "TRUE"),
+    Tamper::Alter("open", "TRUE", "FALSE"),
+    Tamper::Alter("copied", "s1", "s0"),
+    Tamper::Alter("join", "s0", "s1"),
+];
 
 /// Follows all traces; true if every true one was accepted and every broken one refused.
 pub(crate) fn run(root: &Path) -> Result<bool> {
     let checker = Checker::find(root, HEAP_MB, Duration::from_secs(LIMIT_S))?;
-    let (mut passed, mut failed) = (0, 0);
+    let mut tally = Tally::default();
     for source in SOURCES {
         let traces = record(root, source)?;
-        let events: usize = traces.iter().map(Vec::len).sum();
-        let (followed, seconds) = follow(root, &checker, source.module, "true", &traces)?;
-        for (index, trace) in traces.iter().enumerate() {
-            if followed[index] == trace.len() {
-                passed += 1;
-            } else {
-                failed += 1;
-                let at = followed[index];
-                println!(
-                    "FAILED {}: run {} is not explained from event {}:",
-                    source.module,
-                    index + 1,
-                    at + 1
-                );
-                trace[at.saturating_sub(5)..(at + 1).min(trace.len())]
-                    .iter()
-                    .for_each(|line| println!("    {line}"));
-            }
-        }
-        println!(
-            "{}: {} runs, {events} events, {seconds:.1} s",
-            source.module,
-            traces.len()
-        );
-        let broken: Vec<_> = source
-            .tampers
-            .iter()
-            .map(|t| (t, tamper(*t, &traces)))
-            .collect();
-        let untrue: Vec<_> = broken.iter().filter_map(|(_, b)| b.clone()).collect();
-        let (followed, _) = follow(root, &checker, source.module, "broken", &untrue)?;
-        let mut followed = followed.into_iter().zip(&untrue);
-        for (how, trace) in &broken {
-            let refused = trace.is_some() && followed.next().is_some_and(|(f, t)| f < t.len());
-            match (trace, refused) {
-                (Some(_), true) => passed += 1,
-                (Some(_), false) => println!("FAILED {}: accepted after {how:?}", source.module),
-                (None, _) => println!("FAILED {}: no run to try {how:?} on", source.module),
-            }
-            failed += usize::from(!refused);
-        }
-        println!(
-            "{}: {} runs that were tampered with",
-            source.module,
-            untrue.len()
-        );
+        accept(root, &checker, source, &traces, &mut tally)?;
+        refuse(root, &checker, source, &traces, &mut tally)?;
     }
-    println!("{passed} passed, {failed} failed");
-    Ok(failed == 0)
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    Ok(tally.failed == 0)
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+}
+
+/// Lines shown of a run that is not explained, up to the event that is not.
+const SHOWN: usize = 10;
+
+fn accept(
+    root: &Path,
+    checker: &Checker,
+    source: &Source,
+    traces: &[Vec<String>],
+    tally: &mut Tally,
+) -> Result<()> {
+    let (name, runs) = (source.module, source.runs);
+    let (followed, seconds) = follow(root, checker, source, "true", traces)?;
+    for (index, (trace, at)) in traces.iter().zip(followed).enumerate() {
+        if at == trace.len() {
+            tally.passed += 1;
+            continue;
+        }
+        tally.failed += 1;
+        let (run, event) = (index + 1, at + 1);
+        println!("FAILED {name}, {runs}: run {run} is not explained from event {event}:");
+        trace[event.saturating_sub(SHOWN)..event]
+            .iter()
+            .for_each(|line| println!("    {line}"));
+    }
+    let events: usize = traces.iter().map(Vec::len).sum();
+    println!(
+        "{name}, {runs}: {} runs, {events} events, {seconds:.1} s",
+        traces.len()
+    );
+    Ok(())
+}
+
+fn refuse(
+    root: &Path,
+    checker: &Checker,
+    source: &Source,
+    traces: &[Vec<String>],
+    tally: &mut Tally,
+) -> Result<()> {
+    let (name, runs) = (source.module, source.runs);
+    let mut untrue = Vec::new();
+    let mut how = Vec::new();
+    for tampering in source.tampers {
+        match tamper(*tampering, traces) {
+            Some(trace) => {
+                untrue.push(trace);
+                how.push(tampering);
+            }
+            None => {
+                tally.failed += 1;
+                println!("FAILED {name}, {runs}: no run to try {tampering:?} on");
+            }
+        }
+    }
+    let (followed, seconds) = follow(root, checker, source, "broken", &untrue)?;
+    for ((trace, how), followed) in untrue.iter().zip(how).zip(followed) {
+        if followed < trace.len() {
+            tally.passed += 1;
+        } else {
+            tally.failed += 1;
+            println!("FAILED {name}, {runs}: accepted after {how:?}");
+        }
+    }
+    println!(
+        "{name}, {runs}: {} runs that were tampered with, {seconds:.1} s",
+        untrue.len()
+    );
+    Ok(())
 }
 
 fn record(root: &Path, source: &Source) -> Result<Vec<Vec<String>>> {
@@ -145,11 +241,12 @@ fn record(root: &Path, source: &Source) -> Result<Vec<Vec<String>>> {
 fn follow(
     root: &Path,
     checker: &Checker,
-    module: &str,
-    name: &str,
+    source: &Source,
+    kind: &str,
     traces: &[Vec<String>],
 ) -> Result<(Vec<usize>, f64)> {
-    let dir = fresh_dir(root, &format!("{module}-{name}"))?;
+    let module = source.module;
+    let dir = fresh_dir(root, &format!("{module}-{}-{kind}", source.runs))?;
     std::fs::write(dir.join("TraceData.tla"), data(traces))?;
     let config = root.join("tla").join(format!("{module}.cfg"));
     std::fs::copy(&config, dir.join(format!("{module}.cfg")))
@@ -203,10 +300,17 @@ fn progress(done: &Done, traces: usize) -> Vec<usize> {
 
 /// The generated module.
 fn data(traces: &[Vec<String>]) -> String {
-    let mut text =
+    let stores: BTreeSet<&str> = traces
+        .iter()
+        .flatten()
+        .flat_map(|line| stores_of(line))
+        .collect();
+    let stores: Vec<_> = stores.into_iter().collect();
+    let mut text = format!(
         "------------------------------ MODULE TraceData ------------------------------\n\
-                    Traces == <<\n"
-            .to_owned();
+         TraceStores == {{{}}}\n\nTraces == <<\n",
+        stores.join(", ")
+    );
     let sequences: Vec<_> = traces
         .iter()
         .map(|t| format!("<<{}>>", t.join(",\n")))
@@ -216,6 +320,15 @@ fn data(traces: &[Vec<String>]) -> String {
         "\n>>\n=============================================================================\n",
     );
     text
+}
+
+/// The names of stores in a record, with their quotes.
+fn stores_of(line: &str) -> impl Iterator<Item = &str> {
+    let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '"');
+    words.filter(|w| {
+        let number = w.strip_prefix("\"s").and_then(|w| w.strip_suffix('"'));
+        number.is_some_and(|n| n.parse::<u16>().is_ok())
+    })
 }
 
 fn kind(line: &str) -> &str {
@@ -228,29 +341,40 @@ fn subject(line: &str) -> Option<&str> {
     field("t |-> ").or_else(|| field("s |-> "))
 }
 
-/// Breaks the first run that can be broken this way, in its middle rather than at its start.
+/// Breaks the first run that can be broken this way.
 fn tamper(how: Tamper, traces: &[Vec<String>]) -> Option<Vec<String>> {
     traces.iter().find_map(|trace| {
         let mut trace = trace.clone();
-        let wanted = |line: &String| match how {
-            Tamper::Drop(a) | Tamper::Early(a, _) => kind(line) == a,
-            Tamper::Alter(a, from, _) => kind(line) == a && line.contains(from),
-        };
-        let at = trace.iter().position(wanted)?;
         match how {
-            // Something must follow that needs it.
-            Tamper::Drop(_) => {
+            Tamper::Drop(what) => {
+                let at = trace.iter().position(|l| kind(l) == what)?;
                 trace.remove(at);
+                // Something must follow that needs it.
                 (at + 20 < trace.len()).then_some(())?;
             }
-            Tamper::Early(_, before) => {
-                let about = subject(&trace[at]).map(str::to_owned);
-                let same = |l: &String| kind(l) == before && subject(l) == about.as_deref();
+            Tamper::DropNeeded(what, by) => {
+                let at = trace.iter().enumerate().find_map(|(n, line)| {
+                    let about = subject(line);
+                    let needed =
+                        |l: &String| kind(l) == what && (about.is_none() || subject(l) == about);
+                    let before = trace[..n].iter().rposition(needed);
+                    before.filter(|_| kind(line) == by)
+                })?;
+                trace.remove(at);
+            }
+            Tamper::Early(what, before) => {
+                let at = trace.iter().position(|l| kind(l) == what)?;
+                let about = subject(&trace[at]);
+                let same = |l: &String| kind(l) == before && subject(l) == about;
                 let earlier = trace[..at].iter().rposition(same)?;
                 let line = trace.remove(at);
                 trace.insert(earlier, line);
             }
-            Tamper::Alter(_, from, to) => trace[at] = trace[at].replace(from, to),
+            Tamper::Alter(what, from, to) => {
+                let altered = |l: &String| kind(l) == what && l.contains(from);
+                let at = trace.iter().position(altered)?;
+                trace[at] = trace[at].replace(from, to);
+            }
         }
         Some(trace)
     })
@@ -272,6 +396,7 @@ mod test {
         };
         assert_eq!(order(Tamper::Early("c", "b")).as_deref(), Some("acb"));
         assert_eq!(order(Tamper::Drop("z")), None);
+        assert_eq!(order(Tamper::DropNeeded("a", "c")).as_deref(), Some("bc"));
         let altered = tamper(Tamper::Alter("b", "v |-> 1", "v |-> 2"), &runs()).unwrap();
         assert_eq!(altered[1], "[a |-> \"b\", v |-> 2]");
     }

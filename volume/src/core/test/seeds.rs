@@ -106,6 +106,55 @@ fn seeds_that_once_found_something_stay_clean() {
     }
 }
 
+/// Prints one-block runs for `cargo xtask trace`, which replays them in `tla/TraceResilver.tla`.
+fn record_runs(seeds: std::ops::Range<u64>, stores: u16) {
+    let (mut runs, mut text) = (0, String::new());
+    for seed in seeds.clone() {
+        let mut world = World::new(Plan {
+            seed,
+            stores,
+            replicas: u8::try_from(stores).unwrap(),
+            host_ops: 24,
+            fault_ms: [12, 40][usize::try_from(seed / 2 % 2).unwrap()],
+            client_crashes: seed / 4 % 2 == 1,
+            medium_errors: false,
+            disk_swaps: seed / 8 % 2 == 1,
+            min_in_sync: 1,
+            restarts: false,
+            restores: false,
+        });
+        world.record();
+        world.run().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let Some(lines) = world.recorded() else {
+            continue;
+        };
+        runs += 1;
+        lines.iter().for_each(|line| text += &format!("{line}\n"));
+        text += "\n";
+    }
+    print!("\n{text}");
+    assert!(
+        runs * 3 >= seeds.count() * 2,
+        "only {runs} runs without an error of the host"
+    );
+    let events = [
+        "propose", "exclude", "resilver", "planned", "drop", "join", "gone", "crash", "loss",
+    ];
+    for event in events {
+        assert!(text.contains(&format!("\"{event}\"")), "no {event}");
+    }
+}
+
+#[test]
+fn runs_with_two_stores_are_recorded() {
+    record_runs(0..72, 2);
+}
+
+#[test]
+fn runs_with_three_stores_are_recorded() {
+    record_runs(0..20, 3);
+}
+
 #[test]
 fn without_faults_nothing_is_degraded_and_metad_is_not_asked() {
     let calm = Plan {

@@ -24,6 +24,7 @@ macro_rules! note {
 
 mod faults;
 mod metad;
+mod record;
 
 use metad::Metad;
 
@@ -169,6 +170,7 @@ pub(super) struct World {
     pub(super) seen: Seen,
     pub(super) telling: bool,
     pub(super) log: Vec<String>,
+    recorder: record::Recorder,
 }
 
 const SHARD_BLOCKS: u32 = 1024;
@@ -221,6 +223,7 @@ impl World {
             seen: Seen::default(),
             telling: false,
             log: Vec::new(),
+            recorder: record::Recorder::default(),
         };
         world.at(0, Happening::Attach);
         world.at(1, Happening::HostTurn);
@@ -347,6 +350,7 @@ impl World {
         }
         self.metad.epoch += 1;
         self.clients += 1;
+        self.record_start();
         self.seen.attaches += 1;
         let grant = Grant {
             map: self.map.clone(),
@@ -506,6 +510,7 @@ impl World {
 
     fn trace(&mut self, event: TraceEvent) {
         note!(self, "trace {event:?}");
+        self.record_trace(event);
         match event {
             TraceEvent::Propose { .. } => self.seen.degrades += 1,
             TraceEvent::Suspect { .. } => self.seen.suspects += 1,
@@ -535,6 +540,7 @@ impl World {
 
     /// kill -9 of clientd, or the end of a failed device: what is in the network stays there.
     fn client_dies(&mut self) -> Result<(), String> {
+        self.record_gone();
         self.client = None;
         self.surviving = None;
         self.oracle.crash();
@@ -612,6 +618,13 @@ impl World {
             Vec::new()
         };
         note!(self, "  to {at}: {id:?} {what:?} {data:?}");
+        if let Command::Write {
+            from: Payload::Host { .. },
+            ..
+        } = &what
+        {
+            self.record_sent(data[0]);
+        }
         let client = self.client.as_mut().expect("it sends");
         assert!(
             client
@@ -706,6 +719,7 @@ impl World {
             }
             answer
         });
+        self.record_answer(id, &result);
         self.step(Event::Done {
             command: id,
             result,
@@ -782,10 +796,11 @@ impl World {
 
     fn host_turn(&mut self) -> Result<(), String> {
         let pause = 50_000 + self.rng.below(4_000_000);
+        let one = self.is_recording();
         let ready = self
             .client
             .as_ref()
-            .is_some_and(|c| c.attached && c.calls.len() < 8);
+            .is_some_and(|c| c.attached && c.calls.len() < if one { 1 } else { 8 });
         if self.ops_left == 0 {
             self.calm = true;
             return Ok(());
@@ -802,9 +817,16 @@ impl World {
         let hot = HOT[usize::try_from(self.rng.below(HOT.len() as u64)).unwrap()];
         let start = hot + self.rng.below(6);
         let count = 1 + u32::try_from(self.rng.below(6)).unwrap();
-        let range = BlockRange::new(Lba(start), Blocks(count)).unwrap();
-        let fua = self.rng.one_in(4);
-        let what = match self.rng.below(20) {
+        let (mut range, mut fua) = (
+            BlockRange::new(Lba(start), Blocks(count)).unwrap(),
+            self.rng.one_in(4),
+        );
+        let mut draw = self.rng.below(20);
+        if self.is_recording() {
+            range = BlockRange::new(Lba(0), Blocks(1)).unwrap();
+            (draw, fua) = (draw.min(17), false);
+        }
+        let what = match draw {
             0..=7 => HostWhat::Write { range, fua },
             8..=14 => HostWhat::Read(range),
             15..=17 => HostWhat::Flush,
@@ -817,7 +839,7 @@ impl World {
         let issued = self.oracle.stamp();
         let data: Vec<u64> = match what {
             HostWhat::Write { .. } => blocks(range).map(|_| self.mint()).collect(),
-            HostWhat::Read(_) => vec![u64::MAX; count as usize],
+            HostWhat::Read(_) => vec![u64::MAX; range.blocks().0 as usize],
             HostWhat::Zero { .. } | HostWhat::Flush => vec![0; count as usize],
         };
         if matches!(what, HostWhat::Write { .. } | HostWhat::Zero { .. }) {
@@ -846,6 +868,7 @@ impl World {
         let client = self.client.as_mut().expect("it completes");
         let call = client.calls.remove(&op).expect("completed once");
         note!(self, "done {op:?} {result:?}");
+        self.record_done(call.what, call.data.first().copied(), result.is_ok());
         let now = self.oracle.stamp();
         if result.is_err() {
             self.seen.host_faults += 1;

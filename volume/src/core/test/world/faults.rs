@@ -72,6 +72,7 @@ impl World {
             store.clean_stop();
         } else {
             store.crash(&mut self.rng);
+            self.record_crash(at);
         }
         note!(self, "fault: store {at} stops, clean {clean}");
         self.schedule_start(at)
@@ -113,6 +114,7 @@ impl World {
         }
         note!(self, "fault: the disk of store {at} is swapped");
         self.stores[at.index()].swap_disk();
+        self.record_loss(at);
         self.schedule_start(at)
     }
 }
