@@ -96,7 +96,7 @@ impl Clientd {
     /// stores count that have not restarted since.
     fn attach(&mut self, io: &mut dyn Driver, mut grant: AttachGrant, held_since: Epoch) {
         let volume = grant.volume;
-        let begun = left_behind::find(volume).and_then(|left_behind| {
+        let begun = left_behind::find(self.disks.mark_of(volume)).and_then(|left_behind| {
             let recall = |_| self.survival.recall(volume, held_since);
             grant.survived = left_behind.map(recall);
             let attached = self.volumes.attach(io, &grant);

@@ -2,6 +2,7 @@
 
 use crate::bridge::{MembershipRequest, News, NewsReceiver, Order};
 use crate::config::ClientdConfig;
+use crate::disks::mark_of;
 use crate::left_behind;
 use crate::refusal::Refusal;
 use anyhow::{Context, Result};
@@ -248,11 +249,12 @@ impl Control {
     /// tells metad that the volume is no longer here.
     fn clear_away(&self, volume: VolumeId, epoch: Epoch) {
         let (client, outcomes) = (self.client.clone(), self.outcomes.clone());
+        let mark = mark_of(self.identity.uuid, volume);
         tokio::task::spawn_local(async move {
             let mut refusal = Refusal::default();
             loop {
                 // The driver may take its time over a device with requests.
-                let removed = tokio::task::spawn_blocking(move || left_behind::remove(volume));
+                let removed = tokio::task::spawn_blocking(move || left_behind::remove(mark));
                 match removed.await {
                     Ok(Ok(())) => break,
                     Ok(Err(why)) => {

@@ -5,15 +5,17 @@ use reactor::{Completion, Driver};
 use shardmap::units::{BLOCK_BYTES, BlockRange, Blocks, Lba, VolumeId};
 use std::collections::BTreeMap;
 use ublk::{Device, DeviceConfig, DeviceSpec, Fault, RequestOp, TagIndex, UblkEvent};
+use uuid::Uuid;
 use volume::{HostBuffer, HostFault, HostOp, HostRequest, Volumes};
 
-/// The number that the kernel keeps with a device of ours: which volume it is.
-pub(crate) fn mark_of(volume: VolumeId) -> u64 {
-    let (head, _) = volume
-        .0
-        .split_first_chunk::<8>()
-        .expect("a UUID has 16 bytes");
-    u64::from_le_bytes(*head)
+/// The number that the kernel keeps with a device of ours: whose and which volume it is. Another
+/// clientd on this machine leaves it alone.
+pub(crate) fn mark_of(host: Uuid, volume: VolumeId) -> u64 {
+    let half = |bytes: &[u8; 16]| {
+        let (head, _) = bytes.split_first_chunk::<8>().expect("a UUID has 16 bytes");
+        u64::from_le_bytes(*head)
+    };
+    half(host.as_bytes()) ^ half(&volume.0)
 }
 
 // What the kernel may hand us as one request, a volume takes as one operation.
@@ -32,6 +34,7 @@ struct Disk {
 #[derive(Debug)]
 pub(crate) struct Disks {
     room: u8,
+    host: Uuid,
     knobs: UblkKnobs,
     /// By token index; indices are not used again within a life.
     disks: BTreeMap<u32, Disk>,
@@ -53,15 +56,21 @@ pub(crate) enum DiskNews {
 }
 
 impl Disks {
-    /// No devices yet.
-    pub(crate) fn new(room: u8, knobs: UblkKnobs) -> Self {
+    /// No devices yet. `host` is this clientd's identity.
+    pub(crate) fn new(room: u8, host: Uuid, knobs: UblkKnobs) -> Self {
         Self {
             room,
+            host,
             knobs,
             disks: BTreeMap::new(),
             next_index: 0,
             scratch: Vec::new(),
         }
+    }
+
+    /// What the device of a volume is marked with.
+    pub(crate) fn mark_of(&self, volume: VolumeId) -> u64 {
+        mark_of(self.host, volume)
     }
 
     /// Makes the device of a volume, or takes over the one that an earlier clientd left.
@@ -74,7 +83,7 @@ impl Disks {
     ) -> Result<(), String> {
         let (room, index) = (self.room, self.next_index);
         self.next_index += 1;
-        let mark = mark_of(volume);
+        let mark = self.mark_of(volume);
         let opened = match left_behind {
             Some(device) => Device::recover(io, room, index, device, mark),
             None => {
@@ -314,6 +323,14 @@ mod test {
     fn device_and_tag_survive_the_request_id() {
         let id = join(7, TagIndex(127));
         assert_eq!(split(id), (7, TagIndex(127)));
+    }
+
+    #[test]
+    fn two_hosts_mark_a_volume_differently_and_one_host_two_volumes() {
+        let (host, other) = (Uuid::from_u128(1 << 100), Uuid::from_u128(2 << 100));
+        let (one, two) = (VolumeId([1; 16]), VolumeId([2; 16]));
+        assert_ne!(mark_of(host, one), mark_of(other, one));
+        assert_ne!(mark_of(host, one), mark_of(host, two));
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! Devices that an earlier clientd left in the kernel.
 
-use crate::disks::mark_of;
-use shardmap::units::VolumeId;
 use ublk::{Control, ControlError, DeviceInfo, DeviceState};
 
 /// What is asked of the driver.
@@ -25,27 +23,27 @@ impl Driver for Control {
     }
 }
 
-/// The device of this volume, if there is one. One that never lived is removed.
-pub(crate) fn find(volume: VolumeId) -> Result<Option<u32>, String> {
-    let found = Control::open().and_then(|mut control| find_by(&mut control, volume));
+/// The device with this mark, if there is one. One that never lived is removed.
+pub(crate) fn find(mark: u64) -> Result<Option<u32>, String> {
+    let found = Control::open().and_then(|mut control| find_by(&mut control, mark));
     found.map_err(|error| error.to_string())
 }
 
-/// Removes the devices of this volume; whoever has them open gets errors instead of waiting for
+/// Removes the devices with this mark; whoever has them open gets errors instead of waiting for
 /// ever. Blocks until the driver is through.
-pub(crate) fn remove(volume: VolumeId) -> Result<(), String> {
+pub(crate) fn remove(mark: u64) -> Result<(), String> {
     let removed = match Control::open() {
         // Without the driver there are no devices.
         Err(ControlError::ModuleMissing) => return Ok(()),
         Err(error) => Err(error),
-        Ok(mut control) => remove_by(&mut control, volume),
+        Ok(mut control) => remove_by(&mut control, mark),
     };
     removed.map_err(|error| error.to_string())
 }
 
-fn find_by(driver: &mut impl Driver, volume: VolumeId) -> Result<Option<u32>, ControlError> {
+fn find_by(driver: &mut impl Driver, mark: u64) -> Result<Option<u32>, ControlError> {
     let mut all = driver.list()?.into_iter();
-    match all.find(|device| device.mark == mark_of(volume)) {
+    match all.find(|device| device.mark == mark) {
         Some(device) if device.state == DeviceState::Dead => {
             driver.delete(device.id)?;
             Ok(None)
@@ -54,9 +52,9 @@ fn find_by(driver: &mut impl Driver, volume: VolumeId) -> Result<Option<u32>, Co
     }
 }
 
-fn remove_by(driver: &mut impl Driver, volume: VolumeId) -> Result<(), ControlError> {
+fn remove_by(driver: &mut impl Driver, mark: u64) -> Result<(), ControlError> {
     let all = driver.list()?;
-    for device in all.iter().filter(|d| d.mark == mark_of(volume)) {
+    for device in all.iter().filter(|d| d.mark == mark) {
         match device.state {
             DeviceState::Dead => {}
             // Nobody serves it, so nobody's writes can be saved by asking politely.
@@ -65,7 +63,10 @@ fn remove_by(driver: &mut impl Driver, volume: VolumeId) -> Result<(), ControlEr
             DeviceState::Live => driver.stop(device.id, false)?,
         }
         driver.delete(device.id)?;
-        tracing::info!(%volume, device = device.id, "removed the device of an earlier clientd");
+        tracing::info!(
+            device = device.id,
+            "removed the device of an earlier clientd"
+        );
     }
     Ok(())
 }
@@ -74,8 +75,8 @@ fn remove_by(driver: &mut impl Driver, volume: VolumeId) -> Result<(), ControlEr
 mod test {
     use super::*;
 
-    const OURS: VolumeId = VolumeId([1; 16]);
-    const OTHER: VolumeId = VolumeId([2; 16]);
+    const OURS: u64 = 1;
+    const OTHER: u64 = 2;
 
     /// Remembers what was asked.
     struct Fake {
@@ -103,14 +104,14 @@ mod test {
         }
     }
 
-    fn fake(devices: &[(u32, VolumeId, DeviceState)]) -> Fake {
-        let info = |&(id, volume, state): &(u32, VolumeId, DeviceState)| DeviceInfo {
+    fn fake(devices: &[(u32, u64, DeviceState)]) -> Fake {
+        let info = |&(id, mark, state): &(u32, u64, DeviceState)| DeviceInfo {
             id,
             state,
             queue_count: 1,
             queue_depth: 128,
             daemon_pid: None,
-            mark: mark_of(volume),
+            mark,
             flags: 0,
         };
         Fake {

@@ -81,7 +81,7 @@ fn serve(config: ClientdConfig) -> Result<()> {
         initiator,
         seed,
     });
-    let disks = Disks::new(ROOM_DISKS, config.ublk.clone());
+    let disks = Disks::new(ROOM_DISKS, identity.uuid, config.ublk.clone());
     let survival = Survival::new(&config.runtime_dir);
     let mut app = Clientd::new(Arc::clone(&orders), news, volumes, disks, survival);
     let control = thread::Builder::new()
