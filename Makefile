@@ -5,6 +5,9 @@ CARGO ?= cargo
 PROFILE ?= dev
 SCRIPT ?= tests/vm/scripts/smoke.sh
 export CARGO
+# What a cluster and its benchmark are made of. Always built with the workspace's features, so that
+# the demo, the benchmark and the VM use the same files.
+PROGRAMS = metad storaged clientd ubsctl ubs-bench
 
 .PHONY: help
 help: ## Say what there is
@@ -63,6 +66,6 @@ trace: deps ## Follow runs of the real machines in the models; broken runs must 
 
 .PHONY: bench
 bench: deps ## Measure the budgets into target/bench/report.json (QUICK=1: under two minutes)
-	$(CARGO) build -q --release -p ubs-bench -p metad -p storaged -p clientd -p ubsctl
+	$(CARGO) build --release --workspace $(PROGRAMS:%=--bin %)
 	$(CARGO) build -q -p vmtest
 	$(or $(CARGO_TARGET_DIR),target)/release/ubs-bench suite $(if $(QUICK),--quick)

@@ -9,7 +9,7 @@ programs=$target/$([ "$profile" = dev ] && echo debug || echo "$profile")
 work=$target/demo
 mkdir -p "$work"
 
-"$cargo" build --profile "$profile" -p metad -p storaged -p clientd -p ubsctl
+"$cargo" build --profile "$profile" --workspace --bin metad --bin storaged --bin clientd --bin ubsctl
 # The files to copy: this repository, as it is checked out.
 if git rev-parse --is-inside-work-tree > /dev/null 2>&1; then
     git ls-files -z | tar --null -T - -cf "$work/tree.tar"

@@ -1,7 +1,6 @@
 #!/bin/sh
 # Our block device with three replicas on tmpfs, beside what the kernel has: see peers.sh.
-# The daemons are given with `--bin`: metad, storaged, clientd, ubsctl.
-# vm: tool=mdadm mem=5G limit=600
+# vm: build=metad build=storaged build=clientd build=ubsctl tool=mdadm mem=5G limit=600
 # vm: file=tests/conform/nvmet.sh:/usr/lib/ubs/nvmet.sh file=tests/vm/bench/peers.sh:/usr/lib/ubs/peers.sh
 . /usr/lib/ubs/prelude.sh
 

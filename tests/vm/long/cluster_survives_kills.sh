@@ -28,20 +28,21 @@ whole() { state_is v1 online; }
 moves "the start"
 
 begin=$(cut -d. -f1 /proc/uptime)
+since() { echo $(($(cut -d. -f1 /proc/uptime) - begin)); }
 round=0
 for daemon in $(awk -v seed="$seed" -v n="$kills" 'BEGIN {
     srand(seed); split("storaged1 storaged2 storaged3 clientd metad1 metad2 metad3", d, " ");
     for (i = 0; i < n; i++) print d[1 + int(7 * rand())] }'); do
     round=$((round + 1))
+    say "$(since) s: round $round of $kills, kill -9 $daemon"
     ubsctl dev kill --dir $dir $daemon > /dev/null
     case $daemon in clientd) ;; *) moves "round $round, $daemon killed" ;; esac
     ubsctl dev start --dir $dir $daemon > /dev/null
     moves "round $round, $daemon started"
     wait_for 90 "a whole volume after round $round ($daemon)" whole
 done
-say "$kills kills in $(($(cut -d. -f1 /proc/uptime) - begin)) s"
 
-say "a rolling restart of everything"
+say "$(since) s: a rolling restart of everything"
 for daemon in storaged1 storaged2 storaged3 clientd metad1 metad2 metad3; do
     ubsctl dev stop --dir $dir $daemon > /dev/null
     ubsctl dev start --dir $dir $daemon > /dev/null
@@ -49,7 +50,7 @@ for daemon in storaged1 storaged2 storaged3 clientd metad1 metad2 metad3; do
     wait_for 90 "a whole volume after the restart of $daemon" whole
 done
 
-say "the target of a resilver is killed again and again"
+say "$(since) s: the target of a resilver is killed again and again"
 ubsctl dev kill --dir $dir storaged2 > /dev/null
 moves "storaged2 killed"
 for again in 1 2 3; do
@@ -61,7 +62,7 @@ done
 ubsctl dev start --dir $dir storaged2 > /dev/null
 wait_for 120 "a whole volume" whole
 
-say "the judgement"
+say "$(since) s: the judgement"
 kill -TERM $verify
 ends $verify 0 "the load"
 cat /tmp/verify.out
