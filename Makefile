@@ -38,6 +38,12 @@ fix: ## Format, and mend what clippy can
 vm: deps ## Boot a real kernel and run SCRIPT= in it
 	$(CARGO) run -q -p vmtest -- run --script $(SCRIPT)
 
+.PHONY: vm-long
+vm-long: deps ## The scripts of tests/vm/long, one after the other (half an hour)
+	@failed=; for script in tests/vm/long/*.sh; do \
+	    $(CARGO) run -q -p vmtest -- run --script $$script || failed="$$failed $$script"; \
+	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
+
 SEEDS ?= 2000
 FIRST ?= 1
 .PHONY: sim

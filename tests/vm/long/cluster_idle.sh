@@ -12,11 +12,11 @@ new_cluster
 ubsctl volume create v1 --size 64MiB --replicas 3 --wait
 attach v1 dev
 
-sample() { # NAME CPU-TICKS SWITCHES per daemon
+sample() { # NAME CPU-NS SWITCHES per daemon
     daemons | while read -r name pid; do
-        ticks=$(sed 's/.*) //' /proc/$pid/stat | awk '{print $12 + $13}')
+        cpu_ns=$(cat /proc/$pid/task/*/schedstat | awk '{n += $1} END {print n}')
         switches=$(cat /proc/$pid/task/*/status | awk '/^voluntary_ctxt_switches/ {n += $2} END {print n}')
-        echo "$name $ticks $switches"
+        echo "$name $cpu_ns $switches"
     done
 }
 # Daemons settle: connections, first reports. Then nothing happens but keep-alives and heartbeats.
@@ -34,18 +34,20 @@ leader=metad$(ubsctl status | sed -n 's/.*member \([0-9]*\) leads.*/\1/p')
 #   metad     raft.heartbeat_ms = 500: the leader has a timer and two answers per beat, a follower the
 #             message, its storing thread's turn, and its own clock; reports of 4 daemons reach the leader
 # Twice of that is allowed: a wake-up may come in two parts (header and payload, two threads).
+# CPU time is printed, and bounded only so far that polling shows: in emulation, and without
+# optimization, a wake-up costs a hundred times what it costs a real machine.
 awk -v s="$seconds" -v leader="$leader" '
-    NR == FNR {ticks[$1] = $2; switches[$1] = $3; next}
+    NR == FNR {cpu_ns[$1] = $2; switches[$1] = $3; next}
     {
-        cpu = ($2 - ticks[$1]) / 100; n = $3 - switches[$1]
+        cpu = ($2 - cpu_ns[$1]) / 1e9; n = $3 - switches[$1]
         if ($1 == "clientd") per_s = 3 * 2 / 7.5 + 4 / 5
         else if ($1 ~ /^storaged/) per_s = 2 / 7.5 + 4 / 5
         else if ($1 == leader) per_s = 2 * 3 + 4 * 2 / 5
         else per_s = 2 * 3
         allowed = int(2 * per_s * s) + 10
-        printf "%-10s %6.2f s CPU (%.2f %%) %6d voluntary switches, %d allowed\n", $1, cpu, 100 * cpu / s, n, allowed
+        printf "%-10s %7.3f s CPU (%.3f %%) %6d voluntary switches, %d allowed\n", $1, cpu, 100 * cpu / s, n, allowed
         if (n > allowed) bad = bad " " $1 ":switches"
-        if ($1 !~ /^metad/ && cpu > 0.0049 * s) bad = bad " " $1 ":cpu"
+        if ($1 !~ /^metad/ && cpu > 0.015 * s) bad = bad " " $1 ":cpu"
     }
     END {if (bad != "") {print "over budget:" bad; exit 1}}' /tmp/before /tmp/after || lose "not idle"
 ubsctl volume detach v1 --wait || lose "detach"

@@ -3,7 +3,7 @@
 # block: no IO error, no wrong byte. Then each is stopped and started in order, and the server that is
 # being resilvered is killed again and again. In the end all replicas are the same, block by block.
 # UBS_TEST_KILLS: rounds; UBS_TEST_SEED: which daemons.
-# vm: build=metad build=storaged build=clientd build=ubsctl build=ubs-verify mem=3G limit=600 disk=2G,serial=cluster
+# vm: build=metad build=storaged build=clientd build=ubsctl build=ubs-verify mem=3G limit=1800 disk=2G,serial=cluster
 # vm: file=tests/vm/guest/cluster.sh:/usr/lib/ubs/cluster.sh
 . /usr/lib/ubs/prelude.sh
 . /usr/lib/ubs/cluster.sh

@@ -198,7 +198,7 @@ impl Clientd {
             }
             VolumeEvent::Failed { why, .. } => {
                 tracing::error!(%volume, %why, "the device answers with errors from now on");
-                self.survival.forget(volume); // nobody shall make it answer again
+                self.distrust(volume); // nobody shall make it answer again
                 self.tell(News::Failed {
                     volume,
                     why: why.to_string(),
@@ -246,11 +246,17 @@ impl Clientd {
         let why = attach_fault(why, stores_needed);
         self.tell(if lost {
             tracing::error!(%volume, why, "the device of the clientd before has to fail");
-            self.survival.forget(volume);
+            self.distrust(volume);
             News::DeviceLost { volume, why }
         } else {
             News::AttachFailed { volume, why }
         });
+    }
+
+    fn distrust(&self, volume: VolumeId) {
+        if let Err(error) = self.survival.distrust(volume) {
+            tracing::error!(%volume, %error, "an old record stays");
+        }
     }
 
     fn make_device(&mut self, io: &mut dyn Driver, volume: VolumeId) {

@@ -5,6 +5,7 @@ use crate::config::ClientdConfig;
 use crate::disks::mark_of;
 use crate::left_behind;
 use crate::refusal::Refusal;
+use crate::survival::Survival;
 use anyhow::{Context, Result};
 use control::api::{
     AttachmentDesire, ReportContents, Reporter, ResilverOutcome, ResilverReport, VolumeHealth,
@@ -108,6 +109,8 @@ pub(crate) struct Control {
     news: NewsReceiver,
     wanted: BTreeMap<VolumeId, DesiredAttachment>,
     held: BTreeMap<VolumeId, Held>,
+    /// Volumes that had a device under an earlier clientd, until metad has said which are ours.
+    left_behind: Vec<VolumeId>,
     resilvers: Vec<ResilverReport>,
     outcomes: mpsc::Sender<Outcome>,
     outcomes_in: mpsc::Receiver<Outcome>,
@@ -125,6 +128,11 @@ impl Control {
         let mut client_config =
             ClientConfig::new(members, concat!("clientd/", env!("CARGO_PKG_VERSION")));
         client_config.heartbeat_ms = config.report_interval_ms;
+        let left_behind = Survival::new(&config.runtime_dir).volumes();
+        let left_behind = left_behind.unwrap_or_else(|error| {
+            tracing::error!(%error, dir = %config.runtime_dir.display(), "cannot look for devices left behind");
+            Vec::new()
+        });
         let (outcomes, outcomes_in) = mpsc::channel(OUTCOMES_MAX);
         Self {
             client: MetadClient::new(client_config),
@@ -134,6 +142,7 @@ impl Control {
             news,
             wanted: BTreeMap::new(),
             held: BTreeMap::new(),
+            left_behind,
             resilvers: Vec::new(),
             outcomes,
             outcomes_in,
@@ -198,6 +207,9 @@ impl Control {
         for volume in lost {
             self.order(Order::Detach { volume });
         }
+        for volume in std::mem::take(&mut self.left_behind) {
+            self.sweep(volume);
+        }
         let volumes: Vec<VolumeId> = self.wanted.keys().copied().collect();
         for volume in volumes {
             self.pursue(host, volume);
@@ -228,7 +240,7 @@ impl Control {
                     let mut held = Held::new(&desired.name, Stage::LettingGo);
                     held.health = VolumeHealth::Detaching;
                     self.held.insert(volume, held);
-                    self.clear_away(volume, epoch);
+                    self.clear_away(volume, Some(epoch));
                 }
             }
             (true, None) => {}
@@ -245,10 +257,24 @@ impl Control {
         });
     }
 
+    /// A volume that was taken from this host while no clientd ran (a forced detach) has left its
+    /// device. Whoever has that open waits until it is removed.
+    fn sweep(&mut self, volume: VolumeId) {
+        let wanted = self.wanted.get(&volume);
+        if wanted.is_some_and(|desired| desired.wanted || desired.epoch.is_some()) {
+            return; // taken over, or cleared away before metad is told
+        }
+        let mut held = Held::new(&volume.to_string(), Stage::LettingGo);
+        held.health = VolumeHealth::Detaching;
+        self.held.insert(volume, held);
+        self.clear_away(volume, None);
+    }
+
     /// Removes the device that an earlier clientd left, so that its openers do not hang, and then
-    /// tells metad that the volume is no longer here.
-    fn clear_away(&self, volume: VolumeId, epoch: Epoch) {
+    /// tells metad that the volume is no longer here, if metad thinks so (`epoch`).
+    fn clear_away(&self, volume: VolumeId, epoch: Option<Epoch>) {
         let (client, outcomes) = (self.client.clone(), self.outcomes.clone());
+        let survival = Survival::new(&self.config.runtime_dir);
         let mark = mark_of(self.identity.uuid, volume);
         tokio::task::spawn_local(async move {
             let mut refusal = Refusal::default();
@@ -267,7 +293,10 @@ impl Control {
                 let pause = refusal.next_pause().expect("none is under way");
                 tokio::time::sleep(pause).await;
             }
-            tell_gone(&client, volume, epoch).await;
+            survival.forget(volume);
+            if let Some(epoch) = epoch {
+                tell_gone(&client, volume, epoch).await;
+            }
             drop(outcomes.send(Outcome::LetGo(volume)).await);
         });
     }
@@ -401,7 +430,7 @@ impl Control {
                     held.health = VolumeHealth::Failed;
                     held.stage = Stage::LettingGo;
                     held.note = why;
-                    self.clear_away(volume, epoch);
+                    self.clear_away(volume, Some(epoch));
                 }
             }
             News::DeviceFailed { volume, why } => {

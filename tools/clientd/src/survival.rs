@@ -1,5 +1,6 @@
-//! What outlives this process and not the machine: under which incarnations the stores of a volume
-//! were trusted, for the clientd that takes its block device over.
+//! What outlives this process and not the machine: of which volumes there may be a block device, and
+//! under which incarnations their stores were trusted, for the clientd that takes the device over, or
+//! removes it.
 //!
 //! The directory must be emptied by a reboot (tmpfs), not because an old file would be believed (it
 //! is believed only where an old device is found) but so that writing it never waits for a disk.
@@ -9,6 +10,7 @@ use shardmap::units::{Epoch, Incarnation, StoreId, VolumeId};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use uuid::Uuid;
 
 /// The files of all volumes.
 #[derive(Debug)]
@@ -86,7 +88,27 @@ impl Survival {
         toml::from_str(&text).map_err(io::Error::other)
     }
 
-    /// The device is gone, or must not be taken over any more.
+    /// The device must not be taken over any more, and is still there.
+    pub(crate) fn distrust(&self, volume: VolumeId) -> io::Result<()> {
+        self.remember(volume, Epoch(0), &BTreeMap::new()) // 0: no attachment ever had it
+    }
+
+    /// The volumes that may have a device on this machine. A directory that is not there holds none.
+    pub(crate) fn volumes(&self) -> io::Result<Vec<VolumeId>> {
+        let entries = match std::fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let names = entries.map(|entry| entry.map(|e| PathBuf::from(e.file_name())));
+        let names: Vec<PathBuf> = names.collect::<io::Result<_>>()?;
+        let volume = |name: &PathBuf| {
+            let stem = name.to_str()?.strip_suffix(".toml")?;
+            Some(VolumeId(Uuid::parse_str(stem).ok()?.into_bytes()))
+        };
+        Ok(names.iter().filter_map(volume).collect())
+    }
+
+    /// The device is gone.
     pub(crate) fn forget(&self, volume: VolumeId) {
         match std::fs::remove_file(self.path(volume)) {
             Ok(()) => {}
@@ -124,6 +146,22 @@ mod test {
         let survival = Survival::new(dir.path());
         survival.remember(VOLUME, Epoch(5), &stores()).unwrap();
         assert_eq!(survival.recall(VOLUME, Epoch(6)), BTreeMap::new());
+    }
+
+    #[test]
+    fn volumes_are_listed_while_their_device_may_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let survival = Survival::new(dir.path());
+        assert_eq!(survival.volumes().unwrap(), []);
+        survival.remember(VOLUME, Epoch(5), &stores()).unwrap();
+        std::fs::write(dir.path().join("else.toml"), "").unwrap();
+        assert_eq!(survival.volumes().unwrap(), [VOLUME]);
+        survival.distrust(VOLUME).unwrap();
+        assert_eq!(survival.volumes().unwrap(), [VOLUME]);
+        assert_eq!(survival.recall(VOLUME, Epoch(5)), BTreeMap::new());
+        survival.forget(VOLUME);
+        assert_eq!(survival.volumes().unwrap(), []);
+        assert_eq!(Survival::new(Path::new("/nowhere")).volumes().unwrap(), []);
     }
 
     #[test]
