@@ -3,7 +3,7 @@
 use capnp::message::ReaderOptions;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{RpcSystem, twoparty};
-use futures::AsyncReadExt as _;
+use futures::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, BufReader, BufWriter};
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
@@ -48,6 +48,13 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// Both directions of a connection, buffered: a message consists of several pieces, and it should
+/// cost one system call. The queue of capnp-rpc flushes after each message.
+pub(crate) fn halves(stream: TcpStream) -> (impl AsyncRead + Unpin, impl AsyncWrite + Unpin) {
+    let (reader, writer) = stream.compat().split();
+    (BufReader::new(reader), BufWriter::new(writer))
+}
+
 /// Our end of a connection to a member. Dropping it closes the connection; whatever was asked over
 /// it then fails as disconnected.
 #[derive(Debug)]
@@ -75,7 +82,7 @@ impl Link {
             .await
             .map_err(|_| late())??;
         tune(&stream)?;
-        let (reader, writer) = stream.compat().split();
+        let (reader, writer) = halves(stream);
         let network = twoparty::VatNetwork::new(
             reader,
             writer,

@@ -3,7 +3,7 @@
 use super::node::Node;
 use super::{CONNECTIONS_MAX, QUESTIONS_PER_CONNECTION_MAX};
 use crate::api::Answer;
-use crate::link::{server_reader_options, tune};
+use crate::link::{halves, server_reader_options, tune};
 use crate::raft::Raft;
 use crate::raft::network::{take_append, take_snapshot, take_vote};
 use crate::wire::question::{get_question, put_answer};
@@ -12,13 +12,11 @@ use capnp::Error;
 use capnp::capability::Rc as CapRc;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{RpcSystem, twoparty};
-use futures::AsyncReadExt as _;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio_util::compat::TokioAsyncReadCompatExt as _;
 use ubs_capnp::control_capnp::{entrance, member, metad};
 use uuid::Uuid;
 
@@ -61,7 +59,7 @@ pub(super) async fn serve(node: Rc<Node>, listener: TcpListener) {
 
 async fn connection(node: &Rc<Node>, stream: TcpStream, id: u64) -> Result<(), Error> {
     tune(&stream).map_err(|e| Error::failed(e.to_string()))?;
-    let (reader, writer) = stream.compat().split();
+    let (reader, writer) = halves(stream);
     let network = twoparty::VatNetwork::new(reader, writer, Side::Server, server_reader_options());
     let questions = Semaphore::new(QUESTIONS_PER_CONNECTION_MAX);
     let shared = Rc::new(Connection {
