@@ -333,10 +333,13 @@ impl Sim {
     }
 
     /// The medium of one store is lost and a blank one with its identity put in its place. Only
-    /// while every other in-sync store's medium is whole: that is the promise.
+    /// while every other in-sync store's medium is whole: that is the promise. A store counts as
+    /// removed from when metad is asked to remove it.
     fn wipe_a_store(&mut self) {
         let volume = self.recorded();
-        let whole = volume.isr.len() == volume.map.stores.len() && self.no_slice_is_incomplete();
+        let whole = volume.isr.len() == volume.map.stores.len()
+            && self.no_slice_is_incomplete()
+            && !self.membership_is_asked_for();
         if volume.map.shape.replicas < 2 || !whole || self.wiped.is_some_and(|at| volume.seq <= at)
         {
             return;

@@ -73,6 +73,8 @@ pub(crate) struct Host {
     pub(crate) looking: bool,
     pub(crate) held: Held,
     granted_at_ns: u64,
+    /// The in-sync set, as its client last heard of it.
+    isr: BTreeSet<StoreId>,
     /// Serves, in this era of the oracle.
     pub(crate) serving: Option<u32>,
     /// The device failed.
@@ -106,6 +108,7 @@ impl Host {
             looking: false,
             held: Held::No,
             granted_at_ns: 0,
+            isr: BTreeSet::new(),
             serving: None,
             failed: false,
             attach_failures: 0,
@@ -308,6 +311,7 @@ impl Sim {
         }
         host.held = Held::Here(grant.epoch);
         host.granted_at_ns = self.world.now_ns();
+        host.isr.clone_from(&grant.isr);
         host.forget_attachment();
         let path = |slice: control::core::SliceAddress| {
             let path = SlicePath {
@@ -506,20 +510,18 @@ impl Sim {
     }
 
     /// A device may fail for lost data only if every in-sync store of some shard lost its volatile
-    /// state during the attachment.
+    /// state during the attachment: in sync as far as the client knows, which may be superseded.
     fn judge_data_lost(&mut self, index: usize) {
         let since_ns = self.hosts[index].granted_at_ns;
         let volume = self.recorded();
+        let isr = &self.hosts[index].isr;
         let shards = (0..volume.map.shard_count()).map(shardmap::units::ShardIndex);
         let lost = |store: &StoreId| {
             let server = self.servers.iter().find(|s| s.store == Some(*store));
             server.is_some_and(|s| s.lost_at_ns.is_some_and(|at| at >= since_ns))
         };
         let mut all_lost = shards.map(|shard| {
-            let mut members = volume
-                .map
-                .stores_of(shard)
-                .filter(|s| volume.isr.contains(s));
+            let mut members = volume.map.stores_of(shard).filter(|s| isr.contains(s));
             members.all(|s| lost(&s))
         });
         if !all_lost.any(|lost| lost) {
@@ -532,6 +534,7 @@ impl Sim {
     fn on_transition(&mut self, index: usize, what: TraceEvent) {
         self.say(format_args!("host {index}: {what:?}"));
         let up = self.metad.up;
+        let stores = self.recorded().map.stores.clone();
         let host = &mut self.hosts[index];
         let rare = &mut self.rare;
         match what {
@@ -543,6 +546,9 @@ impl Sim {
                 if host.resilvering.is_some() {
                     rare.note(Rare::SecondFailure);
                 }
+            }
+            TraceEvent::Learn { isr, .. } => {
+                host.isr = isr.iter().map(|at| stores[at.index()]).collect();
             }
             TraceEvent::Suspect { .. } => rare.note(Rare::Suspect),
             TraceEvent::Join { .. } => rare.note(Rare::Joined),
@@ -574,7 +580,6 @@ impl Sim {
             TraceEvent::Stable => rare.note(Rare::Stable),
             TraceEvent::Open { .. }
             | TraceEvent::ConnBreak { .. }
-            | TraceEvent::Learn { .. }
             | TraceEvent::Stamp { .. }
             | TraceEvent::Planned { .. }
             | TraceEvent::RsFlush { .. }

@@ -170,6 +170,12 @@ impl Sim {
         self.send_ask(id);
     }
 
+    /// Whether a request for another in-sync set is under way.
+    pub(crate) fn membership_is_asked_for(&self) -> bool {
+        let isr = |ask: &Ask| matches!(ask.why, Why::Isr(_));
+        self.asks.values().any(isr) || self.messages_to_metad().any(isr)
+    }
+
     /// The party's process is gone: nobody waits for its answers any more.
     pub(crate) fn forget_asks(&mut self, party: Party) {
         self.asks.retain(|_, ask| ask.party != party);

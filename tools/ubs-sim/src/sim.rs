@@ -237,6 +237,17 @@ impl Sim {
         self.agenda.insert((at_ns, number), task);
     }
 
+    /// What is on its way to metad, from the living and the dead.
+    pub(crate) fn messages_to_metad(&self) -> impl Iterator<Item = &Ask> {
+        self.agenda.values().filter_map(|task| {
+            if let Task::MetadHears(_, ask) = task {
+                Some(&**ask)
+            } else {
+                None
+            }
+        })
+    }
+
     /// A clock of its own for each life.
     pub(crate) fn draw_clock(&mut self) -> (u64, u32) {
         let ahead_ns = self.control.below(100_000 * SECOND_NS);

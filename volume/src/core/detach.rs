@@ -25,6 +25,10 @@ pub(super) struct Detach {
 }
 
 impl Detach {
+    pub(super) fn is_draining(&self) -> bool {
+        self.stage == DetachStage::Draining
+    }
+
     pub(super) fn is_closing(&self) -> bool {
         self.stage == DetachStage::Closing
     }
@@ -40,10 +44,6 @@ impl Replicator {
             Phase::Serving => {
                 self.phase = Phase::Detaching;
                 self.changed = true;
-                let joining = |r: &super::resilver::Resilver| r.phase == ResilverPhase::Joining;
-                if !self.resilver.as_ref().is_some_and(joining) {
-                    self.drop_resilver(out);
-                }
                 self.abort_stable(out);
                 // Marks of regions nobody waits for stay; the next attach reconciles them.
             }
@@ -59,6 +59,10 @@ impl Replicator {
                 let host = |f: &super::flush::FlushTicket| matches!(f.purpose, FlushFor::Host(_));
                 let repairing = self.repairs().next().is_some();
                 if self.ops.is_empty() && !self.flushes.values().any(host) && !repairing {
+                    let joining = |r: &super::resilver::Resilver| r.phase == ResilverPhase::Joining;
+                    if !self.resilver.as_ref().is_some_and(joining) {
+                        self.drop_resilver(out);
+                    }
                     self.detach.stage = DetachStage::Flushing;
                     self.start_flush(FlushFor::Detach, self.write_set(), false, out);
                 }

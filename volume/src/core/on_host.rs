@@ -57,6 +57,7 @@ impl Replicator {
                 full: Members::EMPTY,
                 unreadable: Members::EMPTY,
                 finished: false,
+                failed_everywhere: false,
             })
             .collect()
     }
@@ -114,15 +115,19 @@ impl Replicator {
         };
         assert_eq!(op.stage, Stage::Running);
         for index in 0..op.pieces.len() {
-            let fault = if op.is_read() {
-                self.advance_read(id, &mut op, index, out)
+            if op.is_read() {
+                let fault = self.advance_read(id, &mut op, index, out);
+                op.fault = op.fault.or(fault);
             } else {
-                self.advance_write(id, &mut op, index, out)
-            };
-            op.fault = op.fault.or(fault);
+                self.advance_write(id, &mut op, index, out);
+            }
         }
         if op.pieces.iter().all(|p| p.finished) {
             op.stage = Stage::Finished;
+            for piece in op.pieces.iter().filter(|p| p.failed_everywhere) {
+                let fault = self.write_failed_everywhere(piece);
+                op.fault = op.fault.or(Some(fault));
+            }
         }
         let finished = op.stage == Stage::Finished;
         self.ops.insert(id, op);
@@ -189,6 +194,9 @@ impl Replicator {
         copies
             .into_iter()
             .for_each(|copy| out.push(Effect::DropCopy(copy)));
+        self.legs
+            .iter_mut()
+            .for_each(|leg| leg.flush = super::leg::LegFlush::default());
         self.parked.clear();
         self.granted.clear();
         self.lock = super::range_lock::RangeLock::default();

@@ -14,14 +14,11 @@ impl Replicator {
         op: &mut HostOp,
         index: usize,
         out: &mut Outbox,
-    ) -> Option<HostFault> {
+    ) {
         let piece = &mut op.pieces[index];
-        let failed = piece.finished && !piece.failed.is_empty();
-        if failed {
-            return None;
-        }
-        // Until the whole operation ends, a new resilver target gets its finished parts too.
-        piece.finished = false;
+        // Until the whole operation ends, a new resilver target gets its finished parts too, and
+        // those that failed everywhere: another part may wait for a removal that needs the target.
+        (piece.finished, piece.failed_everywhere) = (false, false);
         let asked = piece.sent.or(piece.done).or(piece.failed);
         let missing = self.usable(piece.homes.and(self.write_set())).minus(asked);
         for at in missing.iter() {
@@ -37,7 +34,7 @@ impl Replicator {
                 out,
             );
         }
-        self.judge_write(piece)
+        self.judge_write(piece);
     }
 
     fn write_command(&self, id: OpId, what: HostWhat, piece: &Piece) -> Command {
@@ -64,29 +61,27 @@ impl Replicator {
     }
 
     /// Ends the piece if all that count have answered. A member that failed what others took is
-    /// to be removed; if every member failed, the host is told and the region is doubtful.
-    fn judge_write(&mut self, piece: &mut Piece) -> Option<HostFault> {
+    /// to be removed; if every member failed, the host will be told and the region is doubtful.
+    fn judge_write(&mut self, piece: &mut Piece) {
         let need = piece.homes.and(self.ack_set());
         if !self.enough_in_sync(piece.homes) {
-            return None; // sent, so that nobody falls behind, and not acknowledged
+            return; // sent, so that nobody falls behind, and not acknowledged
         }
         let all_have_it = piece.done.covers(need)
             || !stands(Mechanism::AckAll) && !piece.done.and(need).is_empty();
         if all_have_it && piece.done.covers(piece.homes.and(self.target())) {
             piece.finished = true;
         } else if !need.is_empty() && piece.failed.covers(need) && piece.sent.is_empty() {
-            piece.finished = true;
-            return Some(self.write_failed_everywhere(piece));
+            (piece.finished, piece.failed_everywhere) = (true, true);
         } else if !piece.done.and(need).is_empty() && piece.done.or(piece.failed).covers(need) {
             for at in piece.failed.and(need).iter() {
                 let was = self.leg_mut(at).condemned.replace(Condemned::Diverged);
                 self.changed |= was != Some(Condemned::Diverged);
             }
         }
-        None
     }
 
-    fn write_failed_everywhere(&mut self, piece: &Piece) -> HostFault {
+    pub(super) fn write_failed_everywhere(&mut self, piece: &Piece) -> HostFault {
         for at in piece.homes.minus(self.ack_set()).iter() {
             self.legs[at.index()].dirty.insert(piece.range);
         }

@@ -57,6 +57,13 @@ impl Reconcile {
         !self.regions.is_empty() && range.regions().any(|r| self.regions.contains(r))
     }
 
+    /// Nothing is to be made equal, or not before an operation ends that may itself wait for a
+    /// resilver.
+    pub(super) fn lets_resilver(&self) -> bool {
+        let locking = |w: &Work| w.stage == WorkStage::Locking;
+        self.regions.is_empty() || self.work.as_ref().is_some_and(locking)
+    }
+
     pub(super) fn hash_again(&mut self) {
         if let Some(work) = &mut self.work {
             work.again = true;
@@ -199,6 +206,7 @@ impl Replicator {
             }
             return; // a readable member will be back, or removed
         };
+        let out_of_it = work.homes.minus(members);
         for (index, chunk) in work.range.split_at_multiples(EXTENT_BLOCKS).enumerate() {
             let differ = work
                 .hashes
@@ -207,6 +215,10 @@ impl Replicator {
             let differ: Members = differ.map(|(at, _)| *at).collect();
             if !differ.is_empty() {
                 work.chunks.push_back((chunk, differ));
+                // A target may have been given what another member had there.
+                for at in out_of_it.iter() {
+                    self.legs[at.index()].dirty.insert(chunk);
+                }
             }
         }
         work.source = Some(source);

@@ -61,7 +61,13 @@ pub(super) struct Resilver {
 
 impl Replicator {
     pub(super) fn resilver_forward(&mut self, out: &mut Outbox) {
-        if self.phase != Phase::Serving {
+        // What a detach waits for may need it: a minimum in sync, a member that cannot go before.
+        let wanted = match self.phase {
+            Phase::Serving => true,
+            Phase::Detaching => self.detach.is_draining() && !self.ops.is_empty(),
+            Phase::New | Phase::Attaching | Phase::Failed | Phase::Ended => false,
+        };
+        if !wanted {
             return;
         }
         let Some(phase) = self.resilver.as_ref().map(|r| r.phase) else {
@@ -91,7 +97,7 @@ impl Replicator {
             && self.usable(self.isr) == self.isr
             && self.isr.iter().all(|p| self.is_source(p))
             && self.is_stamped()
-            && self.reconcile.regions.is_empty();
+            && self.reconcile.lets_resilver();
         let outside = self.all.minus(self.isr);
         let ready = outside
             .iter()

@@ -152,6 +152,8 @@ pub(super) struct Piece {
     /// Those of `failed` whose medium could not be read.
     pub(super) unreadable: Members,
     pub(super) finished: bool,
+    /// Finished because every member that counts has failed it.
+    pub(super) failed_everywhere: bool,
 }
 
 /// A host operation.

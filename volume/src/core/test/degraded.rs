@@ -4,8 +4,8 @@ use super::script::{
     MS, Script, any, at, command_to, done, grant, is_read, is_write, members, range, sends, write,
 };
 use crate::core::{
-    Answer, Command, CommandId, Config, Effect, Event, HostWhat, RequestId, StoreState, Timer,
-    TraceEvent, Verdict,
+    Answer, Command, CommandId, Config, Effect, Event, Fault, HostWhat, RequestId, StoreState,
+    Timer, TraceEvent, Verdict,
 };
 use shardmap::units::{MembershipSeq, StoreId};
 
@@ -124,6 +124,58 @@ fn below_the_minimum_io_is_held_until_a_replica_is_back() {
     let mut ended = script.serve(stamps);
     ended.sort_by_key(|e| format!("{e:?}"));
     assert_eq!(ended, [done(1), done(2)]);
+}
+
+#[test]
+fn a_detach_waits_for_what_is_held_and_the_resilver_that_lets_it_go_on() {
+    let config = Config {
+        min_in_sync: 2,
+        stable_period_ms: 0,
+        ..Config::default()
+    };
+    let mut script = Script::with(config, grant(2, 1)).attach();
+    script.lose(1, (0, 1), &[0]);
+    assert_eq!(script.run(1, write(5, false)), []);
+    assert_eq!(script.step(Event::Detach), []);
+    script.now += 60_000 * MS;
+    let opened = script.open(1);
+    assert_eq!(script.serve(opened), [ask(1, 1, &[0, 1])]);
+    let stamps = script.committed(1, 2, &[0, 1]);
+    assert_eq!(script.serve(stamps), [done(1), Effect::Detached]);
+}
+
+#[test]
+fn a_write_over_two_shards_is_held_until_the_store_that_fails_it_can_go() {
+    let mut grant = grant(3, 3);
+    grant.map.shape.replicas = 2;
+    let config = Config {
+        stable_period_ms: 0,
+        ..Config::default()
+    };
+    // Three shards on stores 01, 12 and 20; of the second only store 2 is in sync.
+    let mut script = Script::with(config, grant).attach();
+    script.lose(1, (0, 1), &[0, 2]);
+    let two_shards = HostWhat::Write {
+        range: range(2047, 2),
+        fua: false,
+    };
+    let sent = script.host(1, two_shards);
+    let [first, taken, second] = sends(&sent)[..] else {
+        panic!("{sent:?}")
+    };
+    assert_eq!([first.1, taken.1, second.1], [2, 0, 2]);
+    let ids = [first.0, taken.0, second.0];
+    assert_eq!(script.fault(ids[0], Fault::Medium), []);
+    assert_eq!(script.answer(ids[1], Answer::Done), []);
+    assert_eq!(script.fault(ids[2], Fault::Medium), [], "it cannot go");
+    script.now += 60_000 * MS;
+    let opened = script.open(1);
+    let joins = script.serve(opened);
+    assert_eq!(joins, [ask(1, 1, &[0, 1, 2])]);
+    let stamps = script.committed(1, 2, &[0, 1, 2]);
+    assert_eq!(script.serve(stamps), [ask(2, 2, &[0, 1])]);
+    let stamps = script.committed(2, 3, &[0, 1]);
+    assert_eq!(script.serve(stamps), [done(1)], "the others have it");
 }
 
 /// A write that store 2 keeps waiting while the others have done it.
