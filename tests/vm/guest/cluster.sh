@@ -54,8 +54,14 @@ daemons() { ubsctl dev status --dir $dir -o json | awk -F'"' '/"name"/ {n = $4} 
 pid_of() { daemons | awk -v n="$1" '$1 == n {print $2}'; }
 
 # ends PID CODE WHAT: waits for a background command of ours and wants this exit code.
+ended() { ! kill -0 "$1" 2> /dev/null; }
 ends() {
     _code=0
+    _limit=$(($(cut -d. -f1 /proc/uptime) + 120))
+    until ended "$1"; do
+        [ "$(cut -d. -f1 /proc/uptime)" -lt $_limit ] || lose "$3: did not end"
+        sleep 0.5
+    done
     wait "$1" || _code=$?
     [ "$_code" = "$2" ] || { cat /tmp/verify*.out; lose "$3: exit code $_code, wanted $2"; }
 }

@@ -10,8 +10,8 @@
 
 new_cluster
 mkdir $dir/other
-sed -e 's/^name = .*/name = "other"/' -e "s|^data_dir = .*|data_dir = \"$dir/other\"|" -e '/^metrics_listen/d' \
-    $dir/clientd.toml > $dir/other.toml
+sed -e 's/^name = .*/name = "other"/' -e "s|^data_dir = .*|data_dir = \"$dir/other\"|" -e "s|^runtime_dir = .*|runtime_dir = \"$dir/other/run\"|" \
+    -e '/^metrics_listen/d' $dir/clientd.toml > $dir/other.toml
 clientd --config $dir/other.toml > $dir/other.log 2>&1 &
 other=$!
 wait_for 60 "the second host" sh -c "ubsctl host ls | grep -q other"

@@ -19,6 +19,7 @@ use crate::disks::Disks;
 use crate::survival::Survival;
 use anyhow::{Context, Result};
 use daemon::identity::Identity;
+use daemon::own::OwnDir;
 use daemon::{Cli, service};
 use nvmf::initiator::Config as InitiatorConfig;
 use reactor::{Driver, Mailbox, UringConfig, UringDriver};
@@ -59,8 +60,10 @@ fn main() -> ExitCode {
 /// Starts both threads. The devices outlive the process: the next clientd takes them over.
 fn serve(config: ClientdConfig) -> Result<()> {
     let runtime_dir = &config.runtime_dir;
-    std::fs::create_dir_all(runtime_dir)
-        .with_context(|| format!("cannot make runtime_dir {}", runtime_dir.display()))?;
+    let _own = [
+        OwnDir::take(&config.data_dir)?,
+        OwnDir::take(runtime_dir).context("runtime_dir")?,
+    ];
     // Before the first thread: what is set here is inherited.
     ublk::protect_process(&[&config.data_dir, runtime_dir])?;
     let identity = Identity::load_or_create(&config.data_dir)?;

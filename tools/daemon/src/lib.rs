@@ -5,6 +5,7 @@
 pub mod config;
 pub mod identity;
 pub mod metrics;
+pub mod own;
 pub mod service;
 
 pub use config::{Cli, ConfigError};

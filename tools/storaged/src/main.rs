@@ -13,6 +13,7 @@ use crate::config::StoragedConfig;
 use crate::control::Control;
 use anyhow::{Context, Result};
 use daemon::identity::Identity;
+use daemon::own::OwnDir;
 use daemon::{Cli, service};
 use nvmf::target::{Target, TargetConfig};
 use reactor::{Driver, Mailbox, UringConfig, UringDriver};
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
 
 /// Starts both threads and waits for both.
 fn serve(config: StoragedConfig) -> Result<()> {
+    let _own = OwnDir::take(&config.data_dir)?;
     let identity = Identity::load_or_create(&config.data_dir)?;
     let ring = UringConfig {
         arena: config.arena.to_reactor(),
