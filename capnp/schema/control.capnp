@@ -169,6 +169,8 @@ struct Command {
     verifyMembership :group {
       volume @34 :Uuid; epoch @35 :UInt64; seq @36 :UInt64; foundSeq @37 :UInt64; isr @38 :List(UInt32);
     }
+    maintain :group { volume @39 :Uuid; server @40 :UInt32; }
+    assignMaintenance :group { volume @41 :Uuid; server @42 :UInt32; }
   }
 }
 
@@ -223,6 +225,12 @@ struct DesiredAttachment {
   ready @4 :Bool;
   epoch @5 :UInt64;          # 0: not attached
   slices @6 :List(SliceAddress);
+}
+
+struct DesiredMaintenance {
+  volume @0 :Uuid;
+  name @1 :Text;
+  dueIndex @2 :UInt64;       # grows when it may succeed where it has failed
 }
 
 # ---- reports: volatile, kept in the leader's memory --------------------------------------------
@@ -368,6 +376,7 @@ struct VolumeView {
   reported @12 :Bool;
   report @13 :VolumeReport;
   holderLiveness @14 :Liveness;
+  maintainedBy @15 :Text;    # server name, empty: nobody
 }
 
 struct ResilverView {
@@ -437,7 +446,10 @@ struct Answer {
     plan @19 :Plan;
     fsck @20 :List(Text);
     events @21 :List(Event);
-    slices :group { index @22 :UInt64; slices @23 :List(DesiredSlice); hostNqns @24 :List(Text); }
+    slices :group {
+      index @22 :UInt64; slices @23 :List(DesiredSlice); hostNqns @24 :List(Text);
+      maintenance @28 :List(DesiredMaintenance);
+    }
     attachments :group { index @25 :UInt64; list @26 :List(DesiredAttachment); }
     reported @27 :Bool;        # false: send the contents, this leader does not have them
   }

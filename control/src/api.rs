@@ -1,8 +1,8 @@
 //! Questions that members of metad answer, and their answers, in the words of the state machine.
 
 use crate::core::{
-    ClientId, Command, DesiredAttachment, DesiredSlice, EventRecord, HostId, NewVolume, Phase,
-    Refusal, Reply, Standing,
+    ClientId, Command, DesiredAttachment, DesiredMaintenance, DesiredSlice, EventRecord, HostId,
+    NewVolume, Phase, Refusal, Reply, Standing,
 };
 use serde::Serialize;
 use shardmap::map::{Shape, VolumeMap};
@@ -140,7 +140,7 @@ pub struct StoreReport {
     pub note: String,
 }
 
-/// A volume as its clientd sees it.
+/// A volume as who has it sees it: a clientd, or a storaged that brings it up to date.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct VolumeReport {
     /// Which.
@@ -165,7 +165,7 @@ pub enum ResilverOutcome {
     Failed,
 }
 
-/// A resilver as its clientd sees it.
+/// A resilver as who does it sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ResilverReport {
     /// Of which volume.
@@ -191,9 +191,9 @@ pub struct ResilverReport {
 pub struct ReportContents {
     /// Its stores (storaged).
     pub stores: Vec<StoreReport>,
-    /// Its volumes (clientd).
+    /// Its volumes (clientd), or those it brings up to date (storaged).
     pub volumes: Vec<VolumeReport>,
-    /// Running and lately ended resilvers (clientd).
+    /// Running and lately ended resilvers.
     pub resilvers: Vec<ResilverReport>,
 }
 
@@ -344,10 +344,13 @@ pub struct VolumeView {
     pub seq: MembershipSeq,
     /// Its slices by position.
     pub slices: Vec<SliceView>,
-    /// What the clientd that has it said last, to this leader.
+    /// What the clientd that has it, or the storaged that brings it up to date, said last, to this
+    /// leader.
     pub report: Option<VolumeReport>,
-    /// Liveness of the host that has it.
+    /// Liveness of who would report.
     pub holder_liveness: Liveness,
+    /// Server whose storaged should bring it up to date while nobody has it; empty: none.
+    pub maintained_by: String,
 }
 
 /// A resilver.
@@ -464,6 +467,8 @@ pub struct SliceDesire {
     pub slices: Vec<DesiredSlice>,
     /// Hosts it should admit.
     pub host_nqns: Vec<String>,
+    /// Volumes it should bring up to date.
+    pub maintenance: Vec<DesiredMaintenance>,
 }
 
 /// What the clientd of a host should attach or detach.

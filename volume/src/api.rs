@@ -2,6 +2,7 @@
 
 use crate::core::{AttachFault, FailReason, HostFault, Resilvered, StoreState, TraceEvent};
 use reactor::{Buf, BufMut};
+use shardmap::grant::{AttachGrant as Granted, IsrAnswer, MembershipRequest, SliceAddress};
 use shardmap::map::VolumeMap;
 use shardmap::units::{
     BlockRange, Epoch, Generation, Incarnation, MembershipSeq, Nsid, StoreId, VolumeId,
@@ -48,6 +49,37 @@ pub struct AttachGrant {
     pub options: VolumeOptions,
 }
 
+impl AttachGrant {
+    /// What metad granted, with the knobs of this program; the least number of in-sync stores is
+    /// metad's.
+    pub fn new(granted: Granted, options: VolumeOptions) -> Self {
+        let path = |slice: SliceAddress| {
+            let path = SlicePath {
+                nsid: slice.nsid,
+                address: slice.address,
+                subsystem_nqn: slice.subsystem_nqn,
+            };
+            (slice.store, path)
+        };
+        Self {
+            volume: granted.volume,
+            map: granted.map,
+            epoch: granted.epoch,
+            seq: granted.seq,
+            isr: granted.isr,
+            verified: granted.verified,
+            survived: None,
+            head: Generation(0),
+            ticket: [0; 32],
+            slices: granted.slices.into_iter().map(path).collect(),
+            options: VolumeOptions {
+                min_in_sync: granted.min_in_sync,
+                ..options
+            },
+        }
+    }
+}
+
 /// Knobs of one volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeOptions {
@@ -60,6 +92,9 @@ pub struct VolumeOptions {
     /// How long a member may keep a write or flush waiting that others have done before it is
     /// removed, in milliseconds; zero is for ever.
     pub slow_ms: u64,
+    /// Whether members that do not answer are removed from the in-sync set. False for a volume that
+    /// no host uses: nobody waits for them.
+    pub may_shrink: bool,
     /// Resilver speed limit in bytes per second; zero is none.
     pub resilver_bytes_per_s_max: u64,
     /// How long after a write marks are cleaned, in milliseconds; zero is never.
@@ -73,6 +108,7 @@ impl Default for VolumeOptions {
             degrade_grace_ms: 300,
             attach_wait_ms: 3_000,
             slow_ms: 3_000,
+            may_shrink: true,
             resilver_bytes_per_s_max: 0,
             stable_period_ms: 45_000,
         }
@@ -198,6 +234,18 @@ pub enum MetadVerdict {
     Unknown,
 }
 
+impl MetadVerdict {
+    /// metad's answer to a request for `wanted`; `None` if there was none.
+    pub fn of(answer: Option<IsrAnswer>, wanted: BTreeSet<StoreId>) -> Self {
+        match answer {
+            Some(IsrAnswer::Set(seq)) => Self::Committed { seq, isr: wanted },
+            Some(IsrAnswer::Stale { seq, isr }) => Self::Stale { seq, isr },
+            Some(IsrAnswer::Fenced { .. }) => Self::Fenced,
+            None => Self::Unknown,
+        }
+    }
+}
+
 /// What happened to a volume.
 #[derive(Debug)]
 pub enum VolumeEvent {
@@ -305,6 +353,51 @@ pub enum VolumeEvent {
         /// What changed.
         what: TraceEvent,
     },
+}
+
+impl VolumeEvent {
+    /// The request to metad that the event stands for; gives any other event back.
+    ///
+    /// # Errors
+    /// The event, if it is no request.
+    pub fn into_request(self) -> Result<MembershipRequest, Self> {
+        if let Self::AskMetad {
+            volume,
+            request,
+            epoch,
+            seq,
+            new_isr,
+        } = self
+        {
+            return Ok(MembershipRequest {
+                volume,
+                request,
+                epoch,
+                seq,
+                new_isr,
+                found_seq: None,
+            });
+        }
+        if let Self::AskVerify {
+            volume,
+            request,
+            epoch,
+            seq,
+            found_seq,
+            isr,
+        } = self
+        {
+            return Ok(MembershipRequest {
+                volume,
+                request,
+                epoch,
+                seq,
+                new_isr: isr,
+                found_seq: Some(found_seq),
+            });
+        }
+        Err(self)
+    }
 }
 
 /// What a volume looks like now.

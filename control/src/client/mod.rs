@@ -6,11 +6,13 @@
 
 mod error;
 mod report;
+mod resilvers;
 mod typed;
 
 pub use error::MetadError;
 pub use report::ReportHandle;
-pub use typed::IsrAnswer;
+pub use resilvers::ResilverLog;
+pub use shardmap::grant::{IsrAnswer, MembershipRequest};
 
 use crate::api::{Answer, MemberStatus, Question};
 use crate::core::{ClientId, Command, Reply, limits};

@@ -9,27 +9,9 @@ use crate::core::{
     AttachGrant, Command, EventRecord, HostId, NewHost, NewServer, NewStore, NewVolume, Reply,
     Standing,
 };
+use shardmap::grant::{IsrAnswer, MembershipRequest};
 use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::BTreeSet;
-
-/// The answer to a change of the in-sync set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum IsrAnswer {
-    /// It is as asked now; its version.
-    Set(MembershipSeq),
-    /// Somebody newer has the volume: stop.
-    Fenced {
-        /// The newest epoch.
-        epoch: Epoch,
-    },
-    /// It had changed already.
-    Stale {
-        /// Its version.
-        seq: MembershipSeq,
-        /// What it is.
-        isr: BTreeSet<StoreId>,
-    },
-}
 
 macro_rules! expect {
     ($asked:expr, $got:expr, $pattern:pat => $value:expr) => {
@@ -210,14 +192,20 @@ impl MetadClient {
     /// # Errors
     /// Not wanted here, held elsewhere, not ready; see [`MetadError`].
     pub async fn attach(&self, volume: VolumeId, host: HostId) -> Result<AttachGrant, MetadError> {
-        let pick = |r| {
-            if let Reply::Granted(grant) = r {
-                Ok(*grant)
-            } else {
-                Err(r)
-            }
-        };
-        self.run(Command::Attach { volume, host }, pick).await
+        self.run_grant(Command::Attach { volume, host }).await
+    }
+
+    /// storaged: takes a volume that nobody has, to bring it up to date.
+    ///
+    /// # Errors
+    /// Not (or no longer) to be done by this server, or a store that it needs does not report; see
+    /// [`MetadError`].
+    pub async fn maintain(
+        &self,
+        volume: VolumeId,
+        server: ServerId,
+    ) -> Result<AttachGrant, MetadError> {
+        self.run_grant(Command::Maintain { volume, server }).await
     }
 
     /// clientd: asks for another in-sync set.
@@ -260,6 +248,36 @@ impl MetadClient {
             isr,
         };
         self.run_membership(command).await
+    }
+
+    async fn run_grant(&self, command: Command) -> Result<AttachGrant, MetadError> {
+        self.run(command, |r| {
+            if let Reply::Granted(grant) = r {
+                Ok(*grant)
+            } else {
+                Err(r)
+            }
+        })
+        .await
+    }
+
+    /// Who has a volume: asks for another in-sync set, or for one that was found to be recorded.
+    ///
+    /// # Errors
+    /// As [`Self::set_isr`].
+    pub async fn change_membership(
+        &self,
+        wanted: &MembershipRequest,
+    ) -> Result<IsrAnswer, MetadError> {
+        let (volume, epoch, seq) = (wanted.volume, wanted.epoch, wanted.seq);
+        let isr = wanted.new_isr.clone();
+        match wanted.found_seq {
+            None => self.set_isr(volume, epoch, seq, isr).await,
+            Some(found) => {
+                self.verify_membership(volume, epoch, seq, (found, isr))
+                    .await
+            }
+        }
     }
 
     async fn run_membership(&self, command: Command) -> Result<IsrAnswer, MetadError> {

@@ -3,7 +3,8 @@
 use super::model::{Domain, HostId, Standing};
 use super::refusal::Refusal;
 use serde::{Deserialize, Serialize};
-use shardmap::map::{Layout, VolumeMap};
+pub use shardmap::grant::{AttachGrant, SliceAddress};
+use shardmap::map::Layout;
 use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -225,48 +226,20 @@ pub enum Command {
         /// Its in-sync set, every member of which has answered.
         isr: BTreeSet<StoreId>,
     },
-}
-
-/// Where the slice at a position is reached.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SliceAddress {
-    /// Its store.
-    pub store: StoreId,
-    /// Position in the stride set.
-    pub position: u16,
-    /// Namespace id.
-    pub nsid: Nsid,
-    /// The store's server.
-    pub server: ServerId,
-    /// Where its target listens.
-    pub address: SocketAddr,
-    /// NQN of its subsystem.
-    pub subsystem_nqn: String,
-}
-
-/// Everything a clientd needs to run a volume without metad.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttachGrant {
-    /// Which volume.
-    pub volume: VolumeId,
-    /// Its name, for logs.
-    pub name: String,
-    /// Size, shape and stores.
-    pub map: VolumeMap,
-    /// Minted for this attachment.
-    pub epoch: Epoch,
-    /// Version of the membership.
-    pub seq: MembershipSeq,
-    /// The in-sync set.
-    pub isr: BTreeSet<StoreId>,
-    /// The membership is sure; otherwise the stores must be asked first.
-    pub verified: bool,
-    /// The epoch since which nobody but this host has held the volume.
-    pub held_since: Epoch,
-    /// In-sync replicas of a shard below which IO is held.
-    pub min_in_sync: u8,
-    /// Where the slices are, by position.
-    pub slices: Vec<SliceAddress>,
+    /// A storaged takes a volume that nobody has, to bring it up to date: mints an epoch.
+    Maintain {
+        /// Which volume.
+        volume: VolumeId,
+        /// The storaged's server.
+        server: ServerId,
+    },
+    /// Let another server bring a volume up to date, because the one that should is gone.
+    AssignMaintenance {
+        /// Which volume.
+        volume: VolumeId,
+        /// The server, of one of its in-sync stores.
+        server: ServerId,
+    },
 }
 
 /// What is answered. New variants go to the end.
@@ -383,6 +356,10 @@ pub enum Change {
     StoreRemoved(StoreId, String),
     /// The server is forgotten; what it was called.
     ServerRemoved(ServerId, String),
+    /// A storaged took the volume to bring it up to date.
+    MaintenanceBegan(VolumeId, ServerId, Epoch),
+    /// It let it go, or was replaced.
+    MaintenanceEnded(VolumeId, ServerId),
 }
 
 /// A change in the event log.

@@ -4,7 +4,7 @@
 //! server or host), so a watch can be resumed on any member and never needs polling.
 
 use super::command::SliceAddress;
-use super::model::{HostId, Phase, State, Volume};
+use super::model::{HostId, Phase, State, Volume, storaged_host_nqn};
 use serde::{Deserialize, Serialize};
 use shardmap::map::Shape;
 use shardmap::units::{Epoch, Nsid, ServerId, StoreId, VolumeId};
@@ -82,9 +82,36 @@ pub fn slices_of_server(state: &State, server: ServerId) -> Vec<DesiredSlice> {
         .collect()
 }
 
-/// Host NQNs a storaged admits, in order.
+/// A volume that nobody has, which a storaged should bring up to date.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredMaintenance {
+    /// Which.
+    pub volume: VolumeId,
+    /// Its name, for logs.
+    pub name: String,
+    /// Grows when something changed that may let it succeed where it has failed.
+    pub due_index: u64,
+}
+
+/// Host NQNs a storaged admits: clients, in order, and the other storageds.
 pub fn known_hosts(state: &State) -> Vec<String> {
-    state.hosts.values().map(|h| h.host_nqn.clone()).collect()
+    let hosts = state.hosts.values().map(|h| h.host_nqn.clone());
+    let servers = state.servers.values().map(|s| storaged_host_nqn(s.uuid));
+    hosts.chain(servers).collect()
+}
+
+/// Everything the storaged of a server should bring up to date, by volume.
+pub fn maintenance_of_server(state: &State, server: ServerId) -> Vec<DesiredMaintenance> {
+    let volumes = state.volumes.iter();
+    let ours = volumes.filter_map(|(id, volume)| {
+        let maintenance = volume.maintenance.filter(|m| m.server == server)?;
+        Some(DesiredMaintenance {
+            volume: *id,
+            name: volume.name.clone(),
+            due_index: maintenance.due_index,
+        })
+    });
+    ours.collect()
 }
 
 /// Everything the clientd of a host should attach or detach, by volume.

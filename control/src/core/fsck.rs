@@ -1,7 +1,7 @@
 //! Checks the whole state against itself. Run by tests after every command, by `ubsctl meta fsck`
 //! and by a member after it has loaded a snapshot.
 
-use super::apply::shard_without;
+use super::apply::{maintenance_of, shard_without};
 use super::limits;
 use super::model::{Phase, State, Volume};
 use shardmap::units::{Epoch, VolumeId};
@@ -171,6 +171,29 @@ fn check_volume(state: &State, id: VolumeId, volume: &Volume, found: &mut Findin
         format!("volume {name} is ready without all its slices")
     });
     check_holder(state, volume, found);
+    check_maintenance(state, (id, volume), found);
+}
+
+fn check_maintenance(state: &State, (id, volume): (VolumeId, &Volume), found: &mut Findings) {
+    let name = &volume.name;
+    let now = maintenance_of(state, state.applied_index, (id, volume));
+    found.unless(volume.maintenance.is_some() == now.is_some(), || {
+        let is = volume
+            .maintenance
+            .map_or("nobody".into(), |m| m.server.to_string());
+        format!("volume {name}: to be resilvered by {is}, which does not follow from its state")
+    });
+    let Some(maintenance) = volume.maintenance else {
+        return;
+    };
+    let server = maintenance.server;
+    found.unless(state.servers.contains_key(&server), || {
+        format!("volume {name}: to be resilvered by unknown {server}")
+    });
+    found.unless(maintenance.epoch.is_none_or(|e| e == volume.epoch), || {
+        let newest = volume.epoch;
+        format!("volume {name}: resilvered by {server} under another epoch than {newest}")
+    });
 }
 
 fn check_holder(state: &State, volume: &Volume, found: &mut Findings) {

@@ -137,6 +137,13 @@ pub struct Store {
 
 /// What the NQN of a clientd begins with; its UUID follows. No other host may be called so.
 pub const CLIENTD_NQN_PREFIX: &str = "nqn.2026-01.io.ublkstor:clientd:";
+/// What the NQN begins with under which a storaged connects to others; its UUID follows.
+pub const STORAGED_HOST_NQN_PREFIX: &str = "nqn.2026-01.io.ublkstor:storaged-host:";
+
+/// NQN under which the storaged of a server connects to others, to bring volumes up to date.
+pub fn storaged_host_nqn(server: Uuid) -> String {
+    format!("{STORAGED_HOST_NQN_PREFIX}{server}")
+}
 
 /// A client host: one clientd, or a standard NVMe host that uses open-access volumes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,6 +219,17 @@ pub struct Attachment {
     pub since: Epoch,
 }
 
+/// A storaged that brings a volume up to date while nobody uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maintenance {
+    /// Its server.
+    pub server: ServerId,
+    /// While it is at work: minted for it, the volume's epoch.
+    pub epoch: Option<Epoch>,
+    /// Log index of the last change that may let it succeed where it has failed.
+    pub due_index: u64,
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -242,9 +260,25 @@ pub struct Volume {
     /// The membership is the newest there ever was. False after a disaster restore, until a clientd
     /// has asked the stores for their stamps.
     pub verified: bool,
+    /// Which storaged should bring it up to date; `None` while a host has it or should have it, and
+    /// once it is whole.
+    pub maintenance: Option<Maintenance>,
 }
 
 impl Volume {
+    /// Whether this epoch may change the membership: that of a host that has the volume, or of a
+    /// storaged that brings it up to date.
+    pub fn is_held_under(&self, epoch: Epoch) -> bool {
+        let maintained = self.maintenance.and_then(|m| m.epoch);
+        self.attachment.map(|a| a.epoch).or(maintained) == Some(epoch)
+    }
+
+    /// The epoch to mint next, of the present lineage.
+    pub fn next_epoch(&self, lineage: u16) -> Epoch {
+        let floor = Epoch::new(lineage, 0).expect("counter zero fits");
+        self.epoch.max(floor).next()
+    }
+
     /// Stores of the stride set that are not in the in-sync set.
     pub fn out_of_sync(&self) -> impl Iterator<Item = StoreId> + '_ {
         self.map

@@ -54,7 +54,7 @@ impl Cluster0 {
         reply
     }
 
-    fn refused(&mut self, command: Command) -> RefusalCode {
+    pub(crate) fn refused(&mut self, command: Command) -> RefusalCode {
         let before = self.state.clone();
         let reply = self.run(command);
         let Reply::Refused(refusal) = reply else {
@@ -113,7 +113,7 @@ fn server(i: u32) -> Command {
     })
 }
 
-fn store(i: u32, server: u32) -> Command {
+pub(crate) fn store(i: u32, server: u32) -> Command {
     Command::RegisterStore(NewStore {
         cluster: CLUSTER,
         server: ServerId(server),
@@ -154,7 +154,7 @@ fn volume(name: &str) -> NewVolume {
     }
 }
 
-fn stores(ids: &[u32]) -> BTreeSet<StoreId> {
+pub(crate) fn stores(ids: &[u32]) -> BTreeSet<StoreId> {
     ids.iter().map(|i| StoreId(*i)).collect()
 }
 
@@ -686,6 +686,17 @@ fn any_restore() -> impl Strategy<Value = Command> {
     prop_oneof![verify, begin]
 }
 
+fn any_maintenance() -> impl Strategy<Value = Command> {
+    let vol = (0u8..4).prop_map(|i| VolumeId([i; 16]));
+    (vol, (0u32..6).prop_map(ServerId), any::<bool>()).prop_map(|(volume, server, begin)| {
+        if begin {
+            Command::Maintain { volume, server }
+        } else {
+            Command::AssignMaintenance { volume, server }
+        }
+    })
+}
+
 /// Commands over a small world, so that they collide often.
 pub(crate) fn any_command() -> impl Strategy<Value = Command> {
     let vol = || (0u8..4).prop_map(|i| VolumeId([i; 16]));
@@ -729,6 +740,7 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
             }
         }),
         any_restore(),
+        any_maintenance(),
         (1u32..7, 1u32..30).prop_map(|(s, n)| Command::ConfirmSlice {
             store: StoreId(s),
             nsid: Nsid(n)
@@ -768,6 +780,8 @@ proptest! {
                 let Some(after) = it.state.volumes.get(id) else { continue };
                 prop_assert!(after.epoch >= volume.epoch && after.seq >= volume.seq);
                 let changed_hands = after.attachment.map(|a| a.host) != volume.attachment.map(|a| a.host);
+                let maintained = after.maintenance.is_some();
+                prop_assert!(!maintained || after.attachment.is_none() && after.desired.is_none());
                 let freed = after.attachment.is_none() || volume.attachment.is_none();
                 prop_assert!(!changed_hands || freed, "taken from a holder in one step");
                 prop_assert!(after.isr == volume.isr || after.seq > volume.seq);
@@ -892,7 +906,7 @@ fn fsck_finds_what_it_should() {
     it.ready_volume();
     it.attach(1);
     type Break = fn(&mut State);
-    let breaks: [Break; 8] = [
+    let breaks: [Break; 10] = [
         |s| s.volumes.get_mut(&VOL).unwrap().epoch = Epoch(0),
         |s| s.volumes.get_mut(&VOL).unwrap().isr = stores(&[]),
         |s| s.volumes.get_mut(&VOL).unwrap().isr = stores(&[1, 9]),
@@ -901,6 +915,18 @@ fn fsck_finds_what_it_should() {
         |s| s.minted.nsid = 1,
         |s| s.hosts.retain(|id, _| id.0 != 1),
         |s| s.servers.get_mut(&ServerId(1)).unwrap().name = "s2".into(),
+        |s| {
+            let volume = s.volumes.get_mut(&VOL).unwrap();
+            (volume.attachment, volume.desired, volume.isr) = (None, None, stores(&[1]));
+        },
+        |s| {
+            let of = |server| Maintenance {
+                server,
+                epoch: None,
+                due_index: 1,
+            };
+            s.volumes.get_mut(&VOL).unwrap().maintenance = Some(of(ServerId(1)));
+        },
     ];
     for (i, harm) in breaks.into_iter().enumerate() {
         let mut state = it.state.clone();

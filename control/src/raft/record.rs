@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use std::io;
 
 /// Version of this framing and of the postcard bodies in it.
-const FORMAT: u16 = 2;
+const FORMAT: u16 = 3;
 const HEADER_BYTES: usize = 8;
 const ENTRY_HEADER_BYTES: usize = 20;
 
@@ -53,8 +53,13 @@ fn unframe(kind: Kind, record: &[u8]) -> io::Result<(u32, &[u8])> {
     }
     let format = u16::from_le_bytes([header[4], header[5]]);
     if format != FORMAT {
+        let remedy = if format < FORMAT {
+            "an earlier build wrote it, whose files are not upgraded; begin with an empty directory"
+        } else {
+            "upgrade this program"
+        };
         return Err(damaged(format!(
-            "a record of format {format}; this program knows {FORMAT}"
+            "a record of format {format}, this program knows {FORMAT}: {remedy}"
         )));
     }
     let found = u16::from_le_bytes([header[6], header[7]]);
@@ -146,5 +151,18 @@ mod test {
         let record = seal(Kind::Vote, &5u32);
         assert!(open::<u32>(Kind::Committed, &record).is_err());
         assert_eq!(open::<u32>(Kind::Vote, &record).unwrap(), 5);
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_or_later_format_is_refused_with_what_helps() {
+        let of = |format: u16| {
+            let mut record = seal(Kind::Vote, &5u32);
+            record[4..6].copy_from_slice(&format.to_le_bytes());
+            let crc = crc32c::crc32c(&record[4..]);
+            record[..4].copy_from_slice(&crc.to_le_bytes());
+            open::<u32>(Kind::Vote, &record).unwrap_err().to_string()
+        };
+        assert!(of(FORMAT - 1).contains("begin with an empty directory"));
+        assert!(of(FORMAT + 1).contains("upgrade this program"));
     }
 }

@@ -9,7 +9,9 @@ use crate::api::{
     Answer, AttachmentDesire, ClusterView, Filter, Question, Report, Resilvers, SliceDesire,
     Versioned,
 };
-use crate::core::desire::{attachments_of_host, known_hosts, slices_of_server};
+use crate::core::desire::{
+    attachments_of_host, known_hosts, maintenance_of_server, slices_of_server,
+};
 use crate::core::{ClientId, Command, Envelope, Refusal, RefusalCode, fsck, limits};
 use openraft::error::{ClientWriteError, RaftError};
 use std::rc::Rc;
@@ -49,6 +51,7 @@ impl Node {
                             index: found.desired_index,
                             slices: slices_of_server(&state, server),
                             host_nqns: known_hosts(&state),
+                            maintenance: maintenance_of_server(&state, server),
                         })
                     })
                 })
@@ -138,7 +141,7 @@ impl Node {
         (term << 40) + applied + *self.reported.borrow() + 1
     }
 
-    fn scene<T>(&self, show: impl FnOnce(&Scene<'_>) -> T) -> T {
+    pub(super) fn scene<T>(&self, show: impl FnOnce(&Scene<'_>) -> T) -> T {
         let (state, health) = (self.machine.state(), self.health.borrow());
         show(&Scene {
             state: &state,
@@ -255,6 +258,11 @@ impl Node {
         let Ok(_permit) = self.proposals.try_acquire() else {
             return Answer::Unavailable("too many commands at once".into());
         };
+        if let Command::Maintain { volume, .. } = &command
+            && let Err(refusal) = self.scene(|scene| scene.may_maintain(*volume))
+        {
+            return Answer::Refused(refusal);
+        }
         let mut command = command;
         if let Command::CreateVolume(new) = &mut command {
             new.avoid = self.scene(|scene| scene.avoid());

@@ -1,6 +1,8 @@
-//! What the leader does on its own: give the cluster its identity, notice daemons that fall silent.
+//! What the leader does on its own: give the cluster its identity, notice daemons that fall silent,
+//! give their maintenance to others.
 
 use super::health::Transition;
+use super::maintenance;
 use super::node::Node;
 use crate::api::{Liveness, Reporter, ResilverOutcome, ResilverReport};
 use crate::core::{Command, Envelope, Subject, limits};
@@ -55,17 +57,19 @@ async fn lead(node: &Rc<Node>) {
     while !identify(node).await {
         tokio::time::sleep(RETRY).await;
     }
+    let mut look = tokio::time::interval(maintenance::LOOK);
     loop {
         let next = node.health.borrow().next_deadline();
-        match next {
-            None => node.deadline_moved.notified().await,
-            Some(at) => {
-                let timer = tokio::time::sleep_until(node.instant(at).into());
-                tokio::select! {
-                    () = timer => {}
-                    () = node.deadline_moved.notified() => {}
-                }
+        let due = async {
+            match next {
+                None => std::future::pending().await,
+                Some(at) => tokio::time::sleep_until(node.instant(at).into()).await,
             }
+        };
+        tokio::select! {
+            () = due => {}
+            () = node.deadline_moved.notified() => {}
+            _ = look.tick() => maintenance::reassign(node).await,
         }
         let overdue = node.health.borrow_mut().on_time(node.now());
         node.tell(overdue);

@@ -4,6 +4,7 @@ mod answer;
 mod bootstrap;
 mod duties;
 mod health;
+mod maintenance;
 mod marker;
 mod node;
 mod rpc;

@@ -19,7 +19,7 @@ pub(super) struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    fn server_liveness(&self, id: ServerId) -> Liveness {
+    pub(super) fn server_liveness(&self, id: ServerId) -> Liveness {
         self.health.liveness(self.now, Reporter::Server(id))
     }
 
@@ -107,7 +107,9 @@ impl Scene<'_> {
     fn volume(&self, id: VolumeId, volume: &Volume) -> VolumeView {
         let host = |id| self.state.host_name(id);
         let holder = volume.attachment.map(|a| a.host);
-        let reporter = holder.or(volume.desired).map(Reporter::Host);
+        let maintainer = volume.maintenance.map(|m| m.server);
+        let host_or_server = holder.or(volume.desired).map(Reporter::Host);
+        let reporter = host_or_server.or(maintainer.map(Reporter::Server));
         VolumeView {
             id,
             name: volume.name.clone(),
@@ -124,6 +126,9 @@ impl Scene<'_> {
             report: reporter.and_then(|r| self.health.volume(r, id)).cloned(),
             holder_liveness: reporter
                 .map_or(Liveness::Unknown, |r| self.health.liveness(self.now, r)),
+            maintained_by: maintainer
+                .map(|server| self.state.server_name(server))
+                .unwrap_or_default(),
         }
     }
 

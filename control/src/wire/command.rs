@@ -54,10 +54,16 @@ pub(crate) fn put_command(
         Command::RemoveStore { store } => to.set_remove_store(store.0),
         Command::RemoveServer { server } => to.set_remove_server(server.0),
         Command::BeginLineage { lineage } => to.set_begin_lineage(*lineage),
+        Command::AssignMaintenance { volume, server } => {
+            let mut to = to.init_assign_maintenance();
+            to.set_server(server.0);
+            put_volume_id(*volume, to.init_volume());
+        }
         Command::Attach { .. }
         | Command::Detach { .. }
         | Command::SetIsr { .. }
         | Command::VerifyMembership { .. }
+        | Command::Maintain { .. }
         | Command::ConfirmSlice { .. }
         | Command::ConfirmSliceGone { .. } => put_daemon_command(command, to),
     }
@@ -68,6 +74,11 @@ fn put_daemon_command(command: &Command, to: wire::command::Builder<'_>) {
         Command::Attach { volume, host } => {
             let mut to = to.init_attach();
             to.set_host(host.0);
+            put_volume_id(*volume, to.init_volume());
+        }
+        Command::Maintain { volume, server } => {
+            let mut to = to.init_maintain();
+            to.set_server(server.0);
             put_volume_id(*volume, to.init_volume());
         }
         Command::Detach { volume, epoch } => {
@@ -123,6 +134,7 @@ fn put_daemon_command(command: &Command, to: wire::command::Builder<'_>) {
         | Command::SetServerStanding { .. }
         | Command::Note { .. }
         | Command::BeginLineage { .. }
+        | Command::AssignMaintenance { .. }
         | Command::AddHost(_)
         | Command::RemoveHost { .. }
         | Command::RemoveStore { .. }
@@ -218,6 +230,14 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
             volume: get_volume_id(c.get_volume()?),
             host: HostId(c.get_host()),
         },
+        Which::Maintain(c) => Command::Maintain {
+            volume: get_volume_id(c.get_volume()?),
+            server: ServerId(c.get_server()),
+        },
+        Which::AssignMaintenance(c) => Command::AssignMaintenance {
+            volume: get_volume_id(c.get_volume()?),
+            server: ServerId(c.get_server()),
+        },
         Which::Detach(c) => Command::Detach {
             volume: get_volume_id(c.get_volume()?),
             epoch: Epoch(c.get_epoch()),
@@ -225,12 +245,7 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         Which::ForceDetach(v) => Command::ForceDetach {
             volume: get_volume_id(v?),
         },
-        Which::SetIsr(c) => Command::SetIsr {
-            volume: get_volume_id(c.get_volume()?),
-            epoch: Epoch(c.get_epoch()),
-            seq: MembershipSeq(c.get_seq()),
-            new_isr: get_store_set(c.get_new_isr()?),
-        },
+        Which::SetIsr(c) => get_set_isr(c)?,
         Which::ConfirmSlice(c) => Command::ConfirmSlice {
             store: StoreId(c.get_store()),
             nsid: Nsid(c.get_nsid()),
@@ -244,13 +259,7 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
             standing: get_standing(c.get_standing()?),
         },
         Which::BeginLineage(lineage) => Command::BeginLineage { lineage },
-        Which::VerifyMembership(c) => Command::VerifyMembership {
-            volume: get_volume_id(c.get_volume()?),
-            epoch: Epoch(c.get_epoch()),
-            seq: MembershipSeq(c.get_seq()),
-            found_seq: MembershipSeq(c.get_found_seq()),
-            isr: get_store_set(c.get_isr()?),
-        },
+        Which::VerifyMembership(c) => get_verify_membership(c)?,
         Which::Note(c) => Command::Note {
             subject: get_subject(c.get_subject()?)?,
             text: get_text(c.get_text())?,
@@ -263,6 +272,25 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         Which::RemoveServer(server) => Command::RemoveServer {
             server: ServerId(server),
         },
+    })
+}
+
+fn get_set_isr(from: wire::command::set_isr::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::SetIsr {
+        volume: get_volume_id(from.get_volume()?),
+        epoch: Epoch(from.get_epoch()),
+        seq: MembershipSeq(from.get_seq()),
+        new_isr: get_store_set(from.get_new_isr()?),
+    })
+}
+
+fn get_verify_membership(from: wire::command::verify_membership::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::VerifyMembership {
+        volume: get_volume_id(from.get_volume()?),
+        epoch: Epoch(from.get_epoch()),
+        seq: MembershipSeq(from.get_seq()),
+        found_seq: MembershipSeq(from.get_found_seq()),
+        isr: get_store_set(from.get_isr()?),
     })
 }
 

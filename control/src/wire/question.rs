@@ -144,6 +144,8 @@ pub(crate) fn put_answer(answer: &Answer, mut to: wire::answer::Builder<'_>) {
             to.set_index(d.index);
             let slices = to.reborrow().init_slices(len(d.slices.len()));
             put_list(&d.slices, slices, view::put_desired_slice);
+            let maintenance = to.reborrow().init_maintenance(len(d.maintenance.len()));
+            put_list(&d.maintenance, maintenance, view::put_maintenance);
             put_texts(&d.host_nqns, to.init_host_nqns(len(d.host_nqns.len())));
         }
         Answer::Attachments(d) => {
@@ -268,6 +270,7 @@ pub(crate) fn get_answer(from: wire::answer::Reader<'_>) -> Decoded<Answer> {
             index: d.get_index(),
             slices: get_list(d.get_slices()?, view::get_desired_slice)?,
             host_nqns: get_texts(d.get_host_nqns()?)?,
+            maintenance: get_list(d.get_maintenance()?, view::get_maintenance)?,
         }),
         Which::Attachments(d) => Answer::Attachments(AttachmentDesire {
             index: d.get_index(),

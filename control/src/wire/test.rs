@@ -150,6 +150,14 @@ fn every_reply_survives_the_wire() {
     }
 }
 
+fn maintenance() -> DesiredMaintenance {
+    DesiredMaintenance {
+        volume: VOL,
+        name: "v".into(),
+        due_index: 9,
+    }
+}
+
 #[test]
 fn answers_survive_the_wire() {
     let mut it = Cluster0::with_servers(3);
@@ -209,6 +217,7 @@ fn answers_survive_the_wire() {
             index: 4,
             slices: desire::slices_of_server(&it.state, ServerId(1)),
             host_nqns: desire::known_hosts(&it.state),
+            maintenance: vec![maintenance()],
         }),
         Answer::Attachments(AttachmentDesire {
             index: 4,

@@ -12,7 +12,7 @@ use crate::api::{
     ClusterView, HostView, MemberFacts, MemberStatus, PlanView, ResilverView, ServerView,
     SliceView, StoreView, VolumeView,
 };
-use crate::core::{DesiredAttachment, DesiredSlice, EventRecord, HostId};
+use crate::core::{DesiredAttachment, DesiredMaintenance, DesiredSlice, EventRecord, HostId};
 use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId};
 use ubs_capnp::control_capnp as wire;
 
@@ -198,6 +198,7 @@ pub(crate) fn put_volume_view(v: &VolumeView, mut to: wire::volume_view::Builder
     to.set_epoch(v.epoch.0);
     to.set_seq(v.seq.0);
     to.set_holder_liveness(put_liveness(v.holder_liveness));
+    to.set_maintained_by(&v.maintained_by);
     let mut slices = to.reborrow().init_slices(len(v.slices.len()));
     for (i, slice) in (0..).zip(&v.slices) {
         put_slice_view(slice, slices.reborrow().get(i));
@@ -233,6 +234,7 @@ pub(crate) fn get_volume_view(from: wire::volume_view::Reader<'_>) -> Decoded<Vo
             .collect::<Decoded<_>>()?,
         report,
         holder_liveness: get_liveness(from.get_holder_liveness()?),
+        maintained_by: get_text(from.get_maintained_by())?,
     })
 }
 
@@ -326,6 +328,25 @@ pub(crate) fn get_desired_slice(from: wire::desired_slice::Reader<'_>) -> Decode
         open_access: from.get_open_access(),
         confirmed: from.get_confirmed(),
         remove: from.get_remove(),
+    })
+}
+
+pub(crate) fn put_maintenance(
+    m: &DesiredMaintenance,
+    mut to: wire::desired_maintenance::Builder<'_>,
+) {
+    put_volume_id(m.volume, to.reborrow().init_volume());
+    to.set_name(&m.name);
+    to.set_due_index(m.due_index);
+}
+
+pub(crate) fn get_maintenance(
+    from: wire::desired_maintenance::Reader<'_>,
+) -> Decoded<DesiredMaintenance> {
+    Ok(DesiredMaintenance {
+        volume: get_volume_id(from.get_volume()?),
+        name: get_text(from.get_name())?,
+        due_index: from.get_due_index(),
     })
 }
 

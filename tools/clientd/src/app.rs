@@ -1,6 +1,6 @@
 //! The reactor thread: routes completions between the devices, the volumes and control.
 
-use crate::bridge::{MembershipRequest, News, NewsSender, Order};
+use crate::bridge::{News, NewsSender, Order};
 use crate::disks::{DiskNews, Disks};
 use crate::left_behind;
 use crate::metrics;
@@ -142,35 +142,9 @@ impl Clientd {
                 why,
                 stores_needed,
             } => self.attach_failed(volume, why, &stores_needed),
-            VolumeEvent::AskMetad {
-                volume,
-                request,
-                epoch,
-                seq,
-                new_isr,
-            } => self.tell(News::AskMetad(MembershipRequest {
-                volume,
-                request,
-                epoch,
-                seq,
-                new_isr,
-                found_seq: None,
-            })),
-            VolumeEvent::AskVerify {
-                volume,
-                request,
-                epoch,
-                seq,
-                found_seq,
-                isr,
-            } => self.tell(News::AskMetad(MembershipRequest {
-                volume,
-                request,
-                epoch,
-                seq,
-                new_isr: isr,
-                found_seq: Some(found_seq),
-            })),
+            VolumeEvent::AskMetad { .. } | VolumeEvent::AskVerify { .. } => {
+                unreachable!("passed on as a request")
+            }
             VolumeEvent::Remember {
                 volume,
                 epoch,
@@ -318,7 +292,10 @@ impl Clientd {
     fn settle(&mut self, io: &mut dyn Driver) {
         while !self.events.is_empty() || !self.disk_news.is_empty() {
             for event in std::mem::take(&mut self.events) {
-                self.on_volume_event(io, event);
+                match event.into_request() {
+                    Ok(request) => self.tell(News::AskMetad(request)),
+                    Err(event) => self.on_volume_event(io, event),
+                }
             }
             for news in std::mem::take(&mut self.disk_news) {
                 self.on_disk_news(io, news);

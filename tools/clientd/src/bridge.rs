@@ -1,8 +1,8 @@
 //! What the control thread and the reactor thread say to each other. Both directions are bounded.
 
+use control::client::MembershipRequest;
 use prometheus_client::registry::Registry;
-use shardmap::units::{Epoch, MembershipSeq, StoreId, VolumeId};
-use std::collections::BTreeSet;
+use shardmap::units::{Epoch, StoreId, VolumeId};
 use tokio::sync::{mpsc, oneshot};
 use volume::{AttachGrant, MetadAnswer, VolumeStatus};
 
@@ -33,23 +33,6 @@ pub(crate) enum Order {
     Status(VolumeId, oneshot::Sender<Option<VolumeStatus>>),
     /// Figures for a scrape.
     Metrics(oneshot::Sender<Registry>),
-}
-
-/// A change of membership that a volume wants.
-#[derive(Debug)]
-pub(crate) struct MembershipRequest {
-    /// Which volume.
-    pub(crate) volume: VolumeId,
-    /// Name of the request.
-    pub(crate) request: u64,
-    /// The epoch.
-    pub(crate) epoch: Epoch,
-    /// The version it is based on.
-    pub(crate) seq: MembershipSeq,
-    /// The set wanted.
-    pub(crate) new_isr: BTreeSet<StoreId>,
-    /// The set is not wanted but found on the stores of a restored volume, as this version.
-    pub(crate) found_seq: Option<MembershipSeq>,
 }
 
 /// From the reactor to control.

@@ -1,35 +1,30 @@
 //! The control thread: learns which volumes to hold, takes them from metad, reports.
 
-use crate::bridge::{MembershipRequest, News, NewsReceiver, Order};
+use crate::bridge::{News, NewsReceiver, Order};
 use crate::config::ClientdConfig;
 use crate::disks::mark_of;
 use crate::left_behind;
 use crate::refusal::Refusal;
 use crate::survival::Survival;
 use anyhow::{Context, Result};
-use control::api::{
-    AttachmentDesire, ReportContents, Reporter, ResilverOutcome, ResilverReport, VolumeHealth,
-    VolumeReport,
+use control::api::{AttachmentDesire, ReportContents, Reporter, VolumeHealth, VolumeReport};
+use control::client::{
+    ClientConfig, MembershipRequest, MetadClient, MetadError, ReportHandle, ResilverLog,
 };
-use control::client::{ClientConfig, IsrAnswer, MetadClient, MetadError, ReportHandle};
 use control::core::{DesiredAttachment, HostId, NewHost};
 use daemon::identity::Identity;
 use daemon::service;
 use reactor::Mailbox;
-use shardmap::units::{Epoch, Generation, StoreId, VolumeId};
+use shardmap::units::{Epoch, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
-use volume::{
-    AttachGrant, MetadAnswer, MetadVerdict, SlicePath, StoreState, VolumeOptions, VolumeStatus,
-};
+use volume::{AttachGrant, MetadAnswer, MetadVerdict, StoreState, VolumeOptions, VolumeStatus};
 
 /// First pause before an attach that failed is tried again; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Ended resilvers that are kept for reports.
-const HISTORY_MAX: usize = 64;
 /// Outcomes of tasks that may wait.
 const OUTCOMES_MAX: usize = 256;
 
@@ -111,7 +106,7 @@ pub(crate) struct Control {
     held: BTreeMap<VolumeId, Held>,
     /// Volumes that had a device under an earlier clientd, until metad has said which are ours.
     left_behind: Vec<VolumeId>,
-    resilvers: Vec<ResilverReport>,
+    resilvers: ResilverLog,
     outcomes: mpsc::Sender<Outcome>,
     outcomes_in: mpsc::Receiver<Outcome>,
 }
@@ -143,7 +138,7 @@ impl Control {
             wanted: BTreeMap::new(),
             held: BTreeMap::new(),
             left_behind,
-            resilvers: Vec::new(),
+            resilvers: ResilverLog::default(),
             outcomes,
             outcomes_in,
         }
@@ -383,34 +378,15 @@ impl Control {
 
     fn grant(&self, grant: control::core::AttachGrant) -> AttachGrant {
         let knobs = &self.config.volume;
-        let path = |slice: control::core::SliceAddress| {
-            let path = SlicePath {
-                nsid: slice.nsid,
-                address: slice.address,
-                subsystem_nqn: slice.subsystem_nqn,
-            };
-            (slice.store, path)
+        let options = VolumeOptions {
+            degrade_grace_ms: knobs.degrade_grace_ms,
+            attach_wait_ms: knobs.attach_wait_ms,
+            slow_ms: knobs.slow_ms,
+            resilver_bytes_per_s_max: knobs.resilver_bytes_per_s_max,
+            stable_period_ms: knobs.stable_period_ms,
+            ..VolumeOptions::default()
         };
-        AttachGrant {
-            volume: grant.volume,
-            map: grant.map,
-            epoch: grant.epoch,
-            seq: grant.seq,
-            isr: grant.isr,
-            verified: grant.verified,
-            survived: None,
-            head: Generation(0),
-            ticket: [0; 32],
-            slices: grant.slices.into_iter().map(path).collect(),
-            options: VolumeOptions {
-                min_in_sync: grant.min_in_sync,
-                degrade_grace_ms: knobs.degrade_grace_ms,
-                attach_wait_ms: knobs.attach_wait_ms,
-                slow_ms: knobs.slow_ms,
-                resilver_bytes_per_s_max: knobs.resilver_bytes_per_s_max,
-                stable_period_ms: knobs.stable_period_ms,
-            },
-        }
+        AttachGrant::new(grant, options)
     }
 
     fn on_news(&mut self, news: News) {
@@ -459,17 +435,14 @@ impl Control {
                 bytes_done,
                 bytes_per_s,
             } => {
-                let report = self.resilver(volume, store);
-                report.total_bytes = bytes_total;
-                report.done_bytes = bytes_done;
-                report.bytes_per_s = bytes_per_s;
+                let moved = (bytes_done, bytes_total);
+                self.resilvers
+                    .moved((volume, store), moved, bytes_per_s, unix_ms());
             }
             News::Resilvered { volume, record } => {
-                let report = self.resilver(volume, record.store);
-                report.total_bytes = record.bytes_missed;
-                report.done_bytes = record.bytes_moved;
-                report.outcome = ResilverOutcome::Complete;
-                report.ended_unix_ms = unix_ms();
+                let moved = (record.bytes_moved, record.bytes_missed);
+                self.resilvers
+                    .complete((volume, record.store), moved, unix_ms());
                 self.look(volume);
             }
         }
@@ -479,23 +452,12 @@ impl Control {
     fn ask_metad(&self, ask: MembershipRequest) {
         let (client, orders) = (self.client.clone(), Arc::clone(&self.orders));
         tokio::task::spawn_local(async move {
-            let MembershipRequest {
-                volume,
-                request,
-                epoch,
-                seq,
-                new_isr,
-                found_seq,
-            } = ask;
-            let isr = new_isr.clone();
-            let answer = match found_seq {
-                None => client.set_isr(volume, epoch, seq, isr).await,
-                Some(found) => {
-                    let found = (found, isr);
-                    client.verify_membership(volume, epoch, seq, found).await
-                }
-            };
-            let verdict = verdict(answer, new_isr);
+            let answer = client.change_membership(&ask).await;
+            if let Err(error) = &answer {
+                tracing::warn!(%error, "metad did not change the in-sync set");
+            }
+            let (volume, request) = (ask.volume, ask.request);
+            let verdict = MetadVerdict::of(answer.ok(), ask.new_isr);
             let answer = MetadAnswer {
                 volume,
                 request,
@@ -549,30 +511,6 @@ impl Control {
         }
     }
 
-    /// The running resilver of a store, a new one if there is none.
-    fn resilver(&mut self, volume: VolumeId, store: StoreId) -> &mut ResilverReport {
-        let running = |r: &ResilverReport| {
-            r.volume == volume && r.store == store && r.outcome == ResilverOutcome::Running
-        };
-        let at = self.resilvers.iter().position(running).unwrap_or_else(|| {
-            if self.resilvers.len() >= HISTORY_MAX {
-                self.resilvers.remove(0);
-            }
-            self.resilvers.push(ResilverReport {
-                volume,
-                store,
-                started_unix_ms: unix_ms(),
-                done_bytes: 0,
-                total_bytes: 0,
-                bytes_per_s: 0,
-                outcome: ResilverOutcome::Running,
-                ended_unix_ms: 0,
-            });
-            self.resilvers.len() - 1
-        });
-        &mut self.resilvers[at]
-    }
-
     /// Asks the reactor how a volume looks, for the report.
     fn look(&self, volume: VolumeId) {
         let (answer, answered) = oneshot::channel();
@@ -598,7 +536,7 @@ impl Control {
         });
         reporter.update(ReportContents {
             volumes: volumes.collect(),
-            resilvers: self.resilvers.clone(),
+            resilvers: self.resilvers.reports(),
             ..ReportContents::default()
         });
     }
@@ -619,21 +557,6 @@ async fn tell_gone(client: &MetadClient, volume: VolumeId, epoch: Epoch) {
             }
             Err(error) => return tracing::warn!(%volume, %error, "detach not recorded"),
             Ok(ours) => return tracing::info!(%volume, ours, "detached"),
-        }
-    }
-}
-
-fn verdict(
-    answer: Result<IsrAnswer, MetadError>,
-    new_isr: std::collections::BTreeSet<StoreId>,
-) -> MetadVerdict {
-    match answer {
-        Ok(IsrAnswer::Set(seq)) => MetadVerdict::Committed { seq, isr: new_isr },
-        Ok(IsrAnswer::Stale { seq, isr }) => MetadVerdict::Stale { seq, isr },
-        Ok(IsrAnswer::Fenced { .. }) => MetadVerdict::Fenced,
-        Err(error) => {
-            tracing::warn!(%error, "metad did not change the in-sync set");
-            MetadVerdict::Unknown
         }
     }
 }

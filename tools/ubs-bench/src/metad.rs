@@ -3,16 +3,16 @@
 use crate::engine::VolumeOptions;
 use anyhow::{Context, Result, anyhow};
 use control::api::Filter;
-use control::client::{ClientConfig, IsrAnswer, MetadClient};
+use control::client::{ClientConfig, MetadClient};
 use control::core::NewHost;
 use reactor::Mailbox;
-use shardmap::units::{Epoch, Generation, MembershipSeq, StoreId, VolumeId};
+use shardmap::units::{Epoch, MembershipSeq, StoreId, VolumeId};
 use std::collections::BTreeSet;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use uuid::Uuid;
-use volume::{AttachGrant, MetadAnswer, MetadVerdict, SlicePath, VolumeOptions as Knobs};
+use volume::{AttachGrant, MetadAnswer, MetadVerdict, VolumeOptions as Knobs};
 
 /// Requests that may wait for the thread.
 const REQUESTS_MAX: usize = 64;
@@ -120,12 +120,7 @@ async fn serve(
                 new_isr,
             } => {
                 let answer = client.set_isr(volume, epoch, seq, new_isr.clone()).await;
-                let verdict = match answer {
-                    Ok(IsrAnswer::Set(seq)) => MetadVerdict::Committed { seq, isr: new_isr },
-                    Ok(IsrAnswer::Stale { seq, isr }) => MetadVerdict::Stale { seq, isr },
-                    Ok(IsrAnswer::Fenced { .. }) => MetadVerdict::Fenced,
-                    Err(_) => MetadVerdict::Unknown,
-                };
+                let verdict = MetadVerdict::of(answer.ok(), new_isr);
                 let answer = MetadAnswer {
                     volume,
                     request,
@@ -180,46 +175,10 @@ async fn attach(client: &MetadClient, options: &VolumeOptions) -> Result<Taken> 
         tokio::time::sleep(ATTEMPT_PAUSE).await;
     };
     Ok(Taken {
-        grant: translate(grant),
+        grant: AttachGrant::new(grant, Knobs::default()),
         host_nqn,
         host_id: uuid.into_bytes(),
     })
-}
-
-fn translate(grant: control::core::AttachGrant) -> AttachGrant {
-    let path = |slice: control::core::SliceAddress| {
-        let control::core::SliceAddress {
-            store,
-            nsid,
-            address,
-            subsystem_nqn,
-            ..
-        } = slice;
-        (
-            store,
-            SlicePath {
-                nsid,
-                address,
-                subsystem_nqn,
-            },
-        )
-    };
-    AttachGrant {
-        volume: grant.volume,
-        map: grant.map,
-        epoch: grant.epoch,
-        seq: grant.seq,
-        isr: grant.isr,
-        verified: grant.verified,
-        survived: None,
-        head: Generation(0),
-        ticket: [0; 32],
-        slices: grant.slices.into_iter().map(path).collect(),
-        options: Knobs {
-            min_in_sync: grant.min_in_sync,
-            ..Knobs::default()
-        },
-    }
 }
 
 /// FNV-1a over 128 bits.

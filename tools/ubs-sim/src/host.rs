@@ -9,14 +9,14 @@ use control::core::{CLIENTD_NQN_PREFIX, Command, HostId, NewHost, Reply};
 use nvmf::initiator;
 use reactor::sim::NodeId;
 use reactor::{App, Completion, Driver};
-use shardmap::units::{Epoch, Generation, StoreId};
+use shardmap::units::{Epoch, StoreId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use uuid::Uuid;
 use volume::{
-    AttachGrant, FailReason, MetadAnswer, MetadVerdict, SlicePath, TraceEvent, VolumeEvent,
-    Volumes, VolumesConfig,
+    AttachGrant, FailReason, MetadAnswer, MetadVerdict, TraceEvent, VolumeEvent, Volumes,
+    VolumesConfig,
 };
 
 const ROOM_VOLUMES: u8 = 1;
@@ -313,27 +313,7 @@ impl Sim {
         host.granted_at_ns = self.world.now_ns();
         host.isr.clone_from(&grant.isr);
         host.forget_attachment();
-        let path = |slice: control::core::SliceAddress| {
-            let path = SlicePath {
-                nsid: slice.nsid,
-                address: slice.address,
-                subsystem_nqn: slice.subsystem_nqn,
-            };
-            (slice.store, path)
-        };
-        let grant = AttachGrant {
-            volume: grant.volume,
-            map: grant.map,
-            epoch: grant.epoch,
-            seq: grant.seq,
-            isr: grant.isr,
-            verified: grant.verified,
-            survived: None,
-            head: Generation(0),
-            ticket: [0; 32],
-            slices: grant.slices.into_iter().map(path).collect(),
-            options: self.plan.options,
-        };
+        let grant = AttachGrant::new(grant, self.plan.options);
         let epoch = grant.epoch;
         self.say(format_args!("host {index}: granted epoch {epoch:?}"));
         let begun = self.on_host(index, |io, volumes| volumes.attach(io, &grant));

@@ -61,6 +61,7 @@ impl Plan {
             },
             degrade_grace_ms: pick(prng, &[0, 100, 300, 2_000]),
             attach_wait_ms: pick(prng, &[500, 3_000]),
+            may_shrink: true,
             slow_ms: pick(prng, &[0, 1_000, 3_000]),
             resilver_bytes_per_s_max: pick(prng, &[0, 0, 256 << 10]),
             stable_period_ms: pick(prng, &[400, 2_000, 10_000]),

@@ -93,10 +93,19 @@ fn lines(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<String> {
     if is_idle(v) {
         lines.push("nobody has it attached, and nobody is asked to".into());
     }
+    if !v.maintained_by.is_empty() {
+        let by = &v.maintained_by;
+        lines.push(format!("storaged on {by} brings it up to date meanwhile"));
+    }
     let matters = matters(v, resilvers).into_iter();
     lines.extend(matters.map(|m| format!("{}; {}", m.what, m.cure)));
     if let Some(note) = v.report.as_ref().map(|r| &r.note).filter(|n| !n.is_empty()) {
-        lines.push(format!("its host says: {note}"));
+        let who = if v.maintained_by.is_empty() {
+            "its host"
+        } else {
+            &v.maintained_by
+        };
+        lines.push(format!("{who} says: {note}"));
     }
     if v.phase == Phase::Ready {
         lines.extend(safe_to_stop(v));
@@ -192,8 +201,15 @@ fn out_of_sync(v: &VolumeView, s: &SliceView, resilvers: &[ResilverView]) -> Mat
         return Matter::new(who, format!("its resilver is at {percent} %"));
     }
     match s.liveness {
-        Liveness::Online if v.held_by.is_empty() => {
+        Liveness::Online if v.held_by.is_empty() && v.maintained_by.is_empty() => {
             Matter::new(who, "it is resilvered when the volume is attached")
+        }
+        Liveness::Online if v.held_by.is_empty() => {
+            let by = &v.maintained_by;
+            Matter::new(
+                who,
+                format!("{by} should resilver it soon, without an attach"),
+            )
         }
         Liveness::Online => Matter::new(who, format!("{} should resilver it soon", v.held_by)),
         Liveness::Unknown => Matter::new(who, "its server has not reported yet"),
@@ -311,6 +327,7 @@ pub(crate) mod test {
                 note: String::new(),
             }),
             holder_liveness: Liveness::Online,
+            maintained_by: String::new(),
         }
     }
 
@@ -333,6 +350,28 @@ pub(crate) mod test {
         let v = volume([true; 3]);
         assert!((1..=3).all(|s| can_stop(&v, ServerId(s))));
         assert_eq!(replicas(&v), "3/3");
+    }
+
+    #[test]
+    fn a_volume_that_nobody_has_names_who_brings_it_up_to_date_and_what_that_waits_for() {
+        let mut v = volume([true, true, false]);
+        v.slices[2].liveness = Liveness::Online;
+        (v.held_by, v.desired_on) = (String::new(), String::new());
+        let text = lines(&v, &[]).join("\n");
+        assert!(
+            text.contains("it is resilvered when the volume is attached"),
+            "{text}"
+        );
+        v.maintained_by = "s1".into();
+        v.report.as_mut().unwrap().note = "in-sync store-2 does not report".into();
+        let text = lines(&v, &[]).join("\n");
+        for part in [
+            "storaged on s1 brings it up to date meanwhile",
+            "s1 should resilver it soon, without an attach",
+            "s1 says: in-sync store-2 does not report",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
     }
 
     /// Nobody has witnessed the loss of a server while a volume is detached.

@@ -117,7 +117,7 @@ async fn watch(context: &Context) -> Result<(), Failure> {
             shown.update(r);
         }
         if shown.is_empty() && !is_awaited(context).await? {
-            say("every attached volume is in sync: there is nothing to resilver");
+            say("every volume is in sync: there is nothing to resilver");
             return Ok(());
         }
         end_finished(&mut shown, &all);
@@ -127,10 +127,11 @@ async fn watch(context: &Context) -> Result<(), Failure> {
     }
 }
 
-/// Whether some attached volume has a replica to bring up to date.
+/// Whether some volume has a replica to bring up to date, and somebody who does it.
 async fn is_awaited(context: &Context) -> Result<bool, Failure> {
     let volumes = context.client.volumes(named("")).await?.list;
-    let behind = |v: &VolumeView| !v.held_by.is_empty() && v.slices.iter().any(|s| !s.in_sync);
+    let cared_for = |v: &VolumeView| !v.held_by.is_empty() || !v.maintained_by.is_empty();
+    let behind = |v: &VolumeView| cared_for(v) && v.slices.iter().any(|s| !s.in_sync);
     Ok(volumes.iter().any(behind))
 }
 
@@ -144,7 +145,7 @@ fn end_finished(shown: &mut BTreeMap<Key, Shown>, all: &Resilvers) {
                 shown.update(r);
                 shown.end(&verdict(r));
             }
-            None => shown.end("ended; its host does not report"),
+            None => shown.end("ended; who did it does not report"),
         }
     }
 }

@@ -285,6 +285,7 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
         ),
         ("wanted on", or_dash(&v.desired_on)),
         ("attached on", or_dash(&v.held_by)),
+        ("brought up to date by", or_dash(&v.maintained_by)),
         (
             "device",
             or_dash(v.report.as_ref().map_or("", |r| &r.device)),
@@ -451,6 +452,7 @@ pub(crate) fn to_json(v: &VolumeView) -> Value {
         "state": explain::state(v),
         "desiredOn": v.desired_on,
         "attachedOn": v.held_by,
+        "maintainedBy": v.maintained_by,
         "device": v.report.as_ref().map(|r| r.device.clone()),
         "health": v.report.as_ref().map(|r| format!("{:?}", r.health).to_lowercase()),
         "note": v.report.as_ref().map(|r| r.note.clone()),

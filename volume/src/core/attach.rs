@@ -58,6 +58,10 @@ impl Replicator {
                 let needed = homes.and(self.isr);
                 return self.end_attach(AttachFault::StoresNeeded(needed), out);
             }
+            if !self.config.may_shrink && usable != self.isr {
+                let away = self.isr.minus(usable);
+                return self.end_attach(AttachFault::MembersAway(away), out);
+            }
         }
         let ready = self.pending.is_none() && self.usable(self.isr) == self.isr;
         if ready && self.is_stamped() {

@@ -16,7 +16,7 @@ impl Replicator {
         if let Some(pending) = self.pending {
             return self.propose_again(pending, out);
         }
-        if self.phase == Phase::Attaching && self.attach_due {
+        if self.phase == Phase::Attaching && self.attach_due && self.config.may_shrink {
             for at in self.isr.iter() {
                 let leg = self.leg_mut(at);
                 if leg.session != Session::Open {
@@ -88,7 +88,11 @@ impl Replicator {
     /// counted on.
     fn shrunk(&self, counted_on: Members) -> Members {
         let mut isr = self.isr;
-        let condemned = || self.isr.iter().filter(|p| self.leg(*p).condemned.is_some());
+        let may_go = |p: &Position| {
+            let leg = self.leg(*p);
+            leg.condemned.is_some() && (self.config.may_shrink || leg.suspect)
+        };
+        let condemned = || self.isr.iter().filter(may_go);
         let suspects_first = condemned().filter(|p| self.leg(*p).suspect);
         for at in suspects_first.chain(condemned().filter(|p| !self.leg(*p).suspect)) {
             if self.may_shrink_to(isr.without(at), at, counted_on) {

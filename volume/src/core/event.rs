@@ -418,6 +418,9 @@ pub enum AttachFault {
     /// Some shard would be left without an in-sync store that answers; one of these is needed.
     #[error("no in-sync store answers; needed is one of the stores at positions {0}")]
     StoresNeeded(Members),
+    /// Members do not answer and may not be removed ([`super::Config::may_shrink`]).
+    #[error("in-sync stores at positions {0} do not answer, and are waited for")]
+    MembersAway(Members),
     /// metad's record is not what we asked for.
     #[error("the recorded membership changed under our epoch")]
     Membership,

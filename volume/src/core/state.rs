@@ -64,6 +64,9 @@ pub struct Config {
     pub slow_ms: u64,
     /// How long a member that was removed for being slow stays out: the first time, at most.
     pub slow_return_ms: (u64, u64),
+    /// Whether members that do not answer are removed. Without a host nobody waits for them: then
+    /// only those are removed that have lost data and cannot come back by themselves.
+    pub may_shrink: bool,
     /// Resilver speed limit; zero is none.
     pub resilver_bytes_per_s_max: u64,
     /// How long after a write marks are cleaned; zero is never.
@@ -82,6 +85,7 @@ impl Default for Config {
             reopen_ms: (100, 10_000),
             slow_ms: 3_000,
             slow_return_ms: (10_000, 300_000),
+            may_shrink: true,
             resilver_bytes_per_s_max: 0,
             stable_period_ms: 45_000,
             seed: 1,

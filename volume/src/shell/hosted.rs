@@ -195,6 +195,7 @@ impl Hosted {
         match why {
             AttachFault::StoresNeeded(members) => self.stores(members),
             AttachFault::Fenced
+            | AttachFault::MembersAway(_)
             | AttachFault::Membership
             | AttachFault::MetadBehind
             | AttachFault::DataLost

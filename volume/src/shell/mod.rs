@@ -178,6 +178,7 @@ impl Volumes {
             degrade_grace_ms: options.degrade_grace_ms,
             attach_wait_ms: options.attach_wait_ms,
             slow_ms: options.slow_ms,
+            may_shrink: options.may_shrink,
             resilver_bytes_per_s_max: options.resilver_bytes_per_s_max,
             stable_period_ms: options.stable_period_ms,
             seed: self.config.seed ^ grant.epoch.0,

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 
 impl Step<'_> {
     pub(super) fn volume(&mut self, id: VolumeId) -> Result<&mut Volume, Refusal> {
+        self.touch(id);
         self.state
             .volumes
             .get_mut(&id)
@@ -108,8 +109,7 @@ impl Step<'_> {
                 format!("see `ubsctl volume explain {name}` for the stores that are missing"),
             ));
         }
-        let floor = Epoch::new(lineage, 0).expect("counter zero fits");
-        let epoch = volume.epoch.max(floor).next();
+        let epoch = volume.next_epoch(lineage);
         let since = volume.attachment.map_or(epoch, |held| held.since);
         volume.epoch = epoch;
         volume.attachment = Some(Attachment { host, epoch, since });
@@ -118,7 +118,7 @@ impl Step<'_> {
         Ok(Reply::Granted(Box::new(self.grant(id))))
     }
 
-    fn grant(&self, id: VolumeId) -> AttachGrant {
+    pub(super) fn grant(&self, id: VolumeId) -> AttachGrant {
         let volume = &self.state.volumes[&id];
         AttachGrant {
             volume: id,
@@ -144,6 +144,11 @@ impl Step<'_> {
         if let Some(held) = volume.attachment.take() {
             self.say(Change::Detached(id, held.host));
             self.wake_host(held.host);
+        } else if let Some(ours) = &mut volume.maintenance
+            && ours.epoch.take().is_some()
+        {
+            let server = ours.server;
+            self.say(Change::MaintenanceEnded(id, server));
         }
         Ok(Reply::Done)
     }
@@ -173,7 +178,7 @@ impl Step<'_> {
         new_isr: BTreeSet<StoreId>,
     ) -> Result<Reply, Refusal> {
         let volume = self.volume(id)?;
-        if volume.attachment.is_none_or(|a| a.epoch != epoch) {
+        if !volume.is_held_under(epoch) {
             return Ok(Reply::Fenced {
                 epoch: volume.epoch,
             });

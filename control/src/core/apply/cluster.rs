@@ -2,7 +2,9 @@
 
 use super::super::command::{Change, NewHost, NewServer, NewStore, Reply, Subject};
 use super::super::limits;
-use super::super::model::{CLIENTD_NQN_PREFIX, Cluster, Host, HostId, Server, Standing, Store};
+use super::super::model::{
+    CLIENTD_NQN_PREFIX, Cluster, Host, HostId, STORAGED_HOST_NQN_PREFIX, Server, Standing, Store,
+};
 use super::super::refusal::{Refusal, RefusalCode};
 use super::{Step, check_name, check_nqn, check_room};
 use shardmap::units::{ServerId, StoreId};
@@ -76,6 +78,7 @@ impl Step<'_> {
         };
         self.state.servers.insert(id, server);
         self.say(Change::ServerRegistered(id));
+        self.wake_servers();
         Ok(Reply::Server(id))
     }
 
@@ -106,14 +109,7 @@ impl Step<'_> {
 
     /// Clients of volumes with a slice on the store learn its new address.
     fn wake_users_of(&mut self, store: StoreId) {
-        let volumes: Vec<_> = self
-            .state
-            .slices
-            .values()
-            .filter(|s| s.store == store)
-            .map(|s| s.volume)
-            .collect();
-        for volume in volumes {
+        for volume in self.volumes_on(store) {
             self.wake_holders(volume);
         }
     }
@@ -162,6 +158,7 @@ impl Step<'_> {
             self.wake_store(id);
             self.wake_users_of(id);
         }
+        self.retry_maintenance(id);
         Ok(Reply::Store(id))
     }
 
@@ -196,6 +193,13 @@ impl Step<'_> {
             return Err(Refusal::invalid(
                 format!("{} is the name of a clientd", new.host_nqn),
                 "start clientd on that host, it registers itself; of a standard host give what \
+                 /etc/nvme/hostnqn says",
+            ));
+        }
+        if new.host_nqn.starts_with(STORAGED_HOST_NQN_PREFIX) {
+            return Err(Refusal::invalid(
+                format!("{} is the name of a storaged", new.host_nqn),
+                "storageds are admitted by themselves; of a standard host give what \
                  /etc/nvme/hostnqn says",
             ));
         }
@@ -241,7 +245,7 @@ impl Step<'_> {
         Ok(Reply::Host(id))
     }
 
-    /// Storageds learn which hosts are known together with their slices.
+    /// Storageds learn which hosts and which of each other are known together with their slices.
     pub(super) fn wake_servers(&mut self) {
         for server in self.state.servers.values_mut() {
             server.desired_index = self.index;

@@ -3,7 +3,7 @@
 use super::super::command::{Change, EventRecord, Subject};
 use super::super::limits;
 use super::super::model::{HostId, Standing, State};
-use shardmap::units::{MembershipSeq, ServerId, StoreId, VolumeId};
+use shardmap::units::{Epoch, MembershipSeq, ServerId, StoreId, VolumeId};
 
 /// Appends one event per change.
 pub(super) fn record(state: &mut State, at_unix_ms: u64, changes: &[Change]) {
@@ -110,6 +110,8 @@ fn tell(state: &State, change: &Change) -> Told {
             let what = format!("taken from {} by force", state.host_name(*from));
             volume(state, *id, "ForceDetached", &what)
         }
+        Change::MaintenanceBegan(id, by, epoch) => maintained(state, *id, *by, Some(*epoch)),
+        Change::MaintenanceEnded(id, by) => maintained(state, *id, *by, None),
         Change::IsrChanged {
             volume: id,
             seq,
@@ -140,6 +142,18 @@ fn isr(
     let out = stores(state, left, "out of sync: ");
     let back = stores(state, joined, "in sync again: ");
     volume(state, id, kind, &format!("{out}{back}({seq})"))
+}
+
+/// `epoch`: under which it was taken, otherwise it was let go.
+fn maintained(state: &State, id: VolumeId, by: ServerId, epoch: Option<Epoch>) -> Told {
+    let by = state.server_name(by);
+    match epoch {
+        Some(epoch) => {
+            let what = format!("is resilvered by {by}, nobody has it attached ({epoch})");
+            volume(state, id, "MaintenanceBegan", &what)
+        }
+        None => volume(state, id, "MaintenanceEnded", &format!("let go by {by}")),
+    }
 }
 
 fn lineage_began(lineage: u16) -> Told {

@@ -86,7 +86,13 @@ impl Step<'_> {
             ));
         }
         self.state.servers.remove(&id);
+        // Its stores may have gone to another server while it was at work.
+        let volumes = self.state.volumes.iter();
+        let left = volumes.filter(|(_, v)| v.maintenance.is_some_and(|m| m.server == id));
+        let left: Vec<_> = left.map(|(volume, _)| *volume).collect();
+        left.into_iter().for_each(|volume| self.touch(volume));
         self.say(Change::ServerRemoved(id, format!("server {name}")));
+        self.wake_servers();
         Ok(Reply::Done)
     }
 }

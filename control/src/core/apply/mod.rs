@@ -7,23 +7,28 @@ mod attach;
 mod cluster;
 mod event;
 mod forget;
+mod maintenance;
 mod restore;
 mod volume;
 
 pub(in crate::core) use attach::shard_without;
+pub(in crate::core) use maintenance::maintenance_of;
 pub use volume::plan_volume;
 
 use super::command::{Change, ClientId, Command, Envelope, Reply};
 use super::limits;
 use super::model::{HostId, State};
 use super::refusal::{Refusal, RefusalCode};
-use shardmap::units::{StoreId, VolumeId};
+use shardmap::units::{ServerId, StoreId, VolumeId};
+use std::collections::BTreeSet;
 
 /// One command being applied.
 struct Step<'a> {
     state: &'a mut State,
     index: u64,
     changes: Vec<Change>,
+    /// Volumes to review.
+    touched: BTreeSet<VolumeId>,
 }
 
 /// Applies one log entry.
@@ -53,9 +58,10 @@ pub fn apply(state: &mut State, index: u64, envelope: Envelope) -> (Reply, Vec<C
         state,
         index,
         changes: Vec::new(),
+        touched: BTreeSet::new(),
     };
     let outcome = if schema == limits::SCHEMA {
-        step.dispatch(command)
+        step.carry_out(command)
     } else {
         Err(Refusal::new(
             RefusalCode::Schema,
@@ -126,6 +132,12 @@ fn remember(state: &mut State, client: ClientId, sequence: u64, index: u64, repl
 }
 
 impl Step<'_> {
+    fn carry_out(&mut self, command: Command) -> Result<Reply, Refusal> {
+        let reply = self.dispatch(command)?;
+        self.review_touched();
+        Ok(reply)
+    }
+
     fn dispatch(&mut self, command: Command) -> Result<Reply, Refusal> {
         if let Command::InitCluster { uuid, name } = command {
             return self.init_cluster(uuid, name);
@@ -158,6 +170,10 @@ impl Step<'_> {
                 seq,
                 new_isr,
             } => self.set_isr(volume, epoch, seq, new_isr),
+            Command::Maintain { volume, server } => self.maintain(volume, server),
+            Command::AssignMaintenance { volume, server } => {
+                self.assign_maintenance(volume, server)
+            }
             Command::Note { subject, text } => self.note(subject, text),
             Command::AddHost(new) => self.add_host(new),
             Command::RemoveHost { host } => self.remove_host(host),
@@ -180,8 +196,14 @@ impl Step<'_> {
 
     /// The storaged of this store has something new to do.
     fn wake_store(&mut self, store: StoreId) {
-        let server = self.state.stores.get(&store).map(|s| s.server);
-        if let Some(server) = server.and_then(|id| self.state.servers.get_mut(&id)) {
+        if let Some(server) = self.state.stores.get(&store).map(|s| s.server) {
+            self.wake_server(server);
+        }
+    }
+
+    /// The storaged of this server has something new to do.
+    fn wake_server(&mut self, server: ServerId) {
+        if let Some(server) = self.state.servers.get_mut(&server) {
             server.desired_index = self.index;
         }
     }

@@ -29,6 +29,8 @@ impl Step<'_> {
             volume.attachment = None;
             volume.verified = false;
         }
+        let volumes: Vec<_> = self.state.volumes.keys().copied().collect();
+        volumes.into_iter().for_each(|volume| self.touch(volume));
         // Stores may hold slices that were minted after the backup: their numbers stay unused.
         self.state.minted.nsid = self.state.minted.nsid.saturating_add(NSIDS_SKIPPED);
         // Replies of the lost history, or to numbers that it used again after the backup.
@@ -51,7 +53,7 @@ impl Step<'_> {
     ) -> Result<Reply, Refusal> {
         let lineage = self.state.cluster.as_ref().map_or(0, |c| c.lineage);
         let volume = self.volume(id)?;
-        if volume.attachment.is_none_or(|a| a.epoch != epoch) {
+        if !volume.is_held_under(epoch) {
             let epoch = volume.epoch;
             return Ok(Reply::Fenced { epoch });
         }

@@ -198,6 +198,7 @@ impl Step<'_> {
             seq: MembershipSeq(1),
             isr: choice.stores.iter().copied().collect(),
             verified: true,
+            maintenance: None,
         };
         self.state.volumes.insert(new.id, volume);
         for store in choice.stores {
@@ -262,6 +263,7 @@ impl Step<'_> {
         }
         let stores = volume.map.stores.clone();
         self.state.volumes.get_mut(&id).expect("just read").phase = Phase::Deleting;
+        self.touch(id);
         for store in stores {
             self.wake_store(store);
         }
@@ -284,6 +286,7 @@ impl Step<'_> {
         let all = volume.slices.iter().all(|n| self.state.slices[n].confirmed);
         if all && volume.phase == Phase::Creating {
             self.state.volumes.get_mut(&id).expect("just read").phase = Phase::Ready;
+            self.touch(id);
             self.say(Change::VolumeReady(id));
             self.wake_holders(id);
         }

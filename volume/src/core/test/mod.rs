@@ -2,6 +2,7 @@
 
 mod degraded;
 mod hearing;
+mod maintained;
 mod oracle;
 mod recovery;
 mod repair;

@@ -504,6 +504,7 @@ impl World {
             AttachFault::Fenced
             | AttachFault::Membership
             | AttachFault::MetadBehind
+            | AttachFault::MembersAway(_)
             | AttachFault::Detached => {}
         }
     }

@@ -1,0 +1,177 @@
+//! Volumes that nobody uses and that are not whole: a storaged brings them up to date (ADR 0006).
+//!
+//! Whether that is wanted, and by which server, follows from the volume: [`Step::review`] derives it
+//! after every command that may have changed it. A server is tied to no epoch before it asks; a
+//! host that wants the volume ends it without being asked.
+
+use super::super::command::{Change, Reply};
+use super::super::model::{Maintenance, Phase, State, Volume};
+use super::super::refusal::{Refusal, RefusalCode};
+use super::Step;
+use shardmap::units::{ServerId, StoreId, VolumeId};
+use std::collections::BTreeSet;
+
+/// Whether a storaged may have the volume: nobody else does, and its membership is sure.
+fn is_eligible(volume: &Volume) -> bool {
+    let idle = volume.desired.is_none() && volume.attachment.is_none();
+    volume.phase == Phase::Ready && volume.verified && idle && !volume.open_access
+}
+
+/// Servers with an in-sync store of the volume: one of them reads at least that part without the
+/// network.
+fn candidates(state: &State, volume: &Volume) -> BTreeSet<ServerId> {
+    let server_of = |store: &StoreId| state.stores.get(store).map(|s| s.server);
+    volume.isr.iter().filter_map(server_of).collect()
+}
+
+/// What is wanted of the storageds for a volume, given what was. One that is at work stays until it
+/// lets go.
+pub(in crate::core) fn maintenance_of(
+    state: &State,
+    index: u64,
+    (id, volume): (VolumeId, &Volume),
+) -> Option<Maintenance> {
+    let before = volume.maintenance;
+    let known = |server| state.servers.contains_key(&server);
+    let at_work = before.is_some_and(|m| m.epoch.is_some() && known(m.server));
+    let whole = volume.out_of_sync().next().is_none();
+    if !is_eligible(volume) || (whole && !at_work) {
+        return None;
+    }
+    let candidates = candidates(state, volume);
+    if let Some(before) = before.filter(|m| at_work || candidates.contains(&m.server)) {
+        return Some(before);
+    }
+    // By volume, so that the work spreads.
+    let spread = u128::from_le_bytes(id.0) % u128::try_from(candidates.len().max(1)).ok()?;
+    let chosen = candidates.into_iter().nth(usize::try_from(spread).ok()?)?;
+    Some(Maintenance {
+        server: chosen,
+        epoch: None,
+        due_index: index,
+    })
+}
+
+impl Step<'_> {
+    /// The volume was changed: [`Self::review_touched`] looks at it.
+    pub(super) fn touch(&mut self, id: VolumeId) {
+        self.touched.insert(id);
+    }
+
+    /// Volumes with a slice on the store.
+    pub(super) fn volumes_on(&self, store: StoreId) -> BTreeSet<VolumeId> {
+        let slices = self.state.slices.values();
+        slices
+            .filter(|s| s.store == store)
+            .map(|s| s.volume)
+            .collect()
+    }
+
+    pub(super) fn review_touched(&mut self) {
+        for id in std::mem::take(&mut self.touched) {
+            self.review(id);
+        }
+    }
+
+    fn review(&mut self, id: VolumeId) {
+        let Some(volume) = self.state.volumes.get(&id) else {
+            return;
+        };
+        let before = volume.maintenance;
+        let now = maintenance_of(self.state, self.index, (id, volume));
+        if before != now {
+            self.set_maintenance(id, now);
+        }
+    }
+
+    fn set_maintenance(&mut self, id: VolumeId, to: Option<Maintenance>) {
+        let volume = self.state.volumes.get_mut(&id).expect("just read");
+        let before = std::mem::replace(&mut volume.maintenance, to);
+        for concerned in [before, to].into_iter().flatten() {
+            self.wake_server(concerned.server);
+        }
+    }
+
+    /// A store has come back: what it was missing for may succeed now.
+    pub(super) fn retry_maintenance(&mut self, store: StoreId) {
+        let index = self.index;
+        for id in self.volumes_on(store) {
+            let maintenance = self.state.volumes[&id].maintenance;
+            if let Some(waiting) = maintenance {
+                let due_index = index;
+                let again = Maintenance {
+                    due_index,
+                    ..waiting
+                };
+                self.set_maintenance(id, Some(again));
+            }
+            self.touch(id);
+        }
+    }
+
+    /// A storaged takes the volume to bring it up to date.
+    pub(super) fn maintain(&mut self, id: VolumeId, server: ServerId) -> Result<Reply, Refusal> {
+        let lineage = self.state.cluster.as_ref().map_or(0, |c| c.lineage);
+        let volume = self.volume(id)?;
+        let asked = volume.maintenance.filter(|m| m.server == server);
+        let Some(maintenance) = asked else {
+            let name = volume.name.clone();
+            return Err(Refusal::new(
+                RefusalCode::NotDesired,
+                format!(
+                    "volume {name} is not to be resilvered by {}",
+                    self.state.server_name(server)
+                ),
+                "wait for the next change of what this server should do",
+            ));
+        };
+        let epoch = volume.next_epoch(lineage);
+        volume.epoch = epoch;
+        volume.maintenance = Some(Maintenance {
+            epoch: Some(epoch),
+            ..maintenance
+        });
+        self.say(Change::MaintenanceBegan(id, server, epoch));
+        Ok(Reply::Granted(Box::new(self.grant(id))))
+    }
+
+    /// Lets another server bring the volume up to date; the one before is fenced by the epoch that
+    /// the other will ask for.
+    pub(super) fn assign_maintenance(
+        &mut self,
+        id: VolumeId,
+        server: ServerId,
+    ) -> Result<Reply, Refusal> {
+        let index = self.index;
+        let Some(volume) = self.state.volumes.get(&id) else {
+            return Err(Refusal::not_found("volume", id));
+        };
+        let Some(before) = volume.maintenance.filter(|m| m.server != server) else {
+            return Ok(Reply::Done);
+        };
+        if !candidates(self.state, volume).contains(&server) {
+            return Err(Refusal::invalid(
+                format!(
+                    "{} has no in-sync store of volume {}",
+                    self.state.server_name(server),
+                    volume.name
+                ),
+                "name a server of one of its in-sync stores",
+            ));
+        }
+        let to = Maintenance {
+            server,
+            epoch: None,
+            due_index: index,
+        };
+        self.set_maintenance(id, Some(to));
+        if before.epoch.is_some() {
+            self.say(Change::MaintenanceEnded(id, before.server));
+        }
+        self.touch(id);
+        Ok(Reply::Done)
+    }
+}
+
+#[cfg(test)]
+mod test;
