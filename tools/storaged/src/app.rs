@@ -1,7 +1,9 @@
-//! The reactor thread: routes completions between the target, the stores and control.
+//! The reactor thread: routes completions between the target, the stores, the volumes that are brought
+//! up to date, and control.
 
+use crate::hosting::{Hosting, ROOM_INITIATOR, ROOM_VOLUMES};
 use crate::namespaces::{Notable, Slices};
-use crate::orders::{Fill, News, Order, Tell};
+use crate::orders::{Figures, Fill, News, Order, Tell};
 use nvmf::target::Target;
 use reactor::{App, Completion, Driver, Mailbox, Token};
 use std::fmt;
@@ -48,6 +50,7 @@ pub struct Storaged {
     orders: Arc<Mailbox<Order>>,
     news: Tell,
     target: Target,
+    hosting: Hosting,
     slices: Slices,
     stage: Stage,
 }
@@ -68,6 +71,7 @@ impl Storaged {
     pub fn new(
         (paths, fills): (Vec<PathBuf>, Arc<[Fill]>),
         (listen, target): (SocketAddr, Target),
+        hosting: Hosting,
         orders: Arc<Mailbox<Order>>,
         news: Tell,
     ) -> Self {
@@ -78,6 +82,7 @@ impl Storaged {
             orders,
             news,
             target,
+            hosting,
             slices: Slices::new(fills),
             stage: Stage::Waiting,
         }
@@ -103,7 +108,14 @@ impl Storaged {
                     self.target.namespaces_changed(io);
                 }
             }
-            Order::Look(look) => (look.0)(&self.slices, &self.target),
+            Order::Maintain(grant) => self.hosting.begin(io, &grant),
+            Order::LetGo(volume) => self.hosting.let_go(io, volume),
+            Order::Metad(answer) => self.hosting.on_metad(io, answer),
+            Order::Look(look) => (look.0)(Figures {
+                slices: &self.slices,
+                target: &self.target,
+                hosting: &self.hosting,
+            }),
             Order::Stop => self.stop(io),
         }
     }
@@ -203,7 +215,16 @@ impl Storaged {
         }
     }
 
+    /// Volumes that are brought up to date need nothing of a server that stops: whoever takes them
+    /// next opens their stores under another epoch.
+    fn is_serving(&self) -> bool {
+        self.stage == Stage::Serving
+    }
+
     fn settle(&mut self, io: &mut dyn Driver) {
+        for news in self.hosting.take_news() {
+            self.tell(News::Maintenance(news));
+        }
         while let Some(notable) = self.slices.next_notable() {
             self.on_notable(io, notable);
             if self.stage == Stage::Dead {
@@ -224,6 +245,8 @@ impl App for Storaged {
         match completion.token.room {
             ROOM_TARGET => self.target.on_completion(io, &mut self.slices, completion),
             ROOM_STORE => self.slices.on_completion(io, completion),
+            ROOM_VOLUMES | ROOM_INITIATOR if !self.is_serving() => {}
+            ROOM_VOLUMES | ROOM_INITIATOR => self.hosting.on_completion(io, completion),
             ROOM_CONTROL => {
                 while let Some(order) = self.orders.recv() {
                     self.on_order(io, order);
@@ -237,6 +260,9 @@ impl App for Storaged {
     fn on_turn_end(&mut self, io: &mut dyn Driver) {
         if self.stage == Stage::Dead {
             return;
+        }
+        if self.is_serving() {
+            self.hosting.on_turn_end(io);
         }
         self.target.on_turn_end(io, &mut self.slices);
         self.settle(io);

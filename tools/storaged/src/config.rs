@@ -30,6 +30,9 @@ pub(crate) struct StoragedConfig {
     /// How often usage is reported and liveness shown, in milliseconds.
     #[serde(default = "report_interval_ms_default")]
     pub(crate) report_interval_ms: u64,
+    /// Limit for bringing volumes up to date that no host uses, in bytes per second; zero is none.
+    #[serde(default = "resilver_bytes_per_s_max_default")]
+    pub(crate) resilver_bytes_per_s_max: u64,
     /// Buffers of the reactor.
     #[serde(default)]
     pub(crate) arena: ArenaConfig,
@@ -41,6 +44,14 @@ pub(crate) struct StoragedConfig {
 const fn report_interval_ms_default() -> u64 {
     5_000
 }
+
+/// A 10 Gbit/s port keeps most of its bandwidth for hosts, and 1 TiB takes 4.7 hours.
+const fn resilver_bytes_per_s_max_default() -> u64 {
+    64 << 20
+}
+
+/// Slower than that a volume would look as if it did not move.
+const RESILVER_BYTES_PER_S_MIN: u64 = 1 << 20;
 
 /// One store.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -102,6 +113,14 @@ impl Config for StoragedConfig {
                 "use 100 to 10000",
             ));
         }
+        let rate = self.resilver_bytes_per_s_max;
+        if (1..RESILVER_BYTES_PER_S_MIN).contains(&rate) {
+            return Err(Senseless::new(
+                "resilver_bytes_per_s_max",
+                rate,
+                "use at least 1048576 (1 MiB/s), or 0 for no limit",
+            ));
+        }
         self.arena.check()
     }
 }
@@ -136,6 +155,16 @@ mod test {
             "report_interval_ms"
         );
         config(10_000).check().unwrap();
+    }
+
+    #[test]
+    fn a_resilver_that_would_hardly_move_is_refused() {
+        let config = |rate: u64| parse(&format!("resilver_bytes_per_s_max = {rate}\n{GOOD}"));
+        let error = config(1_000_000).check().unwrap_err();
+        assert_eq!(error.key, "resilver_bytes_per_s_max");
+        config(0).check().unwrap();
+        config(1 << 20).check().unwrap();
+        assert_eq!(parse(GOOD).resilver_bytes_per_s_max, 64 << 20);
     }
 
     #[test]

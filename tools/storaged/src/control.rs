@@ -1,7 +1,8 @@
 //! The control thread: joins the cluster, learns which slices to hold, reports.
 
-use crate::bridge::NewsReceiver;
+use crate::bridge::{MaintenanceReceiver, NewsReceiver, send};
 use crate::config::{StoragedConfig, StoreConfig};
+use crate::upkeep::Upkeep;
 use crate::{hosts, remembered};
 use anyhow::{Context, Result};
 use control::api::{Filter, ReportContents, Reporter, StoreHealth, StoreReport};
@@ -72,7 +73,7 @@ impl Control {
     /// # Errors
     /// What cannot be helped by waiting: a refusal of metad, a data directory that cannot be
     /// written.
-    pub(crate) async fn run(mut self) -> Result<()> {
+    pub(crate) async fn run(mut self, maintenance: MaintenanceReceiver) -> Result<()> {
         self.learn_cluster().await?;
         let cluster = self.identity.cluster.expect("just learnt");
         // Clients that were known before the last stop may come back before metad does.
@@ -91,7 +92,7 @@ impl Control {
             self.stores.len()
         ));
         let server = self.register(cluster, address).await?;
-        self.follow(server).await
+        self.follow(server, maintenance).await
     }
 
     /// A data directory that has joined a cluster serves it without asking metad.
@@ -129,7 +130,10 @@ impl Control {
             News::StoreFailed { store_index, why } => {
                 self.stores[*store_index].failure = Some(why.clone());
             }
-            News::Listening { .. } | News::SliceDone { .. } | News::StorePoisoned { .. } => {}
+            News::Listening { .. }
+            | News::SliceDone { .. }
+            | News::StorePoisoned { .. }
+            | News::Maintenance(_) => {}
         }
         Some(news)
     }
@@ -231,12 +235,18 @@ impl Control {
     }
 
     /// Follows the desired state and reports, until the reactor is gone.
-    async fn follow(&mut self, server: ServerId) -> Result<()> {
+    async fn follow(&mut self, server: ServerId, maintenance: MaintenanceReceiver) -> Result<()> {
         let reporter = self.client.reporter(Reporter::Server(server));
         let every = Duration::from_millis(self.config.report_interval_ms);
         let mut report_due = tokio::time::interval(every);
         let mut after = 0;
         let client = self.client.clone();
+        let mut upkeep = Upkeep::new(
+            server,
+            self.config.resilver_bytes_per_s_max,
+            client.clone(),
+            (Arc::clone(&self.orders), maintenance),
+        );
         let watch = client.watch_slices(server, after);
         tokio::pin!(watch);
         loop {
@@ -250,6 +260,12 @@ impl Control {
                     for order in self.wanted.orders(desire.slices) {
                         self.order(order).await;
                     }
+                    upkeep.on_desire(desire.maintenance).await;
+                    self.report(&reporter, &upkeep);
+                }
+                outcome = upkeep.wait() => {
+                    upkeep.on_wait(outcome).await;
+                    self.report(&reporter, &upkeep);
                 }
                 news = self.next_news() => match news {
                     None => return Ok(()),
@@ -260,10 +276,11 @@ impl Control {
                         News::StoreOpened { .. }
                         | News::StoreFailed { .. }
                         | News::StorePoisoned { .. }
+                        | News::Maintenance(_)
                         | News::Listening { .. },
                     ) => {}
                 },
-                _ = report_due.tick() => self.report(&reporter),
+                _ = report_due.tick() => self.report(&reporter, &upkeep),
             }
         }
     }
@@ -285,7 +302,7 @@ impl Control {
         }
     }
 
-    fn report(&self, reporter: &ReportHandle) {
+    fn report(&self, reporter: &ReportHandle, upkeep: &Upkeep) {
         let stores = self
             .stores
             .iter()
@@ -297,7 +314,7 @@ impl Control {
                     None => StoreHealth::Online,
                 };
                 let why = known.failure.as_deref().unwrap_or_default();
-                let note = why.chars().take(NOTE_CHARS_MAX).collect();
+                let note = note(why);
                 Some(StoreReport {
                     store: known.id?,
                     health,
@@ -306,20 +323,22 @@ impl Control {
                     note,
                 })
             });
+        let (volumes, resilvers) = upkeep.report();
         reporter.update(ReportContents {
             stores: stores.collect(),
-            ..ReportContents::default()
+            volumes,
+            resilvers,
         });
     }
 
-    /// Hands an order to the reactor; waits while its mailbox is full.
     async fn order(&self, order: Order) {
-        let mut order = order;
-        while let Err(back) = self.orders.send(order) {
-            order = back;
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        send(&self.orders, order).await;
     }
+}
+
+/// As much of a sentence as a report takes.
+pub(crate) fn note(why: &str) -> String {
+    why.chars().take(NOTE_CHARS_MAX).collect()
 }
 
 /// Prepares a store file that does not exist yet, if the configuration wants that. A failure is not

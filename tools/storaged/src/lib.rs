@@ -1,21 +1,26 @@
-//! What storaged runs on its reactor: stores shown as NVMe namespaces, and the app that routes
-//! completions between the target, the stores and control.
+//! What storaged runs on its reactor: stores shown as NVMe namespaces, volumes that are brought up to
+//! date because no host uses them, and the app that routes completions between the target, the
+//! stores, the volumes and control.
 //!
 //! The program around it adds a control thread (metad, metrics, signals); the simulator adds its
-//! own. Both talk to the app by [`Order`]s and [`News`] and follow metad by [`Wanted`]. Nothing
-//! here blocks, and nothing knows a runtime.
+//! own. Both talk to the app by [`Order`]s and [`News`] and follow metad by [`Wanted`] and
+//! [`Maintenance`]. Nothing here blocks, and nothing knows a runtime.
 #![forbid(unsafe_code)]
 
 pub mod app;
 mod faults;
+pub mod hosting;
+pub mod maintenance;
 pub mod namespaces;
 pub mod orders;
 mod vendor;
 pub mod wanted;
 
 pub use app::Storaged;
+pub use hosting::{Hosting, MaintenanceCounters};
+pub use maintenance::{Ending, Maintenance, Step};
 pub use namespaces::Slices;
-pub use orders::{Fill, Look, News, Order, Tell};
+pub use orders::{Figures, Fill, Look, MaintenanceNews, News, Order, Tell};
 pub use wanted::{Told, Wanted};
 
 use uuid::Uuid;

@@ -7,8 +7,9 @@ mod control;
 mod hosts;
 mod metrics;
 mod remembered;
+mod upkeep;
 
-use crate::bridge::{NEWS_MAX, ORDERS_MAX};
+use crate::bridge::{MAINTENANCE_NEWS_MAX, NEWS_MAX, ORDERS_MAX};
 use crate::config::StoragedConfig;
 use crate::control::Control;
 use anyhow::{Context, Result};
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 use storaged::app::{CONTROL_TOKEN, ROOM_TARGET};
-use storaged::{Fill, Look, Order, Storaged};
+use storaged::{Fill, Hosting, Look, Order, Storaged, hosting};
 use tokio::sync::{mpsc, oneshot};
 
 fn main() -> ExitCode {
@@ -50,8 +51,11 @@ fn main() -> ExitCode {
 fn serve(config: StoragedConfig) -> Result<()> {
     let _own = OwnDir::take(&config.data_dir)?;
     let identity = Identity::load_or_create(&config.data_dir)?;
+    let mut arena = config.arena.to_reactor();
+    let [_, _, large] = &mut arena.slot_counts;
+    *large += u32::try_from(hosting::COPY_SLOTS)?;
     let ring = UringConfig {
-        arena: config.arena.to_reactor(),
+        arena,
         ..UringConfig::default()
     };
     let mut driver = UringDriver::new(ring)?;
@@ -59,18 +63,22 @@ fn serve(config: StoragedConfig) -> Result<()> {
     let bell = driver.doorbell(CONTROL_TOKEN)?;
     let orders = Arc::new(Mailbox::new(ORDERS_MAX, bell));
     let (news, news_receiver) = mpsc::channel(NEWS_MAX);
+    let (maintenance, maintenance_receiver) = mpsc::channel(MAINTENANCE_NEWS_MAX);
     let fills: Arc<[Fill]> = config.stores.iter().map(|_| Fill::default()).collect();
 
     let control = thread::Builder::new().name("control".to_owned()).spawn({
         let (config, orders, fills) = (config.clone(), Arc::clone(&orders), Arc::clone(&fills));
         let identity = identity.clone();
-        move || run_control(config, identity, orders, news_receiver, fills)
+        let receivers = (news_receiver, maintenance_receiver);
+        move || run_control(config, identity, orders, receivers, fills)
     })?;
     let subsystem = storaged::subsystem(identity.uuid);
     let target = Target::new(TargetConfig::new(ROOM_TARGET, subsystem));
     let paths = config.stores.into_iter().map(|s| s.path).collect();
-    let news = bridge::teller(news);
-    let mut app = Storaged::new((paths, fills), (config.listen, target), orders, news);
+    let hosting = Hosting::new(identity.uuid);
+    let tell = bridge::teller(news, maintenance);
+    let listen = (config.listen, target);
+    let mut app = Storaged::new((paths, fills), listen, hosting, orders, tell);
     driver.run(&mut app);
     drop(app);
     control
@@ -83,7 +91,7 @@ fn run_control(
     config: StoragedConfig,
     identity: Identity,
     orders: Arc<Mailbox<Order>>,
-    news: bridge::NewsReceiver,
+    (news, maintenance): (bridge::NewsReceiver, bridge::MaintenanceReceiver),
     fills: Arc<[Fill]>,
 ) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -106,7 +114,7 @@ fn run_control(
                 None => std::future::pending().await,
             }
         };
-        let run = control.run();
+        let run = control.run(maintenance);
         tokio::pin!(run);
         tokio::select! {
             ended = &mut run => return ended,
@@ -134,9 +142,9 @@ async fn scrape(
 ) -> prometheus_client::registry::Registry {
     let (answer, answered) = oneshot::channel();
     let names = Arc::clone(names);
-    let look = Look(Box::new(move |slices, target| {
+    let look = Look(Box::new(move |figures| {
         // A scraper that has gone away needs no answer.
-        drop(answer.send(metrics::registry(&names, slices, target)));
+        drop(answer.send(metrics::registry(&names, figures)));
     }));
     if orders.send(Order::Look(look)).is_err() {
         return prometheus_client::registry::Registry::default();

@@ -1,13 +1,12 @@
 //! storaged's figures for a scrape, gathered on the reactor thread when asked.
 
-use nvmf::target::Target;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use storaged::Slices;
+use storaged::{Figures, Hosting};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StoreKind {
@@ -16,7 +15,7 @@ struct StoreKind {
 }
 
 /// Everything, as of now. `names` are those of the stores, by place.
-pub(crate) fn registry(names: &[String], slices: &Slices, target: &Target) -> Registry {
+pub(crate) fn registry(names: &[String], figures: Figures<'_>) -> Registry {
     let mut registry = Registry::with_prefix("ubs");
     let labels = vec![
         ("version", env!("CARGO_PKG_VERSION")),
@@ -25,7 +24,7 @@ pub(crate) fn registry(names: &[String], slices: &Slices, target: &Target) -> Re
     registry.register("build", "What runs here", Info::new(labels));
     let bytes = Family::<StoreKind, Gauge>::default();
     let io = Family::<StoreKind, Counter>::default();
-    for (index, store) in slices.stores() {
+    for (index, store) in figures.slices.stores() {
         let name = &names[index];
         let label = |kind| StoreKind {
             store: name.clone(),
@@ -59,7 +58,7 @@ pub(crate) fn registry(names: &[String], slices: &Slices, target: &Target) -> Re
     registry.register("store_bytes", "Space of a store, in bytes", bytes);
     registry.register("store_events", "What a store did", io);
     let wire = Family::<[(&'static str, &'static str); 1], Counter>::default();
-    let c = target.counters();
+    let c = figures.target.counters();
     for (kind, value) in [
         ("connections_accepted", c.connections_accepted),
         ("connections_refused", c.connections_refused),
@@ -74,5 +73,50 @@ pub(crate) fn registry(names: &[String], slices: &Slices, target: &Target) -> Re
         wire.get_or_create(&[("kind", kind)]).inc_by(value);
     }
     registry.register("target_events", "What the NVMe/TCP target saw", wire);
+    register_maintenance(&mut registry, figures.hosting);
     registry
+}
+
+/// Volumes that are brought up to date because no host uses them.
+fn register_maintenance(registry: &mut Registry, hosting: &Hosting) {
+    let here = Gauge::<i64>::default();
+    here.set(i64::try_from(hosting.list().count()).unwrap_or(i64::MAX));
+    registry.register(
+        "maintenance_volumes",
+        "Volumes at work: brought up to date here, without a host",
+        here,
+    );
+    let missing = Family::<[(&'static str, String); 1], Gauge>::default();
+    for (volume, status) in hosting
+        .list()
+        .filter_map(|id| Some((id, hosting.status(id)?)))
+    {
+        let blocks: u64 = status.stores.values().map(|s| s.dirty_blocks).sum();
+        let blocks = i64::try_from(blocks).unwrap_or(i64::MAX);
+        missing
+            .get_or_create(&[("volume", volume.to_string())])
+            .set(blocks);
+    }
+    registry.register(
+        "maintenance_dirty_blocks",
+        "Blocks that replicas of a volume at work are known to miss",
+        missing,
+    );
+    let events = Family::<[(&'static str, &'static str); 1], Counter>::default();
+    let c = hosting.counters();
+    for (kind, value) in [
+        ("begun", c.begun),
+        ("let_go", c.let_go),
+        ("fenced", c.fenced),
+        ("failed", c.failed),
+        ("resilvers", c.resilvers),
+        ("resilvered_bytes", c.resilvered_bytes),
+    ] {
+        events.get_or_create(&[("kind", kind)]).inc_by(value);
+    }
+    registry.register(
+        "maintenance_events",
+        "What came of volumes that were brought up to date here",
+        events,
+    );
 }

@@ -1,12 +1,16 @@
 //! What control and the reactor thread say to each other.
 
+use crate::hosting::Hosting;
+use crate::maintenance::Ending;
 use crate::namespaces::Slices;
 use nvmf::target::Target;
-use shardmap::units::Nsid;
+use shardmap::grant::MembershipRequest;
+use shardmap::units::{Nsid, StoreId, VolumeId};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use store::{OpenFacts, SliceSpec, StoreUsage};
 use uuid::Uuid;
+use volume::{AttachGrant, MetadAnswer, Resilvered};
 
 /// From control to the reactor.
 #[derive(Debug)]
@@ -34,13 +38,30 @@ pub enum Order {
     },
     /// Admit these hosts and no others.
     Hosts(Vec<String>),
+    /// Bring a volume up to date. Answered by [`MaintenanceNews::Ended`] when that is over.
+    Maintain(Box<AttachGrant>),
+    /// Detach a volume that was to be brought up to date.
+    LetGo(VolumeId),
+    /// metad has answered [`MaintenanceNews::AskMetad`].
+    Metad(MetadAnswer),
     /// Let somebody look at the figures.
     Look(Look),
     /// Stop in order: nothing new, stores flushed and marked clean.
     Stop,
 }
 
-type Looker = dyn FnOnce(&Slices, &Target) + Send;
+/// What there is to look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures<'a> {
+    /// The stores.
+    pub slices: &'a Slices,
+    /// The target.
+    pub target: &'a Target,
+    /// Volumes that are brought up to date.
+    pub hosting: &'a Hosting,
+}
+
+type Looker = dyn FnOnce(Figures<'_>) + Send;
 
 /// Somebody who looks at the figures, once, on the reactor's thread.
 pub struct Look(pub Box<Looker>);
@@ -89,6 +110,45 @@ pub enum News {
         removal: bool,
         /// Why not.
         refused: Option<String>,
+    },
+    /// Of a volume that is brought up to date. What is lost of it on the way is made good for: the
+    /// volume repeats what it asks for, and is looked at.
+    Maintenance(MaintenanceNews),
+}
+
+/// News of a volume that is brought up to date.
+#[derive(Debug)]
+pub enum MaintenanceNews {
+    /// It changed in a way that its status shows.
+    Changed(VolumeId),
+    /// Ask metad for another in-sync set; the answer goes back as [`Order::Metad`].
+    AskMetad(MembershipRequest),
+    /// A resilver moved.
+    Progress {
+        /// Which volume.
+        volume: VolumeId,
+        /// Towards which store.
+        store: StoreId,
+        /// To move in all, in bytes.
+        bytes_total: u64,
+        /// Moved, in bytes.
+        bytes_done: u64,
+        /// Per second.
+        bytes_per_s: u64,
+    },
+    /// A resilver ended well.
+    Resilvered {
+        /// Which volume.
+        volume: VolumeId,
+        /// The record.
+        record: Resilvered,
+    },
+    /// It is no longer here.
+    Ended {
+        /// Which volume.
+        volume: VolumeId,
+        /// How that came.
+        how: Ending,
     },
 }
 

@@ -141,6 +141,7 @@ impl Sim {
             Storaged::new(
                 stores,
                 (listen, Target::new(config)),
+                storaged::Hosting::new(uuid),
                 mailbox,
                 Box::new(news),
             )
@@ -235,6 +236,7 @@ impl Sim {
                 self.servers[index].listening = true;
                 self.register_server(index, address);
             }
+            News::Maintenance(_) => unreachable!("nobody asked for any"),
             News::SliceDone {
                 nsid,
                 removal,

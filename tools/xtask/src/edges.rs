@@ -20,7 +20,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("metad", &["daemon", "shardmap", "control"]),
     (
         "storaged",
-        &["daemon", "shardmap", "reactor", "nvmf", "store", "control"],
+        &[
+            "daemon", "shardmap", "reactor", "nvmf", "store", "volume", "control",
+        ],
     ),
     (
         "clientd",

@@ -1,0 +1,10 @@
+//! storaged as a process, with a metad of one member.
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+mod test {
+    mod bad_input;
+    mod client;
+    mod lab;
+    mod maintenance;
+}
