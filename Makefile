@@ -52,7 +52,7 @@ sim: deps ## Simulate SEEDS= clusters under faults, from seed FIRST=
 
 .PHONY: sim-canary
 sim-canary: deps ## Switch single mechanisms off: the simulator must catch each (NAME= for one)
-	$(CARGO) run -q --profile sim -p ubs-sim --features canary -- canary $(or $(NAME),--all)
+	$(CARGO) run -q --profile sim -p ubs-sim --features canary -- canary $(or $(NAME),--all) --known tools/ubs-sim/canaries.txt
 
 .PHONY: demo
 demo: deps ## A cluster, a volume, a server killed under load: the tour (PROFILE=release)

@@ -37,6 +37,18 @@ units() {
         *) failed+=("units") ;;
     esac
 }
+# The regression seeds and fresh ones, other ones every time: the range is printed, and a seed that finds
+# something says how it is replayed. UBS_SIM_FIRST and UBS_SIM_SEEDS repeat a range.
+simulate() {
+    local first=${UBS_SIM_FIRST:-$(($(date +%s) / 10 * 1000))} seeds=${UBS_SIM_SEEDS:-200}
+    printf 'seeds [%d, %d) and tools/ubs-sim/seeds.txt\n' "$first" $((first + seeds))
+    "$cargo" run -q --profile sim -p ubs-sim -- run --file tools/ubs-sim/seeds.txt \
+        --first "$first" --seeds "$seeds"
+}
+canaries() {
+    "$cargo" run -q --profile sim -p ubs-sim --features canary -- \
+        canary --listed --known tools/ubs-sim/canaries.txt
+}
 vm_tests() {
     local log
     log=$(mktemp)
@@ -67,6 +79,8 @@ else
     else
         skip "tla, trace" "java is not installed"
     fi
+    step sim simulate
+    step sim-canary canaries
     printf '\n== vm\n'
     vm_tests
 fi

@@ -63,6 +63,8 @@ mechanisms! {
     FlushCredit = "flush-credit";
     /// Hazard: a flush asks one member only.
     FlushAll = "flush-all";
+    /// Hazard: a durable write is sent as any other, and counts as durable.
+    Fua = "fua";
     /// Hazard: overlapping writes land in different orders on different replicas.
     RangeLock = "range-lock";
     /// Hazard: a read of a store that lost acknowledged writes.

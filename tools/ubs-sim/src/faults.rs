@@ -370,14 +370,19 @@ impl Sim {
             .stores
             .iter()
             .zip(&volume.slices)
-            .all(|(store, nsid)| {
-                let server = self.servers.iter().find(|s| s.store == Some(*store));
-                let app = server.and_then(|s| s.app.as_ref()).map(|a| a.borrow());
-                app.is_some_and(|app| {
-                    let slice = app.slices().stores().find_map(|(_, s)| s.slice(*nsid));
-                    slice.is_some_and(|s| !s.incomplete)
-                })
-            })
+            .all(|(store, nsid)| self.slice_facts(*store, *nsid) == Some(false))
+    }
+
+    /// Whether a store says that its slice is incomplete.
+    pub(crate) fn is_incomplete(&self, store: StoreId, nsid: shardmap::units::Nsid) -> bool {
+        self.slice_facts(store, nsid) == Some(true)
+    }
+
+    fn slice_facts(&self, store: StoreId, nsid: shardmap::units::Nsid) -> Option<bool> {
+        let server = self.servers.iter().find(|s| s.store == Some(store));
+        let app = server.and_then(|s| s.app.as_ref())?.borrow();
+        let slice = app.slices().stores().find_map(|(_, s)| s.slice(nsid))?;
+        Some(slice.incomplete)
     }
 
     /// A trouble ends.

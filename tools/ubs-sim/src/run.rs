@@ -21,11 +21,24 @@ const NOTICE_S: u64 = 20;
 /// How often the volume may turn out not to be healthy after all.
 const ATTEMPTS: u32 = 3;
 
+/// What kind of finding one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// A promise is broken: data, replicas, fencing, a store that does not open.
+    Broken,
+    /// Something that must come has not come.
+    Stuck,
+    /// The code under test panicked.
+    Panic,
+}
+
 /// What a seed came to.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
     pub(crate) seed: u64,
     pub(crate) found: Option<String>,
+    /// Of `found`.
+    pub(crate) kind: Finding,
     pub(crate) digest: u64,
     pub(crate) virtual_ns: u64,
     pub(crate) faults: u64,
@@ -43,10 +56,14 @@ pub(crate) fn run(seed: u64, show: bool) -> Outcome {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         let place = crate::runner::take_panic_place();
-        sim.find(format!("panic at {place}: {}", text.unwrap_or("?")));
+        sim.find_kind(
+            Finding::Panic,
+            format!("panic at {place}: {}", text.unwrap_or("?")),
+        );
     }
     let outcome = Outcome {
         seed,
+        kind: sim.kind,
         digest: sim.timeline.digest(),
         virtual_ns: sim.world.now_ns(),
         faults: sim.faults_count,
@@ -68,7 +85,7 @@ pub(crate) fn run(seed: u64, show: bool) -> Outcome {
 
 fn live(sim: &mut Sim) {
     if !sim.establish() {
-        return sim.find("the cluster does not come up".into());
+        return sim.find_kind(Finding::Stuck, "the cluster does not come up".into());
     }
     sim.schedule(2_000_000_000, Task::Fault);
     sim.run_for(TROUBLE_S);
@@ -94,9 +111,29 @@ impl Sim {
                     self.say(format_args!("host {index}: {:#?}", app.borrow().volumes));
                 }
             }
-            self.find(format!("{what}: not after {seconds} s"));
+            if let Some(lost) = self.shard_without_medium() {
+                self.find(format!("{what}: not after {seconds} s: {lost}"));
+            } else {
+                self.find_kind(Finding::Stuck, format!("{what}: not after {seconds} s"));
+            }
         }
         came
+    }
+
+    /// A shard none of whose in-sync stores has a whole slice. Media are lost only while another
+    /// in-sync store's is whole, so that is a broken promise and no mere delay.
+    fn shard_without_medium(&self) -> Option<String> {
+        let volume = self.recorded();
+        let nsids: std::collections::BTreeMap<_, _> =
+            volume.map.stores.iter().zip(&volume.slices).collect();
+        let mut shards = (0..volume.map.shard_count()).map(shardmap::units::ShardIndex);
+        let blank = |store: &shardmap::units::StoreId| self.is_incomplete(*store, *nsids[store]);
+        let lost = shards.find(|shard| {
+            let members = volume.map.stores_of(*shard);
+            let mut in_sync = members.filter(|s| volume.isr.contains(s)).peekable();
+            in_sync.peek().is_some() && in_sync.all(|s| blank(&s))
+        });
+        lost.map(|shard| format!("every in-sync store of shard {} is blank", shard.0))
     }
 
     fn holder(&self) -> Option<usize> {
@@ -147,7 +184,7 @@ impl Sim {
                 return;
             }
         }
-        self.find(format!("{what}: not for long"));
+        self.find_kind(Finding::Stuck, format!("{what}: not for long"));
     }
 
     fn read_everything(&mut self) {

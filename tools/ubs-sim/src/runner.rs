@@ -35,7 +35,7 @@ pub(crate) fn run_one(seed: u64, trace: bool) -> bool {
     let outcome = run(seed, trace);
     let verdict = match &outcome.found {
         None => "nothing found".to_owned(),
-        Some(what) => format!("FAILED: {what}"),
+        Some(what) => format!("FAILED, {:?}: {what}", outcome.kind),
     };
     println!(
         "seed {seed}: {verdict}; {} faults, {} ops, {:.0} virtual s, digest {:016x}, {:.2} s",

@@ -6,6 +6,7 @@ use crate::metad::{Ask, Metad, VOLUME, Why};
 use crate::oracle::Oracle;
 use crate::plan::Plan;
 use crate::rare::Counts;
+use crate::run::Finding;
 use crate::server::Server;
 use crate::timeline::Timeline;
 use control::core::{Command, Domain, NewVolume, Phase, Reply};
@@ -125,6 +126,8 @@ pub(crate) struct Sim {
     pub(crate) calm: bool,
     /// What must not be, if it was found.
     pub(crate) found: Option<String>,
+    /// Of what was found.
+    pub(crate) kind: Finding,
 }
 
 impl Sim {
@@ -168,6 +171,7 @@ impl Sim {
             volume: VOLUME,
             calm: false,
             found: None,
+            kind: Finding::Broken,
         };
         let plan = format!("{:?}", sim.plan);
         sim.say(format_args!("seed {seed}: {plan}"));
@@ -224,10 +228,17 @@ impl Sim {
         self.timeline.say(self.world.now_ns(), what);
     }
 
-    /// Notes what must not be. The run ends; the first finding counts.
+    /// Notes a broken promise. The run ends; the first finding counts.
     pub(crate) fn find(&mut self, what: String) {
+        self.find_kind(Finding::Broken, what);
+    }
+
+    /// Notes what must not be.
+    pub(crate) fn find_kind(&mut self, kind: Finding, what: String) {
         self.say(format_args!("FOUND {what}"));
-        self.found.get_or_insert(what);
+        if self.found.is_none() {
+            (self.found, self.kind) = (Some(what), kind);
+        }
     }
 
     pub(crate) fn schedule(&mut self, after_ns: u64, task: Task) {

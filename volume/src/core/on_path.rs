@@ -116,7 +116,9 @@ impl Replicator {
                     now: incarnation,
                 }));
             }
-            leg.dirty.merge(&lost);
+            if !in_sync || stands(Mechanism::Incarnation) {
+                leg.dirty.merge(&lost);
+            }
         }
         let leg = self.leg_mut(at);
         leg.session = Session::Learning;

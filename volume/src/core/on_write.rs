@@ -39,13 +39,14 @@ impl Replicator {
 
     fn write_command(&self, id: OpId, what: HostWhat, piece: &Piece) -> Command {
         let range = piece.range;
+        let stands = stands(Mechanism::Fua);
         match what {
             HostWhat::Write { fua, .. } => {
                 let from = host_window(id, piece);
                 Command::Write {
                     range,
                     from,
-                    fua,
+                    fua: fua && stands,
                     generation: self.head,
                 }
             }
@@ -54,7 +55,7 @@ impl Replicator {
             } => Command::Zero {
                 range,
                 deallocate,
-                fua,
+                fua: fua && stands,
             },
             HostWhat::Read(_) | HostWhat::Flush => unreachable!("{what:?} is no write"),
         }
@@ -100,10 +101,13 @@ impl Replicator {
     }
 
     pub(super) fn on_write_done(&mut self, id: OpId, index: usize, at: Position, out: &mut Outbox) {
-        let op = self
-            .ops
-            .get_mut(&id)
-            .expect("on a current session the write is not over");
+        let Some(op) = self.ops.get_mut(&id) else {
+            assert!(
+                !stands(Mechanism::AckAll),
+                "on a current session the write is not over"
+            );
+            return;
+        };
         let durable = match op.what {
             HostWhat::Write { fua, .. } | HostWhat::Zero { fua, .. } => fua,
             HostWhat::Read(_) | HostWhat::Flush => unreachable!("no write"),
@@ -137,10 +141,13 @@ impl Replicator {
         if !self.ack_set().has(at) {
             return self.condemn_or_drop(at, out);
         }
-        let op = self
-            .ops
-            .get_mut(&id)
-            .expect("on a current session the write is not over");
+        let Some(op) = self.ops.get_mut(&id) else {
+            assert!(
+                !stands(Mechanism::AckAll),
+                "on a current session the write is not over"
+            );
+            return;
+        };
         let piece = &mut op.pieces[index];
         piece.sent.remove(at);
         piece.failed.insert(at);
