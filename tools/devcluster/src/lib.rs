@@ -45,6 +45,21 @@ pub enum Fault {
         /// Where it should be.
         program: PathBuf,
     },
+    /// The stores' files do not fit.
+    #[error(
+        "{stores} stores of {} MiB do not fit into {dir}: {} MiB are free; use a smaller \
+         --store-bytes or another --dir", store_bytes >> 20, free_bytes >> 20
+    )]
+    NoRoom {
+        /// The directory.
+        dir: PathBuf,
+        /// How many.
+        stores: u8,
+        /// Bytes of each.
+        store_bytes: u64,
+        /// Bytes that its file system has left.
+        free_bytes: u64,
+    },
     /// No daemon of that name.
     #[error("no daemon \"{name}\" here; there are {known}")]
     NoSuchDaemon {
@@ -138,6 +153,19 @@ impl Cluster {
             format!("find {}", plan.dir.display()),
             plan.dir.canonicalize(),
         )?;
+        let room = trying(
+            format!("look for room in {}", dir.display()),
+            rustix::fs::statvfs(&dir).map_err(io::Error::from),
+        )?;
+        let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
+        if free_bytes < u64::from(plan.storageds).saturating_mul(plan.store_bytes) {
+            return Err(Fault::NoRoom {
+                dir,
+                stores: plan.storageds,
+                store_bytes: plan.store_bytes,
+                free_bytes,
+            });
+        }
         let daemons = daemons::lay_out(&dir, plan)?;
         let cluster = Self { dir, daemons };
         cluster.save()?;
@@ -281,3 +309,28 @@ impl Cluster {
 }
 
 const STATE_FILE: &str = "cluster.json";
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn stores_that_do_not_fit_are_refused_before_anything_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        for program in ["metad", "storaged"] {
+            std::fs::write(dir.path().join(program), "").unwrap();
+        }
+        let cluster = dir.path().join("cluster");
+        let plan = Plan {
+            dir: cluster.clone(),
+            programs: dir.path().to_owned(),
+            metads: 1,
+            storageds: 3,
+            store_bytes: 1 << 60,
+            clientd: false,
+        };
+        let fault = Cluster::create(&plan).unwrap_err();
+        assert!(matches!(fault, Fault::NoRoom { stores: 3, .. }), "{fault}");
+        assert_eq!(std::fs::read_dir(&cluster).unwrap().count(), 0);
+    }
+}

@@ -119,6 +119,7 @@ fn failure(fault: devcluster::Fault) -> Failure {
         }
         devcluster::Fault::Exists { .. } => Failure::Unsafe(fault.to_string()),
         devcluster::Fault::NoProgram { .. }
+        | devcluster::Fault::NoRoom { .. }
         | devcluster::Fault::Running { .. }
         | devcluster::Fault::Stuck { .. }
         | devcluster::Fault::System { .. }
