@@ -40,7 +40,7 @@ units() {
 # The regression seeds, and a range that is the same for every run, so that a change is judged by what it
 # changes. Fresh ranges are `make sim FIRST=n`; UBS_SIM_FIRST and UBS_SIM_SEEDS choose one here.
 simulate() {
-    local first=${UBS_SIM_FIRST:-179563612049} seeds=${UBS_SIM_SEEDS:-150}
+    local first=${UBS_SIM_FIRST:-179563612000} seeds=${UBS_SIM_SEEDS:-200}
     printf 'seeds [%d, %d) and tools/ubs-sim/seeds.txt\n' "$first" $((first + seeds))
     "$cargo" run -q --profile sim -p ubs-sim -- run --file tools/ubs-sim/seeds.txt \
         --first "$first" --seeds "$seeds"

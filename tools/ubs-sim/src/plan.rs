@@ -38,6 +38,17 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Seconds that the limit of resilvers makes of filling all stores but one, one after the other.
+    pub(crate) fn copies_s(&self) -> u64 {
+        let stride = u64::from(self.stride);
+        let of_one_store = self.size_bytes * u64::from(self.replicas) / stride;
+        let bytes = (stride - 1) * of_one_store;
+        match self.options.resilver_bytes_per_s_max {
+            0 => 0,
+            limit => bytes.div_ceil(limit),
+        }
+    }
+
     /// Draws a plan.
     pub(crate) fn draw(prng: &mut Prng) -> Self {
         let servers = prng.within(3, 5);

@@ -12,7 +12,8 @@ use volume::StoreState;
 
 /// Virtual seconds of trouble.
 pub(crate) const TROUBLE_S: u64 = 600;
-/// Virtual seconds in which everything must have healed, and single things must be done.
+/// Virtual seconds in which everything must have healed, beside what a limited resilver must take, and
+/// in which single things must be done.
 const HEAL_S: u64 = 300;
 const SOON_S: u64 = 60;
 /// Virtual seconds after which everybody has noticed which connections are dead: more than the
@@ -178,7 +179,7 @@ impl Sim {
     /// has lost something, which then has to leave and come back.
     fn prove_health(&mut self, what: &str) {
         for _ in 0..ATTEMPTS {
-            self.must(HEAL_S, what, Self::is_healthy);
+            self.must(HEAL_S + self.plan.copies_s(), what, Self::is_healthy);
             self.read_everything();
             if self.found.is_some() || self.is_healthy() {
                 return;
