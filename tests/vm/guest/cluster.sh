@@ -53,12 +53,11 @@ daemons() { ubsctl dev status --dir $dir -o json | awk -F'"' '/"name"/ {n = $4} 
 
 pid_of() { daemons | awk -v n="$1" '$1 == n {print $2}'; }
 
-# ends PID CODE WHAT: waits for a background command of ours and wants this exit code.
-ended() { ! kill -0 "$1" 2> /dev/null; }
+# ends PID CODE WHAT: waits for a background command of ours, and wants it to end with this exit code.
 ends() {
     _code=0
     _limit=$(($(cut -d. -f1 /proc/uptime) + 120))
-    until ended "$1"; do
+    while kill -0 "$1" 2> /dev/null; do
         [ "$(cut -d. -f1 /proc/uptime)" -lt $_limit ] || lose "$3: did not end"
         sleep 0.5
     done

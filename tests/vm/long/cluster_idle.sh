@@ -35,7 +35,7 @@ leader=metad$(ubsctl status | sed -n 's/.*member \([0-9]*\) leads.*/\1/p')
 #             message, its storing thread's turn, and its own clock; reports of 4 daemons reach the leader
 # Twice of that is allowed: a wake-up may come in two parts (header and payload, two threads).
 # CPU time is printed, and bounded only so far that polling shows: in emulation, and without
-# optimization, a wake-up costs a hundred times what it costs a real machine.
+# optimization, a wake-up costs many times what it costs a real machine.
 awk -v s="$seconds" -v leader="$leader" '
     NR == FNR {cpu_ns[$1] = $2; switches[$1] = $3; next}
     {
