@@ -11,4 +11,5 @@ pub mod core;
 mod link;
 mod raft;
 pub mod server;
+pub mod wall_clock;
 mod wire;

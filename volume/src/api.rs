@@ -1,6 +1,8 @@
 //! What a program (clientd, ubs-bench) and this crate say to each other.
 
-use crate::core::{AttachFault, FailReason, HostFault, Resilvered, StoreState, TraceEvent};
+use crate::core::{
+    AttachFault, FailReason, HostFault, Progress, Resilvered, StoreState, TraceEvent,
+};
 use reactor::{Buf, BufMut};
 use shardmap::grant::{AttachGrant as Granted, IsrAnswer, MembershipRequest, SliceAddress};
 use shardmap::map::VolumeMap;
@@ -330,14 +332,8 @@ pub enum VolumeEvent {
     Progress {
         /// Which volume.
         volume: VolumeId,
-        /// Whom.
-        store: StoreId,
-        /// Bytes to move in all, as known now.
-        bytes_total: u64,
-        /// Bytes moved so far.
-        bytes_done: u64,
-        /// Bytes moved per second since its start.
-        bytes_per_s: u64,
+        /// How far it is.
+        progress: Progress,
     },
     /// A resilver ended well.
     Resilvered {

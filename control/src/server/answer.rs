@@ -1,6 +1,5 @@
 //! Answers questions: commands through the log, listings from the state, watches when it changes.
 
-use super::duties::unix_ms;
 use super::health::Health;
 use super::node::Node;
 use super::views::Scene;
@@ -13,6 +12,7 @@ use crate::core::desire::{
     attachments_of_host, known_hosts, maintenance_of_server, slices_of_server,
 };
 use crate::core::{ClientId, Command, Envelope, Refusal, RefusalCode, fsck, limits};
+use crate::wall_clock::unix_ms;
 use openraft::error::{ClientWriteError, RaftError};
 use std::rc::Rc;
 use std::time::Duration;

@@ -6,20 +6,13 @@ use super::maintenance;
 use super::node::Node;
 use crate::api::{Liveness, Reporter, ResilverOutcome, ResilverReport};
 use crate::core::{Command, Envelope, Subject, limits};
+use crate::wall_clock::unix_ms;
 use openraft::ServerState;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Before trying again what a lost leadership or quorum prevented.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Wall clock in milliseconds since 1970; for event lists, never for decisions.
-pub(super) fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Runs as long as the member.
 pub(super) async fn run(node: Rc<Node>) {

@@ -178,21 +178,8 @@ impl Clientd {
                     why: why.to_string(),
                 });
             }
-            VolumeEvent::Progress {
-                store,
-                bytes_total,
-                bytes_done,
-                bytes_per_s,
-                ..
-            } => {
-                let news = News::Progress {
-                    volume,
-                    store,
-                    bytes_total,
-                    bytes_done,
-                    bytes_per_s,
-                };
-                self.tell(news);
+            VolumeEvent::Progress { progress, .. } => {
+                self.tell(News::Progress { volume, progress });
             }
             VolumeEvent::Resilvered { record, .. } => {
                 tracing::info!(%volume, store = %record.store, missed = record.bytes_missed,

@@ -2,7 +2,7 @@
 
 use control::client::MembershipRequest;
 use prometheus_client::registry::Registry;
-use shardmap::units::{Epoch, StoreId, VolumeId};
+use shardmap::units::{Epoch, VolumeId};
 use tokio::sync::{mpsc, oneshot};
 use volume::{AttachGrant, MetadAnswer, VolumeStatus};
 
@@ -94,14 +94,8 @@ pub(crate) enum News {
     Progress {
         /// Which volume.
         volume: VolumeId,
-        /// Towards which store.
-        store: StoreId,
-        /// To move in all, in bytes.
-        bytes_total: u64,
-        /// Moved, in bytes.
-        bytes_done: u64,
-        /// Per second.
-        bytes_per_s: u64,
+        /// How far it is.
+        progress: volume::Progress,
     },
     /// A resilver ended well.
     Resilvered {

@@ -12,13 +12,14 @@ use control::client::{
     ClientConfig, MembershipRequest, MetadClient, MetadError, ReportHandle, ResilverLog,
 };
 use control::core::{DesiredAttachment, HostId, NewHost};
+use control::wall_clock::unix_ms;
 use daemon::identity::Identity;
 use daemon::service;
 use reactor::Mailbox;
 use shardmap::units::{Epoch, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use volume::{AttachGrant, MetadAnswer, MetadVerdict, StoreState, VolumeOptions, VolumeStatus};
 
@@ -428,16 +429,11 @@ impl Control {
             }
             News::AskMetad(ask) => self.ask_metad(ask),
             News::Changed(volume) => self.look(volume),
-            News::Progress {
-                volume,
-                store,
-                bytes_total,
-                bytes_done,
-                bytes_per_s,
-            } => {
-                let moved = (bytes_done, bytes_total);
+            News::Progress { volume, progress } => {
+                let moved = (progress.bytes_done, progress.bytes_total);
+                let of = (volume, progress.store);
                 self.resilvers
-                    .moved((volume, store), moved, bytes_per_s, unix_ms());
+                    .moved(of, moved, progress.bytes_per_s, unix_ms());
             }
             News::Resilvered { volume, record } => {
                 let moved = (record.bytes_moved, record.bytes_missed);
@@ -577,13 +573,6 @@ fn health_of(status: &VolumeStatus) -> (VolumeHealth, String) {
         VolumeHealth::Degraded,
         format!("not in sync: {}", out.join(", ")),
     )
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

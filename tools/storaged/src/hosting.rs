@@ -183,19 +183,10 @@ impl Hosting {
                 };
                 self.ended(volume, how);
             }
-            VolumeEvent::Progress {
-                volume,
-                store,
-                bytes_total,
-                bytes_done,
-                bytes_per_s,
-            } => self.news.push(MaintenanceNews::Progress {
-                volume,
-                store,
-                bytes_total,
-                bytes_done,
-                bytes_per_s,
-            }),
+            VolumeEvent::Progress { volume, progress } => {
+                self.news
+                    .push(MaintenanceNews::Progress { volume, progress });
+            }
             VolumeEvent::Resilvered { volume, record } => {
                 self.counters.resilvers += 1;
                 self.counters.resilvered_bytes += record.bytes_moved;

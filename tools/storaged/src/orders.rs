@@ -5,12 +5,12 @@ use crate::maintenance::Ending;
 use crate::namespaces::Slices;
 use nvmf::target::Target;
 use shardmap::grant::MembershipRequest;
-use shardmap::units::{Nsid, StoreId, VolumeId};
+use shardmap::units::{Nsid, VolumeId};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use store::{OpenFacts, SliceSpec, StoreUsage};
 use uuid::Uuid;
-use volume::{AttachGrant, MetadAnswer, Resilvered};
+use volume::{AttachGrant, MetadAnswer, Progress, Resilvered};
 
 /// From control to the reactor.
 #[derive(Debug)]
@@ -127,14 +127,8 @@ pub enum MaintenanceNews {
     Progress {
         /// Which volume.
         volume: VolumeId,
-        /// Towards which store.
-        store: StoreId,
-        /// To move in all, in bytes.
-        bytes_total: u64,
-        /// Moved, in bytes.
-        bytes_done: u64,
-        /// Per second.
-        bytes_per_s: u64,
+        /// How far it is.
+        progress: Progress,
     },
     /// A resilver ended well.
     Resilvered {

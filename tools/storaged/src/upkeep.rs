@@ -4,10 +4,11 @@ use crate::bridge::{MaintenanceReceiver, send};
 use control::api::{ResilverReport, VolumeHealth, VolumeReport};
 use control::client::{MembershipRequest, MetadClient, MetadError, ResilverLog};
 use control::core::{AttachGrant, DesiredMaintenance};
+use control::wall_clock::unix_ms;
 use reactor::Mailbox;
 use shardmap::units::{Epoch, Moment, ServerId, VolumeId};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use storaged::{Ending, Look, Maintenance, MaintenanceNews, Order, Step, hosting};
 use tokio::sync::{mpsc, oneshot};
 use volume::{MetadAnswer, MetadVerdict, VolumeStatus};
@@ -40,13 +41,6 @@ pub(crate) struct Upkeep {
     outcomes: mpsc::Sender<Outcome>,
     outcomes_in: mpsc::Receiver<Outcome>,
     began: Instant,
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Upkeep {
@@ -127,16 +121,11 @@ impl Upkeep {
         match news {
             MaintenanceNews::Changed(volume) => self.look(volume).await,
             MaintenanceNews::AskMetad(request) => self.ask_metad(request),
-            MaintenanceNews::Progress {
-                volume,
-                store,
-                bytes_total,
-                bytes_done,
-                bytes_per_s,
-            } => {
-                let moved = (bytes_done, bytes_total);
+            MaintenanceNews::Progress { volume, progress } => {
+                let moved = (progress.bytes_done, progress.bytes_total);
+                let of = (volume, progress.store);
                 self.resilvers
-                    .moved((volume, store), moved, bytes_per_s, unix_ms());
+                    .moved(of, moved, progress.bytes_per_s, unix_ms());
             }
             MaintenanceNews::Resilvered { volume, record } => {
                 tracing::info!(%volume, store = %record.store, missed = record.bytes_missed,

@@ -258,13 +258,9 @@ impl Hosted {
                 tracing::error!(%volume, %why, "device fails");
                 events.push(VolumeEvent::Failed { volume, why });
             }
-            Effect::Progress(progress) => events.push(VolumeEvent::Progress {
-                volume,
-                store: progress.store,
-                bytes_total: progress.bytes_total,
-                bytes_done: progress.bytes_done,
-                bytes_per_s: progress.bytes_per_s,
-            }),
+            Effect::Progress(progress) => {
+                events.push(VolumeEvent::Progress { volume, progress });
+            }
             Effect::Connect(_)
             | Effect::Send { .. }
             | Effect::Complete { .. }
