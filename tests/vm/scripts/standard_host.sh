@@ -42,8 +42,12 @@ same 'exit code of an attach on it' 2 $rc
 grep -q 'nvme connect' /tmp/said || fail "no remedy: $(cat /tmp/said)"
 
 say "a server that restarts admits it without asking"
+online() { ubsctl server ls -o json | grep -q '"liveness": *"online"'; }
+offline() { ! online; }
 ubsctl dev stop --dir $dir storaged1
+wait_for 20 'metad to notice the stop' offline
 ubsctl dev start --dir $dir storaged1
+wait_for 30 'the server to report' online
 ubsctl doctor --config-dir $dir || fail "the doctor found a problem"
 
 say "forgotten: the namespace goes, and it is refused"
