@@ -1,6 +1,7 @@
 //! What metad grants with an attachment: words of the control plane that the data path takes as
 //! they are.
 
+use crate::generations::VolumeGenerations;
 use crate::map::VolumeMap;
 use crate::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,8 @@ pub struct AttachGrant {
     pub verified: bool,
     /// The epoch since which nobody else has held the volume.
     pub held_since: Epoch,
+    /// Head and snapshots.
+    pub generations: VolumeGenerations,
     /// In-sync replicas of a shard below which IO is held.
     pub min_in_sync: u8,
     /// Where the slices are, by position.

@@ -4,11 +4,10 @@ use crate::core::{
     AttachFault, FailReason, HostFault, Progress, Resilvered, StoreState, TraceEvent,
 };
 use reactor::{Buf, BufMut};
+use shardmap::generations::VolumeGenerations;
 use shardmap::grant::{AttachGrant as Granted, IsrAnswer, MembershipRequest, SliceAddress};
 use shardmap::map::VolumeMap;
-use shardmap::units::{
-    BlockRange, Epoch, Generation, Incarnation, MembershipSeq, Nsid, StoreId, VolumeId,
-};
+use shardmap::units::{BlockRange, Epoch, Incarnation, MembershipSeq, Nsid, StoreId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
@@ -41,8 +40,8 @@ pub struct AttachGrant {
     /// `Some` if what uses the volume has outlived the client before us: what that one was told by
     /// [`VolumeEvent::Remember`] last. Only stores with these incarnations are trusted then.
     pub survived: Option<BTreeMap<StoreId, Incarnation>>,
-    /// Generation that takes writes.
-    pub head: Generation,
+    /// Head and snapshots.
+    pub generations: VolumeGenerations,
     /// Proof for the stores that metad minted the epoch.
     pub ticket: [u8; 32],
     /// One entry per store of the map.
@@ -71,7 +70,7 @@ impl AttachGrant {
             isr: granted.isr,
             verified: granted.verified,
             survived: None,
-            head: Generation(0),
+            generations: granted.generations,
             ticket: [0; 32],
             slices: granted.slices.into_iter().map(path).collect(),
             options: VolumeOptions {

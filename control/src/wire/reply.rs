@@ -75,6 +75,7 @@ fn get_grant(from: wire::attach_grant::Reader<'_>) -> Decoded<AttachGrant> {
         isr: get_store_set(from.get_isr()?),
         verified: !from.get_unverified(),
         held_since: Epoch(from.get_held_since()),
+        generations: shardmap::generations::VolumeGenerations::default(),
         min_in_sync: from.get_min_in_sync(),
         slices: get_slice_addresses(from.get_slices()?)?,
     })

@@ -22,7 +22,7 @@ use hosted::{Call, CallBuffer, Hosted};
 use nvmf::initiator::{self, Initiator, InitiatorEvent};
 use reactor::{Buf, Completion, Driver, Token};
 use servers::{Link, Server};
-use shardmap::units::{BlockRange, Nsid, StoreId, VolumeId};
+use shardmap::units::{BlockRange, Generation, Nsid, StoreId, VolumeId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What all volumes of a reactor share.
@@ -148,7 +148,7 @@ impl Volumes {
             isr,
             verified: grant.verified,
             survived: grant.survived.as_ref().map(|s| Hosted::by_position(map, s)),
-            head: grant.head,
+            head: Generation(0),
         };
         let core = Replicator::new(self.core_config(grant), core_grant);
         let slot = self.free_slot();

@@ -15,10 +15,11 @@ use nvmf::target::{
 use reactor::sim::{NodeId, SimConfig, SimWorld};
 use reactor::{App, Completion, Driver};
 use shardmap::dirty::RegionSet;
+use shardmap::generations::VolumeGenerations;
 use shardmap::map::{Layout, Shape, VolumeMap};
 use shardmap::units::{
-    BLOCK_BYTES, BlockRange, Blocks, Epoch, Generation, Lba, MembershipSeq, Nsid, RegionIndex,
-    StoreId, VolumeId,
+    BLOCK_BYTES, BlockRange, Blocks, Epoch, Lba, MembershipSeq, Nsid, RegionIndex, StoreId,
+    VolumeId,
 };
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -374,7 +375,7 @@ impl Cluster {
             isr: ids.iter().copied().collect(),
             verified: true,
             survived: None,
-            head: Generation(0),
+            generations: VolumeGenerations::default(),
             ticket: [0; 32],
             slices: ids
                 .iter()

@@ -1,0 +1,105 @@
+//! Generations of a volume: the head takes writes, each snapshot is a generation that has ended.
+//!
+//! ```text
+//! created by metad's commit:  head g ──► snapshot g, pending + head g+1
+//! whoever has the volume:     pending ──► complete: the same on every in-sync replica, for ever
+//! deleted:                    complete ──► gone; the number is not used again
+//! ```
+
+use crate::units::Generation;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Generation of a volume that never had a snapshot.
+pub const FIRST_GENERATION: Generation = Generation(1);
+
+/// Snapshots of one volume. A store has room for 1024 of a slice; the rest is for those that were
+/// deleted while it was away.
+pub const SNAPSHOTS_MAX: usize = 1000;
+
+/// How far a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotState {
+    /// Writes of its generation may still be under way.
+    Pending,
+    /// It never changes any more.
+    Complete,
+}
+
+/// The generations of a volume. One below the head that is not among the snapshots is deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeGenerations {
+    /// Takes the writes.
+    pub head: Generation,
+    /// The snapshots. At most one is pending: the generation before the head.
+    pub snapshots: BTreeMap<Generation, SnapshotState>,
+}
+
+impl Default for VolumeGenerations {
+    fn default() -> Self {
+        Self {
+            head: FIRST_GENERATION,
+            snapshots: BTreeMap::new(),
+        }
+    }
+}
+
+impl VolumeGenerations {
+    /// The snapshot that is pending.
+    pub fn pending(&self) -> Option<Generation> {
+        let newest = self.snapshots.last_key_value();
+        let pending = newest.filter(|(_, state)| **state == SnapshotState::Pending);
+        pending.map(|(generation, _)| *generation)
+    }
+
+    /// The complete snapshots, ascending.
+    pub fn complete(&self) -> impl DoubleEndedIterator<Item = Generation> + '_ {
+        let all = self.snapshots.iter();
+        all.filter(|(_, state)| **state == SnapshotState::Complete)
+            .map(|(generation, _)| *generation)
+    }
+
+    /// Whether this is what metad can have: a head from the first on, snapshots below it and not too
+    /// many, and none pending but the one before the head.
+    pub fn is_sound(&self) -> bool {
+        let pending =
+            |(_, state): &(&Generation, &SnapshotState)| **state == SnapshotState::Pending;
+        let before_head = |(generation, _): (&Generation, _)| generation.0 + 1 == self.head.0;
+        self.head >= FIRST_GENERATION
+            && self.snapshots.len() <= SNAPSHOTS_MAX
+            && self
+                .snapshots
+                .keys()
+                .all(|g| *g >= FIRST_GENERATION && *g < self.head)
+            && self.snapshots.iter().filter(pending).all(before_head)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn generations(head: u32, snapshots: &[(u32, SnapshotState)]) -> VolumeGenerations {
+        let snapshots = snapshots.iter();
+        VolumeGenerations {
+            head: Generation(head),
+            snapshots: snapshots
+                .map(|(g, state)| (Generation(*g), *state))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn only_the_generation_before_the_head_may_be_pending() {
+        use SnapshotState::{Complete, Pending};
+        assert!(VolumeGenerations::default().is_sound());
+        let one = generations(5, &[(2, Complete), (4, Pending)]);
+        assert!(one.is_sound());
+        assert_eq!(one.pending(), Some(Generation(4)));
+        assert_eq!(one.complete().collect::<Vec<_>>(), [Generation(2)]);
+        assert!(!generations(5, &[(3, Pending)]).is_sound());
+        assert!(!generations(5, &[(5, Complete)]).is_sound());
+        assert!(!generations(5, &[(0, Complete)]).is_sound());
+        assert!(!generations(0, &[]).is_sound());
+    }
+}
