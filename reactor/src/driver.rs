@@ -1,6 +1,7 @@
 //! The contract between shells and drivers: handles, ops, completions.
 
 use crate::arena::{Arena, Buf, BufMut};
+use crate::counters::Counters;
 use crate::error::{Errno, SetupError};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -271,6 +272,9 @@ impl std::fmt::Debug for Doorbell {
 pub trait Driver {
     /// Monotonic nanoseconds since an arbitrary start, sampled once per turn.
     fn now_ns(&self) -> u64;
+
+    /// What was done so far. A driver without a ring counts the ops only.
+    fn counters(&self) -> Counters;
 
     /// The buffers that ops may use.
     fn arena(&self) -> &Arena;

@@ -3,6 +3,7 @@
 use super::disk::Disk;
 use super::state::{Action, Place, SimHandle, SimOp, State, slot};
 use crate::arena::Arena;
+use crate::counters::Counters;
 use crate::driver::{
     Doorbell, Driver, FileFacts, FileKind, Handle, Op, OpId, OpenFile, SEND_PARTS_MAX, TimerId,
     Token, handle_of, total_bytes,
@@ -22,6 +23,7 @@ pub struct SimDriver {
     pub(super) state: Rc<RefCell<State>>,
     pub(super) node: usize,
     pub(super) arena: Arena,
+    pub(super) ops_total: u64,
 }
 
 impl std::fmt::Debug for SimDriver {
@@ -180,11 +182,19 @@ impl Driver for SimDriver {
         state.nodes[self.node].clock.local_ns(state.now_ns)
     }
 
+    fn counters(&self) -> Counters {
+        Counters {
+            ops: self.ops_total,
+            ..Counters::default()
+        }
+    }
+
     fn arena(&self) -> &Arena {
         &self.arena
     }
 
     fn submit(&mut self, token: Token, op: Op) -> OpId {
+        self.ops_total += 1;
         match &op {
             Op::Send { parts, .. } => assert!((1..=SEND_PARTS_MAX).contains(&parts.len())),
             Op::Recv { .. } => assert!(total_bytes(&op) > 0, "an empty receive"),

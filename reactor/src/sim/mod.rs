@@ -147,6 +147,7 @@ impl SimWorld {
             state: self.state.clone(),
             node: node.0,
             arena,
+            ops_total: 0,
         };
         let app = Rc::new(RefCell::new(make(&mut driver)));
         self.processes[node.0] = Some(Process {

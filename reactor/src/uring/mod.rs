@@ -181,18 +181,6 @@ impl UringDriver {
         &self.ring.features
     }
 
-    /// What was done so far.
-    pub fn counters(&self) -> Counters {
-        Counters {
-            turns: self.turns,
-            stale_cqes: self.stale_cqes,
-            wakeups: self.wakeups,
-            ops: self.ops_total,
-            continued: self.continued,
-            ..self.ring.counters
-        }
-    }
-
     /// Turns until the app is finished; then cancels what is in flight, delivers its completions
     /// and returns. Ops submitted meanwhile end at once with [`Errno::CANCELED`].
     pub fn run(&mut self, app: &mut (impl App + ?Sized)) {
@@ -256,6 +244,17 @@ impl UringDriver {
 impl Driver for UringDriver {
     fn now_ns(&self) -> u64 {
         self.now_ns
+    }
+
+    fn counters(&self) -> Counters {
+        Counters {
+            turns: self.turns,
+            stale_cqes: self.stale_cqes,
+            wakeups: self.wakeups,
+            ops: self.ops_total,
+            continued: self.continued,
+            ..self.ring.counters
+        }
     }
 
     fn arena(&self) -> &Arena {

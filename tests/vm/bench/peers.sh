@@ -10,7 +10,7 @@ rounds=${rounds:-3} seconds=${seconds:-2} ours=${1:-${ours:-}}
 size=96M
 
 modprobe nvme-tcp
-modprobe brd rd_nr=7 rd_size=131072
+[ -b /dev/ram6 ] || modprobe brd rd_nr=7 rd_size=131072
 legs=
 for n in 0 1 2 3 4 5 6; do
     nqn=nqn.2026-01.io.example:leg$n

@@ -88,7 +88,10 @@ impl Clientd {
             Order::Detach { volume } => self.detach(io, volume),
             Order::Metad(answer) => self.volumes.on_metad(io, answer),
             Order::Status(volume, answer) => drop(answer.send(self.volumes.status(volume))),
-            Order::Metrics(answer) => drop(answer.send(metrics::registry(&self.volumes))),
+            Order::Metrics(answer) => {
+                let registry = metrics::registry(&self.volumes, io.counters());
+                drop(answer.send(registry));
+            }
         }
     }
 

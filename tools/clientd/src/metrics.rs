@@ -21,7 +21,7 @@ struct ReplicaKind {
 }
 
 /// Everything, as of now.
-pub(crate) fn registry(volumes: &Volumes) -> Registry {
+pub(crate) fn registry(volumes: &Volumes, reactor: reactor::Counters) -> Registry {
     let mut registry = Registry::with_prefix("ubs");
     let labels = vec![
         ("version", env!("CARGO_PKG_VERSION")),
@@ -81,5 +81,6 @@ pub(crate) fn registry(volumes: &Volumes) -> Registry {
         dirty,
     );
     registry.register("volume_redundancy", "Stores in sync and in all", redundancy);
+    daemon::metrics::register_reactor(&mut registry, reactor);
     registry
 }

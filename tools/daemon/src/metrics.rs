@@ -1,5 +1,7 @@
 //! `/metrics` in OpenMetrics text, pulled: a scrape is the only thing that makes work.
 
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -39,6 +41,25 @@ where
             Err(_) => tracing::debug!(%peer, "metrics: scrape took too long"),
         }
     }
+}
+
+/// Registers what the reactor of a daemon did: requests of its shells and calls into the kernel.
+pub fn register_reactor(registry: &mut Registry, c: reactor::Counters) {
+    let events = Family::<[(&'static str, &'static str); 1], Counter>::default();
+    for (kind, value) in [
+        ("turns", c.turns),
+        ("enters", c.enters),
+        ("sleeps", c.sleeps),
+        ("sqes", c.sqes),
+        ("cqes", c.cqes),
+        ("wakeups", c.wakeups),
+        ("ops", c.ops),
+        ("continued", c.continued),
+        ("queue_full", c.queue_full),
+    ] {
+        events.get_or_create(&[("kind", kind)]).inc_by(value);
+    }
+    registry.register("reactor_events", "What the IO thread did", events);
 }
 
 async fn answer<F, G>(stream: TcpStream, gather: &mut F) -> std::io::Result<()>
@@ -82,7 +103,6 @@ fn encode(registry: &Registry) -> Result<String, std::fmt::Error> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use prometheus_client::metrics::counter::Counter;
 
     async fn get(at: SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(at).await.unwrap();

@@ -115,6 +115,7 @@ impl Storaged {
                 slices: &self.slices,
                 target: &self.target,
                 hosting: &self.hosting,
+                reactor: io.counters(),
             }),
             Order::Stop => self.stop(io),
         }

@@ -74,6 +74,7 @@ pub(crate) fn registry(names: &[String], figures: Figures<'_>) -> Registry {
     }
     registry.register("target_events", "What the NVMe/TCP target saw", wire);
     register_maintenance(&mut registry, figures.hosting);
+    daemon::metrics::register_reactor(&mut registry, figures.reactor);
     registry
 }
 

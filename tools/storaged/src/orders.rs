@@ -59,6 +59,8 @@ pub struct Figures<'a> {
     pub target: &'a Target,
     /// Volumes that are brought up to date.
     pub hosting: &'a Hosting,
+    /// What its reactor did.
+    pub reactor: reactor::Counters,
 }
 
 type Looker = dyn FnOnce(Figures<'_>) + Send;

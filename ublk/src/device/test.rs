@@ -38,6 +38,9 @@ impl Driver for Bench {
     fn now_ns(&self) -> u64 {
         0
     }
+    fn counters(&self) -> reactor::Counters {
+        reactor::Counters::default()
+    }
     fn arena(&self) -> &Arena {
         &self.arena
     }
