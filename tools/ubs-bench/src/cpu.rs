@@ -21,6 +21,29 @@ pub(crate) fn process_ns(pid: u32) -> Result<u64> {
     Ok(total_ns)
 }
 
+/// Waits of a process that ended, over its threads that are alive: how often it was woken.
+pub(crate) fn voluntary_switches(pid: u32) -> Result<u64> {
+    let dir = format!("/proc/{pid}/task");
+    let tasks = fs::read_dir(&dir).with_context(|| format!("no process {pid}"))?;
+    let mut total = 0;
+    for task in tasks {
+        // A thread may end while we look.
+        let Ok(text) = task.and_then(|t| fs::read_to_string(t.path().join("status"))) else {
+            continue;
+        };
+        total += parse_switches(&text)?;
+    }
+    Ok(total)
+}
+
+/// The line of a task's `status` about voluntary switches.
+fn parse_switches(text: &str) -> Result<u64> {
+    let mut lines = text.lines();
+    let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    let count = count.context("a task's status has no voluntary switches")?;
+    count.trim().parse().context("status is not as expected")
+}
+
 /// Time all processors together were busy, in nanoseconds.
 pub(crate) fn machine_busy_ns() -> Result<u64> {
     let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
@@ -88,6 +111,13 @@ mod test {
     fn time_of_a_thread_is_the_first_number() {
         assert_eq!(parse_schedstat("123 456 7\n").unwrap(), 123);
         assert!(parse_schedstat("").is_err());
+    }
+
+    #[test]
+    fn voluntary_switches_are_not_the_others() {
+        let text = "Name:\tx\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t7\n";
+        assert_eq!(parse_switches(text).unwrap(), 12);
+        assert!(parse_switches("nonvoluntary_ctxt_switches:\t7\n").is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod commits;
 mod cpu;
 mod engine;
+mod idle;
 mod load;
 mod metad;
 mod options;
@@ -16,6 +17,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use commits::CommitOptions;
 use engine::{TargetEngine, TargetOptions, VolumeEngine, VolumeOptions};
+use idle::IdleOptions;
 use options::LoadOptions;
 use serde::Serialize;
 use serve::ServeOptions;
@@ -53,6 +55,8 @@ enum Verb {
     },
     /// Load on metad: clients that commit one command after another
     Metad(CommitOptions),
+    /// Hold volumes without using them, and say what that costs
+    Idle(IdleOptions),
     /// Serve a namespace for such loads until standard input ends
     Serve(ServeOptions),
     /// Measure the budgets of the architecture and write the report
@@ -94,6 +98,7 @@ fn run(verb: Verb) -> Result<()> {
             print(&outcome, json, outcome::table)
         }
         Verb::Metad(options) => print(&commits::run(&options)?, options.json, commits::line),
+        Verb::Idle(options) => print(&idle::run(&options)?, options.json, idle::table),
         Verb::Serve(options) => serve::run(options),
         Verb::Suite(options) => suite::run(&options),
     }

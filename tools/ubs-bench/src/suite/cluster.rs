@@ -32,8 +32,8 @@ const fn load(bs: &'static str, iodepth: u32, rw: &'static str) -> Workload {
     Workload { rw, bs, iodepth }
 }
 
-/// What is started for T6, T9 and T14.
-const SERVERS: [&str; 5] = ["--metads", "1", "--storageds", "3", "--no-clientd"];
+/// What is started for T5, T6, T9 and T14.
+pub(super) const SERVERS: [&str; 5] = ["--metads", "1", "--storageds", "3", "--no-clientd"];
 
 /// T6, T9 and T14, or why not.
 pub(crate) fn run(effort: Effort, scratch: &Path) -> Vec<Budget> {
@@ -116,7 +116,21 @@ impl Cluster {
         Ok(())
     }
 
-    fn ctl(&self, words: &[&str]) -> Result<String> {
+    /// Every daemon as NAME=PID.
+    pub(super) fn processes(&self) -> Result<Vec<String>> {
+        let status = self.daemons()?;
+        let items = status["items"].as_array().map_or(&[][..], Vec::as_slice);
+        items
+            .iter()
+            .map(|item| {
+                let name = item["name"].as_str().context("a daemon without a name")?;
+                let pid = item["pid"].as_u64().context("a daemon that does not run")?;
+                Ok(format!("{name}={pid}"))
+            })
+            .collect()
+    }
+
+    pub(super) fn ctl(&self, words: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.ubsctl);
         command.args(words).stdin(Stdio::null());
         if !self.metad.is_empty() {

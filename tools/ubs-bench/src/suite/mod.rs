@@ -4,6 +4,7 @@ mod child;
 mod cluster;
 mod commits;
 mod guest;
+mod idle;
 mod native;
 mod paired;
 mod report;
@@ -70,6 +71,7 @@ pub(crate) fn run(options: &SuiteOptions) -> Result<()> {
     let found = native::run(effort, &scratch.0, size)?;
     let mut budgets = found.budgets;
     budgets.extend(cluster::run(effort, &scratch.0));
+    budgets.push(idle::run(effort, &scratch.0));
     budgets.push(commits::run(effort, into));
     budgets.extend(in_guest(options, into));
     budgets.extend(not_yet());
@@ -127,12 +129,7 @@ fn in_guest(options: &SuiteOptions, into: &Path) -> Vec<Budget> {
 /// Budgets without a measurement here, with the reason.
 fn not_yet() -> Vec<Budget> {
     let later = "not part of this benchmark yet";
-    [
-        ("T5", "idle, 100 volumes, 60 s", "zero"),
-        ("T10", "snapshots", "SPDK lvol"),
-    ]
-    .map(|(key, what, against)| Budget::absent(key, what, against, later))
-    .into()
+    vec![Budget::absent("T10", "snapshots", "SPDK lvol", later)]
 }
 
 fn about(options: &SuiteOptions, effort: Effort, foreign: &[f64], seconds: f64) -> Value {
