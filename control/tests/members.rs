@@ -15,7 +15,7 @@ mod test {
     use control::server::{Node, NodeConfig, StartError};
     use shardmap::map::Layout;
     use shardmap::units::{ServerId, StoreId, VolumeId};
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::rc::Rc;
     use std::time::Duration;
     use tempfile::TempDir;
@@ -331,6 +331,43 @@ mod test {
             assert_eq!(
                 client.servers(Filter::default()).await.unwrap().list.len(),
                 3
+            );
+            cluster.stop_all().await;
+        });
+    }
+
+    #[test]
+    fn commands_at_once_share_entries_and_each_has_its_own_reply() {
+        const CLIENTS: u16 = 30;
+        run(async {
+            let cluster = Cluster::begin(3).await;
+            let clients: Vec<_> = (0..CLIENTS).map(|_| cluster.client()).collect();
+            // Connected, so that they speak at the same time.
+            for client in &clients {
+                client.cluster().await.unwrap();
+            }
+            let before = clients[0].cluster().await.unwrap().applied_index;
+            let mut tasks = tokio::task::JoinSet::new();
+            for (i, client) in (0..).zip(clients) {
+                let new = NewHost {
+                    uuid: Uuid::from_u128(u128::from(1000 + i)),
+                    name: format!("h{i}"),
+                    host_nqn: format!("nqn.2026-01.io.ublkstor:clientd:h{i}"),
+                };
+                tasks.spawn_local(async move { (i, client.register_host(new).await.unwrap()) });
+            }
+            let minted: BTreeMap<u32, HostId> = tasks.join_all().await.into_iter().collect();
+            let client = cluster.client();
+            let hosts = client.hosts(Filter::default()).await.unwrap().list;
+            assert_eq!(hosts.len(), usize::from(CLIENTS));
+            for host in hosts {
+                let i: u32 = host.name[1..].parse().unwrap();
+                assert_eq!(minted[&i], host.id, "the reply of {}", host.name);
+            }
+            let entries = client.cluster().await.unwrap().applied_index - before;
+            assert!(
+                entries < u64::from(CLIENTS),
+                "{entries} entries for {CLIENTS} commands"
             );
             cluster.stop_all().await;
         });

@@ -6,8 +6,8 @@
 
 use super::env::{self, OwnedEnv, to_io};
 use super::record::{self, Kind};
-use super::{Entry, LogId, StorageError, TypeConfig};
-use crate::core::{Change, Reply, State, apply, fsck};
+use super::{Batch, Entry, LogId, Replies, StorageError, TypeConfig};
+use crate::core::{Change, State, apply, fsck};
 use heed::Database;
 use heed::types::{Bytes, Str};
 use openraft::storage::{RaftStateMachine, Snapshot};
@@ -164,22 +164,25 @@ impl Machine {
         self.applied.subscribe()
     }
 
-    fn apply_one(mem: &mut Mem, entry: Entry) -> Reply {
+    fn apply_one(mem: &mut Mem, entry: Entry) -> Replies {
         let index = entry.log_id.index;
         mem.last_applied = Some(entry.log_id);
+        mem.state.applied_index = index;
         match entry.payload {
-            EntryPayload::Blank => {}
+            EntryPayload::Blank => Replies::default(),
             EntryPayload::Membership(membership) => {
                 mem.membership = StoredMembership::new(Some(entry.log_id), membership);
+                Replies::default()
             }
-            EntryPayload::Normal(envelope) => {
-                let (reply, changes) = apply(&mut mem.state, index, envelope);
-                log_changes(index, &mem.state, &changes);
-                return reply;
+            EntryPayload::Normal(Batch(envelopes)) => {
+                let carry_out = |envelope| {
+                    let (reply, changes) = apply(&mut mem.state, index, envelope);
+                    log_changes(index, &mem.state, &changes);
+                    reply
+                };
+                Replies(envelopes.into_iter().map(carry_out).collect())
             }
         }
-        mem.state.applied_index = index;
-        Reply::Done
     }
 }
 
@@ -201,7 +204,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Ok((mem.last_applied, mem.membership.clone()))
     }
 
-    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Reply>, StorageError>
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Replies>, StorageError>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,

@@ -18,13 +18,22 @@ pub(crate) mod record;
 mod test;
 
 use crate::core::{Envelope, Reply};
+use serde::{Deserialize, Serialize};
 use std::io::Cursor;
 
+/// The commands of one log entry, in order. Nobody sees the state between them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Batch(pub(crate) Vec<Envelope>);
+
+/// A reply for each of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Replies(pub(crate) Vec<Reply>);
+
 openraft::declare_raft_types!(
-    /// Our log entries are envelopes, our answers replies.
+    /// Our log entries are commands, the answers their replies.
     pub(crate) TypeConfig:
-        D = Envelope,
-        R = Reply,
+        D = Batch,
+        R = Replies,
         NodeId = u64,
         Node = openraft::BasicNode,
         Entry = openraft::Entry<TypeConfig>,

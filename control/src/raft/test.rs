@@ -2,7 +2,7 @@
 
 use super::log::LogStore;
 use super::machine::Machine;
-use super::{Entry, LogId, StorageError, TypeConfig};
+use super::{Batch, Entry, LogId, StorageError, TypeConfig};
 use crate::core::{ClientId, Command, Envelope, Subject, limits};
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt as _, RaftStateMachine};
 use openraft::testing::{StoreBuilder, Suite};
@@ -62,7 +62,7 @@ fn note(index: u64) -> Entry {
     };
     Entry {
         log_id: log_id(index),
-        payload: EntryPayload::Normal(envelope),
+        payload: EntryPayload::Normal(Batch(vec![envelope])),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::health::Health;
 use super::node::Node;
+use super::proposals::Unproposed;
 use super::views::Scene;
 use super::{COMMAND_BYTES_MAX, LOG_FILL_PERCENT_MAX};
 use crate::api::{
@@ -13,7 +14,7 @@ use crate::core::desire::{
 };
 use crate::core::{ClientId, Command, Envelope, Refusal, RefusalCode, fsck, limits};
 use crate::wall_clock::unix_ms;
-use openraft::error::{ClientWriteError, RaftError};
+use openraft::error::RaftError;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -242,7 +243,12 @@ impl Node {
         (!newer.is_empty() || !wait).then_some(Answer::Events(newer))
     }
 
-    async fn carry_out(&self, client: ClientId, sequence: u64, command: Command) -> Answer {
+    async fn carry_out(
+        self: &Rc<Self>,
+        client: ClientId,
+        sequence: u64,
+        command: Command,
+    ) -> Answer {
         let fill = self.log_fill_percent();
         if fill >= LOG_FILL_PERCENT_MAX {
             return Answer::Refused(Refusal::new(
@@ -285,13 +291,10 @@ impl Node {
         let Some(raft) = self.raft() else {
             return self.not_leader();
         };
-        match raft.client_write(envelope).await {
-            Ok(done) => Answer::Command {
-                index: done.log_id.index,
-                reply: done.data,
-            },
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => self.not_leader(),
-            Err(e) => Answer::Unavailable(e.to_string()),
+        match self.commit(raft, envelope, bytes).await {
+            Ok((index, reply)) => Answer::Command { index, reply },
+            Err(Unproposed::NotLeader) => self.not_leader(),
+            Err(Unproposed::Unavailable(why)) => Answer::Unavailable(why),
         }
     }
 

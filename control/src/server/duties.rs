@@ -70,7 +70,7 @@ async fn lead(node: &Rc<Node>) {
 }
 
 /// Makes sure that the cluster has its identity; true when it has.
-async fn identify(node: &Node) -> bool {
+async fn identify(node: &Rc<Node>) -> bool {
     let Some(raft) = node.raft() else {
         return false;
     };
@@ -94,7 +94,7 @@ impl Node {
     }
 
     /// Proposes a command of the leader itself; true when it is committed.
-    pub(super) async fn propose(&self, command: Command) -> bool {
+    pub(super) async fn propose(self: &Rc<Self>, command: Command) -> bool {
         let Some(raft) = self.raft() else {
             return false;
         };
@@ -107,7 +107,8 @@ impl Node {
             at_unix_ms: unix_ms(),
             command,
         };
-        raft.client_write(envelope).await.is_ok()
+        let bytes = postcard::to_stdvec(&envelope).map_or(usize::MAX, |e| e.len());
+        self.commit(raft, envelope, bytes).await.is_ok()
     }
 
     /// Puts transitions of the leader's memory into the event log, in the background.

@@ -7,6 +7,7 @@ mod health;
 mod maintenance;
 mod marker;
 mod node;
+mod proposals;
 mod rpc;
 mod views;
 

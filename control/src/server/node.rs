@@ -2,6 +2,7 @@
 
 use super::health::Health;
 use super::marker::Marker;
+use super::proposals::Proposals;
 use super::{PROPOSALS_MAX, bootstrap, duties, rpc};
 use crate::api::{MemberAddress, MemberFacts, MemberStatus, Stage};
 use crate::core::ClientId;
@@ -121,6 +122,7 @@ pub struct Node {
     /// Wakes the task that watches for overdue reports.
     pub(super) deadline_moved: Notify,
     pub(super) proposals: Semaphore,
+    pub(super) waiting: Proposals,
     /// Whose commands those of the leader itself are.
     pub(super) own_client: ClientId,
     pub(super) own_sequence: Cell<u64>,
@@ -167,6 +169,7 @@ impl Node {
             reported: watch::Sender::new(0),
             deadline_moved: Notify::new(),
             proposals: Semaphore::new(PROPOSALS_MAX),
+            waiting: Proposals::default(),
             own_client: ClientId(Uuid::new_v4()),
             own_sequence: Cell::new(0),
             note: RefCell::default(),

@@ -31,13 +31,12 @@ struct Step<'a> {
     touched: BTreeSet<VolumeId>,
 }
 
-/// Applies one log entry.
-///
-/// `index` grows from call to call. A command whose `(client, sequence)` was answered before gets
+/// Applies one command of the log entry `index`. Those of one entry follow each other, and nobody looks
+/// at the state between them; the next entry has a larger index. A command whose `(client, sequence)` was answered before gets
 /// the same reply and changes nothing.
 pub fn apply(state: &mut State, index: u64, envelope: Envelope) -> (Reply, Vec<Change>) {
     assert!(
-        index > state.applied_index,
+        index >= state.applied_index,
         "entry {index} after {}",
         state.applied_index
     );
