@@ -54,6 +54,12 @@ sim: deps ## Simulate SEEDS= clusters under faults, from seed FIRST=
 sim-canary: deps ## Switch single mechanisms off: the simulator must catch each (NAME= for one)
 	$(CARGO) run -q --profile sim -p ubs-sim --features canary -- canary $(or $(NAME),--all) --known tools/ubs-sim/canaries.txt
 
+STATES ?= 1000000
+.PHONY: crash
+crash: deps ## Cut the power of the store's core in STATES= ways (FIRST= history)
+	UBS_CRASH_STATES=$(STATES) UBS_CRASH_FIRST=$(FIRST) $(CARGO) test -q --profile sim -p store --lib \
+	    every_crash_state -- --nocapture
+
 .PHONY: demo
 demo: deps ## A cluster, a volume, a server killed under load: the tour (PROFILE=release)
 	@PROFILE=$(if $(filter dev,$(PROFILE)),release,$(PROFILE)) tests/demo/run.sh

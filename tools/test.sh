@@ -49,6 +49,10 @@ canaries() {
     "$cargo" run -q --profile sim -p ubs-sim --features canary -- \
         canary --listed --known tools/ubs-sim/canaries.txt
 }
+# 100 000 states, the first histories: enough to find what a change breaks. `make crash` tries millions.
+crash_states() {
+    UBS_CRASH_STATES=100000 "$cargo" test --profile sim -p store --lib every_crash_state -- --nocapture
+}
 vm_tests() {
     local log
     log=$(mktemp)
@@ -79,6 +83,7 @@ else
     else
         skip "tla, trace" "java is not installed"
     fi
+    step crash crash_states
     step sim simulate
     step sim-canary canaries
     printf '\n== vm\n'

@@ -1,5 +1,6 @@
 //! Random work, random order of device completions, crashes anywhere.
 
+use super::device::coin_of;
 use super::world::{World, range, read, write, zero};
 use crate::core::facts::{Stamp, StoreFault};
 use crate::core::io::{Answer, Command, Event};
@@ -158,9 +159,7 @@ pub(super) fn stop_and_start(world: &mut World) {
     // Everything that was answered is durable now.
     world.model.all_flushed();
     // A clean stop leaves nothing in the cache that matters.
-    world
-        .device
-        .lose_power(Vec::new(), &mut super::device::Coin(77));
+    world.device.lose_power(Vec::new(), coin_of(77));
     world.reopen();
     let facts = world.opened.clone().expect("opens after a clean stop");
     assert!(facts.clean && facts.incarnation == before);

@@ -31,6 +31,12 @@ impl Coin {
     }
 }
 
+/// Flips of a coin.
+pub(super) fn coin_of(seed: u64) -> impl FnMut() -> bool {
+    let mut coin = Coin(seed | 1);
+    move || coin.flip()
+}
+
 impl Device {
     /// What was never written holds what a previous owner left: it must never be seen.
     pub(super) fn read(&self, block: u64) -> Content {
@@ -68,10 +74,14 @@ impl Device {
     }
 
     /// Power is lost: any subset of what was not flushed survives.
-    pub(super) fn lose_power(&mut self, in_flight: Vec<(u64, Content)>, coin: &mut Coin) {
+    pub(super) fn lose_power(
+        &mut self,
+        in_flight: Vec<(u64, Content)>,
+        mut survives: impl FnMut() -> bool,
+    ) {
         let unsure: Vec<_> = self.volatile.drain(..).chain(in_flight).collect();
         for (block, content) in unsure {
-            if coin.flip() {
+            if survives() {
                 self.durable.insert(block, content);
             }
         }

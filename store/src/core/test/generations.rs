@@ -133,7 +133,7 @@ fn apply(world: &mut World, op: Op) {
 }
 
 /// Reads every block of every generation.
-fn read_all(world: &mut World) {
+pub(super) fn read_all(world: &mut World) {
     for nsid in [1, 2] {
         for generation in world.model.generations(nsid).into_keys() {
             for start in (0..BLOCKS).step_by(32) {
@@ -198,7 +198,7 @@ proptest! {
 }
 
 /// Writes, snapshots and deletions from a seed; looks at the world before every device completion.
-fn script(world: &mut World, (seed, steps): (u64, u64), look: &mut dyn FnMut(&World)) {
+pub(super) fn script(world: &mut World, (seed, steps): (u64, u64), look: &mut dyn FnMut(&World)) {
     let mut coin = Coin(seed | 1);
     for i in 0..steps {
         let r = coin.next() >> 20;

@@ -2,6 +2,7 @@
 
 mod crash;
 mod device;
+mod enumerate;
 mod generations;
 mod model;
 mod rules;

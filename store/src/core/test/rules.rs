@@ -1,6 +1,6 @@
 //! One rule, one test.
 
-use super::device::BLOCK;
+use super::device::{BLOCK, coin_of};
 use super::world::{Pending, World, create, range, read, spec, write, zero};
 use crate::core::facts::{OpenFault, Stamp, StoreFault};
 use crate::core::format::geometry::{JOURNAL_OFFSET, SUPERBLOCK_OFFSETS};
@@ -172,9 +172,7 @@ fn an_epoch_that_was_answered_survives_and_fences() {
             volume,
         },
     );
-    world
-        .device
-        .lose_power(Vec::new(), &mut super::device::Coin(3));
+    world.device.lose_power(Vec::new(), coin_of(3));
     world.reopen();
     let old = world.run(
         1,
@@ -197,9 +195,7 @@ fn stamps_flags_and_added_marks_survive() {
     world.ok(1, Command::Stamp(stamp));
     world.ok(1, Command::SetIncomplete);
     world.ok(1, Command::AddMarks([1, 3].into_iter().collect()));
-    world
-        .device
-        .lose_power(Vec::new(), &mut super::device::Coin(3));
+    world.device.lose_power(Vec::new(), coin_of(3));
     world.reopen();
     let state = world.core.slice(Nsid(1)).unwrap();
     assert_eq!(

@@ -5,7 +5,7 @@
 #![allow(clippy::too_many_lines, reason = "one arm per effect")]
 //! One core, one device, a model of what may be read, and the device operations in between.
 
-use super::device::{BLOCK, Coin, Content, Device};
+use super::device::{BLOCK, Content, Device, coin_of};
 use super::model::{Model, data};
 use crate::core::facts::{OpenFacts, SliceSpec, StoreFault};
 use crate::core::format::geometry::{Geometry, SUPERBLOCK_OFFSETS};
@@ -184,17 +184,22 @@ impl World {
 
     /// A new core on the device as it is now.
     pub(super) fn reopen(&mut self) {
+        self.pending.clear();
+        self.order.clear();
+        self.outstanding.clear();
+        self.start();
+        self.settle();
+    }
+
+    /// A new core begins to open the device.
+    fn start(&mut self) {
         self.core = Core::new(config(
             self.device_bytes,
             self.can_trim,
             self.volatile_cache,
         ));
-        self.pending.clear();
-        self.order.clear();
-        self.outstanding.clear();
         (self.opened, self.failed, self.stopped) = (None, None, false);
         self.step(Event::Start);
-        self.settle();
     }
 
     pub(super) fn step(&mut self, event: Event<'_>) {
@@ -550,22 +555,73 @@ impl World {
 
     /// Power loss (or, with `kill`, only the process dies and the device keeps its cache).
     pub(super) fn crash(&mut self, kill: bool, seed: u64) {
-        let mut coin = Coin(seed | 1);
-        let mut in_flight = Vec::new();
-        for io in std::mem::take(&mut self.order) {
-            match self.pending.remove(&io).unwrap() {
-                Pending::Write { blocks, .. } if kill => {
-                    blocks
-                        .into_iter()
-                        .for_each(|(b, c)| self.device.write(b, c, false));
-                }
-                Pending::Write { blocks, .. } => in_flight.extend(blocks),
-                _ => {}
+        if kill {
+            for (block, content) in self.take_in_flight() {
+                self.device.write(block, content, false);
             }
+            self.come_back();
+        } else {
+            self.cut(coin_of(seed));
         }
-        if !kill {
-            self.device.lose_power(in_flight, &mut coin);
+    }
+
+    /// Power loss; `survives` is asked for every block that was not durable.
+    pub(super) fn cut(&mut self, survives: impl FnMut() -> bool) {
+        self.lose_power(survives);
+        self.come_back();
+    }
+
+    pub(super) fn lose_power(&mut self, survives: impl FnMut() -> bool) {
+        let in_flight = self.take_in_flight();
+        self.device.lose_power(in_flight, survives);
+    }
+
+    /// Power has gone; it comes back, goes again after so many device completions of the open, and
+    /// comes back.
+    pub(super) fn crash_while_opening(&mut self, completions: u64, seed: u64) {
+        let doomed = std::mem::take(&mut self.outstanding);
+        self.start();
+        for nth in 0..completions {
+            self.complete(usize::try_from(seed >> nth & 3).expect("small"));
         }
+        self.outstanding = doomed;
+        self.cut(coin_of(seed));
+    }
+
+    /// Blocks that would be asked about if power were lost now.
+    pub(super) fn unsure(&self) -> usize {
+        let in_flight = self.pending.values().map(|pending| match pending {
+            Pending::Write { blocks, .. } => blocks.len(),
+            _ => 0,
+        });
+        self.device.completed() + in_flight.sum::<usize>()
+    }
+
+    /// Changes when there are other crash states, or when other ones are legal.
+    pub(super) fn fingerprint(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let writes = self
+            .pending
+            .iter()
+            .filter(|(_, p)| matches!(p, Pending::Write { .. }));
+        let mut hasher = DefaultHasher::new();
+        writes.for_each(|(io, _)| io.hash(&mut hasher));
+        (self.device.completed(), self.version, self.answers.len()).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// The writes that have not ended.
+    fn take_in_flight(&mut self) -> Vec<(u64, Content)> {
+        let order = std::mem::take(&mut self.order).into_iter();
+        let pending = order.map(|io| self.pending.remove(&io).expect("in order"));
+        let blocks = pending.filter_map(|pending| match pending {
+            Pending::Write { blocks, .. } => Some(blocks),
+            _ => None,
+        });
+        blocks.flatten().collect()
+    }
+
+    fn come_back(&mut self) {
         let doomed = std::mem::take(&mut self.outstanding);
         self.reopen();
         let facts = self.opened.clone();
