@@ -6,7 +6,7 @@
 
 use super::device::Coin;
 use super::generations::script;
-use super::world::World;
+use super::world::{World, write, zero};
 use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -79,6 +79,8 @@ struct Tally {
     exhaustive_points: AtomicU64,
     states: AtomicU64,
     cut_again: AtomicU64,
+    checkpoints: AtomicU64,
+    merges: AtomicU64,
 }
 
 /// Says where it was if it is dropped by a panic.
@@ -103,6 +105,9 @@ fn history(seed: u64, tally: &Tally, wanted: u64) {
     let mut world = World::new(32 << 20, BLOCKS);
     // Some devices cannot trim.
     world.can_trim = !seed.is_multiple_of(3);
+    if seed.is_multiple_of(2) {
+        to_the_brink_of_a_checkpoint(&mut world);
+    }
     let mut point = 0;
     let mut changed = u64::MAX;
     script(&mut world, (seed, STEPS), &mut |world| {
@@ -142,6 +147,23 @@ fn history(seed: u64, tally: &Tally, wanted: u64) {
         }
     });
     tally.histories.fetch_add(1, Relaxed);
+    let counts = world.core.counts();
+    tally.checkpoints.fetch_add(counts.checkpoints, Relaxed);
+    tally
+        .merges
+        .fetch_add(counts.cells_moved + counts.cells_copied, Relaxed);
+}
+
+/// Fills the journal with the other slice's changes.
+fn to_the_brink_of_a_checkpoint(world: &mut World) {
+    let short = |world: &World| {
+        let usage = world.core.usage();
+        usage.journal_used_bytes + 12 * 4096 < usage.journal_bytes / 2
+    };
+    while short(world) {
+        world.ok(2, write(40, 1, true));
+        world.ok(2, zero(32, 16, true));
+    }
 }
 
 fn number(name: &str, otherwise: u64) -> u64 {
@@ -176,14 +198,21 @@ fn every_crash_state_opens_with_what_was_promised() {
     });
     let count = |counter: &AtomicU64| counter.load(Relaxed);
     println!(
-        "crash: {} states at {} points of {} histories; all subsets at {} of the points; cut again while opening {} times",
+        "crash: {} states at {} points of {} histories with {} checkpoints and {} merges; all subsets at {} of the \
+         points; cut again while opening {} times",
         count(&tally.states),
         count(&tally.points),
         count(&tally.histories),
+        count(&tally.checkpoints),
+        count(&tally.merges),
         count(&tally.exhaustive_points),
         count(&tally.cut_again),
     );
     let failed = failed.into_inner().expect("never held over a panic");
     assert!(failed.is_empty(), "histories that failed:{failed}");
     assert!(count(&tally.states) >= wanted);
+    // A history is a few thousand states.
+    if wanted >= 20_000 {
+        assert!(count(&tally.checkpoints) > 0 && count(&tally.merges) > 0);
+    }
 }
