@@ -87,6 +87,12 @@ struct SliceAddress {
   subsystemNqn @5 :Text;
 }
 
+struct VolumeGenerations {
+  head @0 :UInt32;
+  snapshots @1 :List(UInt32);  # ascending; what is missing below the head is deleted
+  pending @2 :Bool;            # the last snapshot is
+}
+
 struct Refusal {
   code @0 :Text;
   sentence @1 :Text;
@@ -171,6 +177,10 @@ struct Command {
     }
     maintain :group { volume @39 :Uuid; server @40 :UInt32; }
     assignMaintenance :group { volume @41 :Uuid; server @42 :UInt32; }
+    createSnapshot :group { volumes @43 :List(Uuid); name @44 :Text; }
+    completeSnapshot :group { volume @45 :Uuid; epoch @46 :UInt64; generation @47 :UInt32; }
+    deleteSnapshot :group { volume @48 :Uuid; generation @49 :UInt32; }
+    deleteVolumeWithSnapshots @50 :Uuid;
   }
 }
 
@@ -185,6 +195,7 @@ struct AttachGrant {
   slices @7 :List(SliceAddress);
   unverified @8 :Bool;       # restored: the stores' stamps decide first
   heldSince @9 :UInt64;
+  generations @10 :VolumeGenerations;
 }
 
 struct Reply {
@@ -215,6 +226,7 @@ struct DesiredSlice {
   openAccess @7 :Bool;
   confirmed @8 :Bool;
   remove @9 :Bool;
+  generations @10 :VolumeGenerations;  # absent: drop nothing
 }
 
 struct DesiredAttachment {
@@ -225,12 +237,14 @@ struct DesiredAttachment {
   ready @4 :Bool;
   epoch @5 :UInt64;          # 0: not attached
   slices @6 :List(SliceAddress);
+  generations @7 :VolumeGenerations;
 }
 
 struct DesiredMaintenance {
   volume @0 :Uuid;
   name @1 :Text;
   dueIndex @2 :UInt64;       # grows when it may succeed where it has failed
+  generations @3 :VolumeGenerations;
 }
 
 # ---- reports: volatile, kept in the leader's memory --------------------------------------------
@@ -377,6 +391,18 @@ struct VolumeView {
   report @13 :VolumeReport;
   holderLiveness @14 :Liveness;
   maintainedBy @15 :Text;    # server name, empty: nobody
+  head @16 :UInt32;          # generation
+  snapshots @17 :UInt32;     # how many
+  pendingSnapshot @18 :Text; # its name, empty: none is
+}
+
+struct SnapshotView {
+  volume @0 :Uuid;
+  volumeName @1 :Text;
+  name @2 :Text;
+  generation @3 :UInt32;
+  createdUnixMs @4 :UInt64;
+  pending @5 :Bool;
 }
 
 struct ResilverView {
@@ -427,6 +453,7 @@ struct Question {
     watchSlices :group { server @12 :UInt32; after @13 :UInt64; }
     watchAttachments :group { host @14 :UInt32; after @15 :UInt64; }
     report @16 :Report;
+    snapshots @17 :Filter;   # by VOLUME or VOLUME@NAME
   }
 }
 
@@ -452,5 +479,6 @@ struct Answer {
     }
     attachments :group { index @25 :UInt64; list @26 :List(DesiredAttachment); }
     reported @27 :Bool;        # false: send the contents, this leader does not have them
+    snapshots :group { version @29 :UInt64; list @30 :List(SnapshotView); }
   }
 }

@@ -6,7 +6,7 @@ use crate::core::{
 };
 use serde::Serialize;
 use shardmap::map::{Shape, VolumeMap};
-use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
+use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use uuid::Uuid;
@@ -351,6 +351,29 @@ pub struct VolumeView {
     pub holder_liveness: Liveness,
     /// Server whose storaged should bring it up to date while nobody has it; empty: none.
     pub maintained_by: String,
+    /// The generation that takes the writes.
+    pub head: Generation,
+    /// Its snapshots.
+    pub snapshots: u32,
+    /// The snapshot that is not complete yet; empty: none.
+    pub pending_snapshot: String,
+}
+
+/// A snapshot of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SnapshotView {
+    /// Id of the volume.
+    pub volume: VolumeId,
+    /// Name of the volume.
+    pub volume_name: String,
+    /// Its own name.
+    pub name: String,
+    /// The generation that it keeps.
+    pub generation: Generation,
+    /// The leader's wall clock when it was asked for, milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// Writes from before it may still be under way.
+    pub pending: bool,
 }
 
 /// A resilver.
@@ -420,6 +443,8 @@ pub enum Question {
     Volumes(Filter),
     /// Resilvers.
     Resilvers(Filter),
+    /// Snapshots, of a volume or one of them (`VOLUME@NAME`).
+    Snapshots(Filter),
     /// Where a volume would go.
     Plan(NewVolume),
     /// Check the state.
@@ -521,6 +546,8 @@ pub enum Answer {
     Volumes(Versioned<VolumeView>),
     /// Resilvers.
     Resilvers(Resilvers),
+    /// Snapshots, by volume, oldest first.
+    Snapshots(Versioned<SnapshotView>),
     /// Where a volume would go.
     Plan(PlanView),
     /// What is wrong with the state.

@@ -235,7 +235,7 @@ mod test {
             assert_eq!(stale.unwrap(), IsrAnswer::Stale { seq, isr: without });
             assert!(client.detach(VOLUME, grant.epoch).await.unwrap());
             client.want_detached(VOLUME).await.unwrap();
-            client.delete_volume(VOLUME).await.unwrap();
+            client.delete_volume(VOLUME, false).await.unwrap();
             for (server, store) in servers {
                 let desire = client.watch_slices(server, 0).await.unwrap();
                 assert!(desire.slices[0].remove);

@@ -3,14 +3,14 @@
 use super::{MetadClient, MetadError};
 use crate::api::{
     Answer, AttachmentDesire, ClusterView, Filter, HostView, PlanView, Question, Resilvers,
-    ServerView, SliceDesire, StoreView, Versioned, VolumeView,
+    ServerView, SliceDesire, SnapshotView, StoreView, Versioned, VolumeView,
 };
 use crate::core::{
     AttachGrant, Command, EventRecord, HostId, NewHost, NewServer, NewStore, NewVolume, Reply,
     Standing,
 };
 use shardmap::grant::{IsrAnswer, MembershipRequest};
-use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
+use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::BTreeSet;
 
 macro_rules! expect {
@@ -140,12 +140,66 @@ impl MetadClient {
         self.run(Command::CreateVolume(new), pick).await
     }
 
-    /// Begins to remove a volume.
+    /// Begins to remove a volume, its snapshots only if that is said.
     ///
     /// # Errors
-    /// Unknown, attached; see [`MetadError`].
-    pub async fn delete_volume(&self, volume: VolumeId) -> Result<(), MetadError> {
-        self.run_done(Command::DeleteVolume { volume }).await
+    /// Unknown, attached, has snapshots; see [`MetadError`].
+    pub async fn delete_volume(
+        &self,
+        volume: VolumeId,
+        with_snapshots: bool,
+    ) -> Result<(), MetadError> {
+        self.run_done(Command::DeleteVolume {
+            volume,
+            with_snapshots,
+        })
+        .await
+    }
+
+    /// Begins a snapshot of each of these volumes; it is complete when who has the volume, or a
+    /// storaged, has brought it to an end.
+    ///
+    /// # Errors
+    /// Unknown, name taken, another one pending, too many; see [`MetadError`].
+    pub async fn create_snapshot(
+        &self,
+        volumes: BTreeSet<VolumeId>,
+        name: String,
+    ) -> Result<(), MetadError> {
+        self.run_done(Command::CreateSnapshot { volumes, name })
+            .await
+    }
+
+    /// Gives up a snapshot; its space comes back in the background.
+    ///
+    /// # Errors
+    /// Unknown, pending; see [`MetadError`].
+    pub async fn delete_snapshot(
+        &self,
+        volume: VolumeId,
+        generation: Generation,
+    ) -> Result<(), MetadError> {
+        self.run_done(Command::DeleteSnapshot { volume, generation })
+            .await
+    }
+
+    /// Who has a volume: a snapshot of it never changes any more. True: recorded, now or before;
+    /// false: somebody newer has the volume.
+    ///
+    /// # Errors
+    /// Unknown volume, no snapshot; see [`MetadError`].
+    pub async fn complete_snapshot(
+        &self,
+        volume: VolumeId,
+        epoch: Epoch,
+        generation: Generation,
+    ) -> Result<bool, MetadError> {
+        let command = Command::CompleteSnapshot {
+            volume,
+            epoch,
+            generation,
+        };
+        self.run_unless_fenced(command).await
     }
 
     /// Asks a host to attach a volume.
@@ -300,7 +354,13 @@ impl MetadClient {
     /// # Errors
     /// Unknown volume; see [`MetadError`].
     pub async fn detach(&self, volume: VolumeId, epoch: Epoch) -> Result<bool, MetadError> {
-        self.run(Command::Detach { volume, epoch }, |r| {
+        self.run_unless_fenced(Command::Detach { volume, epoch })
+            .await
+    }
+
+    /// False: the asker's epoch is over.
+    async fn run_unless_fenced(&self, command: Command) -> Result<bool, MetadError> {
+        self.run(command, |r| {
             let ours = r == Reply::Done;
             if ours || matches!(r, Reply::Fenced { .. }) {
                 Ok(ours)
@@ -410,6 +470,16 @@ impl MetadClient {
         let version = filter.version;
         let asked = Question::Volumes(filter);
         expect!(asked, self.list(&asked, version).await?, Answer::Volumes(list) => list)
+    }
+
+    /// Snapshots: all, of a volume, or one (`VOLUME@NAME`).
+    ///
+    /// # Errors
+    /// See [`MetadError`].
+    pub async fn snapshots(&self, filter: Filter) -> Result<Versioned<SnapshotView>, MetadError> {
+        let version = filter.version;
+        let asked = Question::Snapshots(filter);
+        expect!(asked, self.list(&asked, version).await?, Answer::Snapshots(list) => list)
     }
 
     /// Resilvers, running and past.

@@ -5,7 +5,7 @@ use super::refusal::Refusal;
 use serde::{Deserialize, Serialize};
 pub use shardmap::grant::{AttachGrant, SliceAddress};
 use shardmap::map::Layout;
-use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
+use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use uuid::Uuid;
@@ -119,6 +119,8 @@ pub enum Command {
     DeleteVolume {
         /// Which.
         volume: VolumeId,
+        /// Its snapshots go with it; otherwise a volume that has some is kept.
+        with_snapshots: bool,
     },
     /// Ask a host to attach a volume.
     SetDesiredAttachment {
@@ -240,6 +242,30 @@ pub enum Command {
         /// The server, of one of its in-sync stores.
         server: ServerId,
     },
+    /// End the present generation of each of these volumes and keep it as a snapshot: all or none.
+    CreateSnapshot {
+        /// Which volumes.
+        volumes: BTreeSet<VolumeId>,
+        /// What each snapshot is called.
+        name: String,
+    },
+    /// Who has the volume has brought the snapshot to an end: it is the same on every in-sync store
+    /// and never changes any more.
+    CompleteSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// The epoch of the asker.
+        epoch: Epoch,
+        /// Which snapshot.
+        generation: Generation,
+    },
+    /// Give up a snapshot; what only it has is given back by the stores.
+    DeleteSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which snapshot.
+        generation: Generation,
+    },
 }
 
 /// What is answered. New variants go to the end.
@@ -360,6 +386,19 @@ pub enum Change {
     MaintenanceBegan(VolumeId, ServerId, Epoch),
     /// It let it go, or was replaced.
     MaintenanceEnded(VolumeId, ServerId),
+    /// What became of the snapshot of this name.
+    Snapshot(VolumeId, String, SnapshotFate),
+}
+
+/// A step in the life of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotFate {
+    /// It is pending.
+    Begun,
+    /// It never changes any more.
+    Completed,
+    /// It is given up.
+    Deleted,
 }
 
 /// A change in the event log.

@@ -6,6 +6,7 @@
 use super::command::SliceAddress;
 use super::model::{HostId, Phase, State, Volume, storaged_host_nqn};
 use serde::{Deserialize, Serialize};
+use shardmap::generations::VolumeGenerations;
 use shardmap::map::Shape;
 use shardmap::units::{Epoch, Nsid, ServerId, StoreId, VolumeId};
 use uuid::Uuid;
@@ -33,6 +34,9 @@ pub struct DesiredSlice {
     pub confirmed: bool,
     /// Remove it and confirm with `ConfirmSliceGone`.
     pub remove: bool,
+    /// Generations of the volume; those before the head that are not among its snapshots are to be
+    /// dropped. `None`: nothing is to be dropped, a restored state does not know what there is.
+    pub generations: Option<VolumeGenerations>,
 }
 
 /// A volume that a host should have, or should let go.
@@ -52,6 +56,8 @@ pub struct DesiredAttachment {
     pub epoch: Option<Epoch>,
     /// Where the slices are now (a server may have moved).
     pub slices: Vec<SliceAddress>,
+    /// Head and snapshots; the pending one is to be completed by who has the volume.
+    pub generations: VolumeGenerations,
 }
 
 /// Everything the storaged of a server should hold or remove, by NSID.
@@ -77,6 +83,7 @@ pub fn slices_of_server(state: &State, server: ServerId) -> Vec<DesiredSlice> {
                 // A restored state may not know that it was: one made anew would look whole.
                 confirmed: slice.confirmed || !volume.verified,
                 remove: volume.phase == Phase::Deleting,
+                generations: volume.verified.then(|| volume.generations()),
             })
         })
         .collect()
@@ -91,6 +98,8 @@ pub struct DesiredMaintenance {
     pub name: String,
     /// Grows when something changed that may let it succeed where it has failed.
     pub due_index: u64,
+    /// Head and snapshots; the pending one is to be completed.
+    pub generations: VolumeGenerations,
 }
 
 /// Host NQNs a storaged admits: clients, in order, and the other storageds.
@@ -109,6 +118,7 @@ pub fn maintenance_of_server(state: &State, server: ServerId) -> Vec<DesiredMain
             volume: *id,
             name: volume.name.clone(),
             due_index: maintenance.due_index,
+            generations: volume.generations(),
         })
     });
     ours.collect()
@@ -133,6 +143,7 @@ pub fn attachments_of_host(state: &State, host: HostId) -> Vec<DesiredAttachment
                 ready: volume.phase == Phase::Ready,
                 epoch: held.map(|a| a.epoch),
                 slices: slice_addresses(state, volume),
+                generations: volume.generations(),
             })
         })
         .collect()

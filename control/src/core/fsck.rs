@@ -170,6 +170,7 @@ fn check_volume(state: &State, id: VolumeId, volume: &Volume, found: &mut Findin
     found.unless((volume.phase == Phase::Ready) <= confirmed, || {
         format!("volume {name} is ready without all its slices")
     });
+    check_snapshots(volume, found);
     check_holder(state, volume, found);
     check_maintenance(state, (id, volume), found);
 }
@@ -193,6 +194,21 @@ fn check_maintenance(state: &State, (id, volume): (VolumeId, &Volume), found: &m
     found.unless(maintenance.epoch.is_none_or(|e| e == volume.epoch), || {
         let newest = volume.epoch;
         format!("volume {name}: resilvered by {server} under another epoch than {newest}")
+    });
+}
+
+fn check_snapshots(volume: &Volume, found: &mut Findings) {
+    let name = &volume.name;
+    found.unless(volume.generations().is_sound(), || {
+        format!(
+            "volume {name}: its snapshots do not fit its head, {}",
+            volume.head
+        )
+    });
+    let names = volume.snapshots.values().map(|s| &s.name);
+    found.unique(&format!("snapshots of volume {name}"), names);
+    found.unless(!volume.open_access || volume.snapshots.is_empty(), || {
+        format!("volume {name}: open to standard hosts and has snapshots")
     });
 }
 
@@ -249,6 +265,10 @@ fn check_bounds(state: &State, found: &mut Findings) {
     found.unless(state.events.len() <= limits::EVENTS_MAX, || {
         "too many events".into()
     });
+    found.unless(
+        state.snapshot_count() <= limits::SNAPSHOTS_CLUSTER_MAX,
+        || "too many snapshots".into(),
+    );
     found.unless(state.clients.len() <= limits::CLIENTS_MAX, || {
         "too many clients".into()
     });

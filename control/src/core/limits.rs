@@ -1,13 +1,18 @@
 //! Every bound of the replicated state, with its reason.
 
 /// Version of the replicated state and of the commands; a member refuses a log it does not know.
-pub const SCHEMA: u16 = 3;
+pub const SCHEMA: u16 = 4;
 /// Servers of a cluster: what one listing and one placement may scan.
 pub const SERVERS_MAX: usize = 1024;
 /// Stores of a cluster.
 pub const STORES_MAX: usize = 8192;
 /// Client hosts of a cluster.
 pub const HOSTS_MAX: usize = 4096;
+/// Snapshots of a cluster: about 100 bytes each in memory and in every snapshot of the state, and
+/// listed with their slices to the storageds.
+pub const SNAPSHOTS_CLUSTER_MAX: usize = 200_000;
+/// Volumes of one `CreateSnapshot`: each makes an event.
+pub const SNAPSHOT_GROUP_MAX: usize = 64;
 /// Volumes of a cluster: the state lives in memory on every member (about 1 KiB each).
 pub const VOLUMES_MAX: usize = 50_000;
 /// Longest name of a server, host, volume, label key or value, in bytes.

@@ -17,14 +17,14 @@ pub mod refusal;
 pub use apply::apply;
 pub use command::{
     AttachGrant, Change, ClientId, Command, Envelope, EventRecord, NewHost, NewServer, NewStore,
-    NewVolume, Reply, SliceAddress, Subject,
+    NewVolume, Reply, SliceAddress, SnapshotFate, Subject,
 };
 pub use desire::{DesiredAttachment, DesiredMaintenance, DesiredSlice};
 pub use fsck::{Finding, fsck};
 pub use model::{
     Attachment, CLIENTD_NQN_PREFIX, Cluster, Domain, Host, HostId, Maintenance, Phase,
-    STORAGED_HOST_NQN_PREFIX, Server, SetId, Slice, Standing, State, Store, StrideSet, Volume,
-    storaged_host_nqn,
+    STORAGED_HOST_NQN_PREFIX, Server, SetId, Slice, Snapshot, Standing, State, Store, StrideSet,
+    Volume, storaged_host_nqn,
 };
 pub use refusal::{Refusal, RefusalCode};
 

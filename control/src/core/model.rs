@@ -5,8 +5,9 @@
 use super::command::{ClientId, EventRecord, Reply};
 use super::limits;
 use serde::{Deserialize, Serialize};
+use shardmap::generations::{SnapshotState, VolumeGenerations};
 use shardmap::map::VolumeMap;
-use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
+use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
@@ -230,6 +231,17 @@ pub struct Maintenance {
     pub due_index: u64,
 }
 
+/// A snapshot of a volume: a generation that has ended, or is about to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Unique among the snapshots of the volume.
+    pub name: String,
+    /// The leader's wall clock when it was asked for, milliseconds since 1970; for people only.
+    pub created_unix_ms: u64,
+    /// How far it is.
+    pub state: SnapshotState,
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -261,8 +273,12 @@ pub struct Volume {
     /// has asked the stores for their stamps.
     pub verified: bool,
     /// Which storaged should bring it up to date; `None` while a host has it or should have it, and
-    /// once it is whole.
+    /// once it is whole and no snapshot is pending.
     pub maintenance: Option<Maintenance>,
+    /// The generation that takes the writes; only grows.
+    pub head: Generation,
+    /// The generations before the head that are kept. Those that are missing were deleted.
+    pub snapshots: BTreeMap<Generation, Snapshot>,
 }
 
 impl Volume {
@@ -277,6 +293,29 @@ impl Volume {
     pub fn next_epoch(&self, lineage: u16) -> Epoch {
         let floor = Epoch::new(lineage, 0).expect("counter zero fits");
         self.epoch.max(floor).next()
+    }
+
+    /// Head and snapshots as the data path knows them.
+    pub fn generations(&self) -> VolumeGenerations {
+        let snapshots = self.snapshots.iter();
+        VolumeGenerations {
+            head: self.head,
+            snapshots: snapshots.map(|(g, s)| (*g, s.state)).collect(),
+        }
+    }
+
+    /// The snapshot that is not complete yet: the newest, if any.
+    pub fn pending_snapshot(&self) -> Option<(Generation, &Snapshot)> {
+        let newest = self.snapshots.last_key_value();
+        newest
+            .filter(|(_, s)| s.state == SnapshotState::Pending)
+            .map(|(g, s)| (*g, s))
+    }
+
+    /// The snapshot of a name.
+    pub fn snapshot_named(&self, name: &str) -> Option<(Generation, &Snapshot)> {
+        let mut all = self.snapshots.iter();
+        all.find(|(_, s)| s.name == name).map(|(g, s)| (*g, s))
     }
 
     /// Stores of the stride set that are not in the in-sync set.
@@ -342,6 +381,11 @@ impl State {
             .iter()
             .find(|(_, s)| s.name == name)
             .map(|(id, s)| (*id, s))
+    }
+
+    /// Snapshots of all volumes.
+    pub fn snapshot_count(&self) -> usize {
+        self.volumes.values().map(|v| v.snapshots.len()).sum()
     }
 
     /// Bytes promised to slices, by store; stores without slices are absent.

@@ -2,9 +2,11 @@
 
 use super::desire::{attachments_of_host, slices_of_server};
 use super::*;
+use SnapshotState::{Complete, Pending};
 use proptest::prelude::*;
+use shardmap::generations::SnapshotState;
 use shardmap::map::Layout;
-use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
+use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
@@ -69,12 +71,16 @@ impl Cluster0 {
         refusal.code
     }
 
-    /// A ready volume on three stores.
-    pub(crate) fn ready_volume(&mut self) {
-        assert_eq!(
-            self.run(Command::CreateVolume(volume("v"))),
-            Reply::Volume(VOL)
-        );
+    /// A ready volume beside [`VOL`].
+    pub(crate) fn second_volume(&mut self) -> VolumeId {
+        let mut second = volume("w");
+        second.id = VolumeId([8; 16]);
+        self.run(Command::CreateVolume(second));
+        self.confirm_all();
+        VolumeId([8; 16])
+    }
+
+    fn confirm_all(&mut self) {
         let slices: Vec<_> = self
             .state
             .slices
@@ -84,6 +90,15 @@ impl Cluster0 {
         for (nsid, store) in slices {
             self.run(Command::ConfirmSlice { store, nsid });
         }
+    }
+
+    /// A ready volume on three stores.
+    pub(crate) fn ready_volume(&mut self) {
+        assert_eq!(
+            self.run(Command::CreateVolume(volume("v"))),
+            Reply::Volume(VOL)
+        );
+        self.confirm_all();
     }
 
     pub(crate) fn attach(&mut self, host: u32) -> AttachGrant {
@@ -151,6 +166,13 @@ fn volume(name: &str) -> NewVolume {
         domain: Domain::Server,
         open_access: false,
         avoid: BTreeSet::new(),
+    }
+}
+
+fn delete_volume(volume: VolumeId) -> Command {
+    Command::DeleteVolume {
+        volume,
+        with_snapshots: false,
     }
 }
 
@@ -350,7 +372,7 @@ fn a_lost_store_is_forgotten_once_nothing_wanted_is_on_it() {
         server: ServerId(3),
     };
     assert_eq!(it.refused(server.clone()), RefusalCode::StillUsed);
-    it.run(Command::DeleteVolume { volume: VOL });
+    it.run(delete_volume(VOL));
     let there: Vec<_> = it.state.slices.iter().map(|(n, s)| (*n, s.store)).collect();
     for (nsid, store) in there.into_iter().filter(|(_, s)| *s != StoreId(3)) {
         it.run(Command::ConfirmSliceGone { store, nsid });
@@ -422,10 +444,7 @@ fn a_second_attach_is_refused_until_the_holder_lets_go() {
         !wants[0].wanted && wants[0].epoch == Some(first.epoch),
         "it is told to detach"
     );
-    assert_eq!(
-        it.refused(Command::DeleteVolume { volume: VOL }),
-        RefusalCode::StillAttached
-    );
+    assert_eq!(it.refused(delete_volume(VOL)), RefusalCode::StillAttached);
     it.run(Command::Detach {
         volume: VOL,
         epoch: first.epoch,
@@ -546,7 +565,7 @@ fn every_shard_keeps_a_replica_in_a_wide_set() {
 fn a_deleted_volume_goes_with_its_last_slice_and_frees_its_name_at_once() {
     let mut it = Cluster0::with_servers(3);
     it.ready_volume();
-    it.run(Command::DeleteVolume { volume: VOL });
+    it.run(delete_volume(VOL));
     assert!(
         slices_of_server(&it.state, ServerId(2))
             .iter()
@@ -697,6 +716,23 @@ fn any_maintenance() -> impl Strategy<Value = Command> {
     })
 }
 
+fn any_snapshot() -> impl Strategy<Value = Command> {
+    let vol = || (0u8..4).prop_map(|i| VolumeId([i; 16]));
+    let generation = || (0u32..6).prop_map(Generation);
+    let group = proptest::collection::btree_set(vol(), 0..3);
+    prop_oneof![
+        3 => (group, 0u8..6).prop_map(|(volumes, name)| Command::CreateSnapshot {
+            volumes,
+            name: format!("s{name}"),
+        }),
+        3 => (vol(), any_epoch(), generation()).prop_map(|(volume, epoch, generation)| {
+            Command::CompleteSnapshot { volume, epoch, generation }
+        }),
+        1 => (vol(), generation())
+            .prop_map(|(volume, generation)| Command::DeleteSnapshot { volume, generation }),
+    ]
+}
+
 /// Commands over a small world, so that they collide often.
 pub(crate) fn any_command() -> impl Strategy<Value = Command> {
     let vol = || (0u8..4).prop_map(|i| VolumeId([i; 16]));
@@ -719,7 +755,10 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
                 v.open_access = open_access && replicas == 1;
                 Command::CreateVolume(v)
             }),
-        vol().prop_map(|volume| Command::DeleteVolume { volume }),
+        (vol(), any::<bool>()).prop_map(|(volume, with_snapshots)| Command::DeleteVolume {
+            volume,
+            with_snapshots,
+        }),
         (vol(), 0u32..4).prop_map(|(volume, h)| Command::SetDesiredAttachment {
             volume,
             host: HostId(h)
@@ -740,6 +779,7 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
             }
         }),
         any_restore(),
+        any_snapshot(),
         any_maintenance(),
         (1u32..7, 1u32..30).prop_map(|(s, n)| Command::ConfirmSlice {
             store: StoreId(s),
@@ -766,6 +806,23 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
     ]
 }
 
+/// A generation that is what it must not become: new ones only begin at the head, what is complete
+/// stays so until it is deleted, and what is deleted stays so.
+fn generations_moved_back(before: &Volume, after: &Volume) -> Option<Generation> {
+    if after.head < before.head {
+        return Some(after.head);
+    }
+    let moved_back = |(generation, now): &(&Generation, &Snapshot)| {
+        let then = before.snapshots.get(generation);
+        let was_head = **generation == before.head;
+        then.map_or(!was_head, |then| {
+            now.name != then.name || (then.state, now.state) == (Complete, Pending)
+        })
+    };
+    let moved_back = after.snapshots.iter().find(moved_back);
+    moved_back.map(|(generation, _)| *generation)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
     #[test]
@@ -784,6 +841,7 @@ proptest! {
                 prop_assert!(!maintained || after.attachment.is_none() && after.desired.is_none());
                 let freed = after.attachment.is_none() || volume.attachment.is_none();
                 prop_assert!(!changed_hands || freed, "taken from a holder in one step");
+                prop_assert_eq!(generations_moved_back(volume, after), None);
                 prop_assert!(after.isr == volume.isr || after.seq > volume.seq);
             }
             if repeat {
@@ -795,10 +853,7 @@ proptest! {
             }
             // Often confirm everything, so that histories get past `Creating`.
             if confirm {
-                let open: Vec<_> = it.state.slices.iter().map(|(n, s)| (*n, s.store)).collect();
-                for (nsid, store) in open {
-                    it.run(Command::ConfirmSlice { store, nsid });
-                }
+                it.confirm_all();
             }
         }
     }
@@ -900,13 +955,26 @@ fn an_unverified_membership_changes_only_by_what_the_stores_say() {
     );
 }
 
+fn put_snapshots(state: &mut State, head: u32, snapshots: &[(u32, SnapshotState, &str)]) {
+    let volume = state.volumes.get_mut(&VOL).unwrap();
+    volume.head = Generation(head);
+    for (generation, state, name) in snapshots {
+        let snapshot = Snapshot {
+            name: (*name).to_owned(),
+            created_unix_ms: 1,
+            state: *state,
+        };
+        volume.snapshots.insert(Generation(*generation), snapshot);
+    }
+}
+
 #[test]
 fn fsck_finds_what_it_should() {
     let mut it = Cluster0::with_servers(3);
     it.ready_volume();
     it.attach(1);
     type Break = fn(&mut State);
-    let breaks: [Break; 10] = [
+    let breaks: [Break; 13] = [
         |s| s.volumes.get_mut(&VOL).unwrap().epoch = Epoch(0),
         |s| s.volumes.get_mut(&VOL).unwrap().isr = stores(&[]),
         |s| s.volumes.get_mut(&VOL).unwrap().isr = stores(&[1, 9]),
@@ -919,6 +987,9 @@ fn fsck_finds_what_it_should() {
             let volume = s.volumes.get_mut(&VOL).unwrap();
             (volume.attachment, volume.desired, volume.isr) = (None, None, stores(&[1]));
         },
+        |s| s.volumes.get_mut(&VOL).unwrap().head = Generation(0),
+        |s| put_snapshots(s, 3, &[(1, Complete, "a"), (2, Complete, "a")]),
+        |s| put_snapshots(s, 3, &[(1, Pending, "a")]),
         |s| {
             let of = |server| Maintenance {
                 server,

@@ -80,6 +80,7 @@ impl Node {
             | Question::Stores(_)
             | Question::Hosts(_)
             | Question::Volumes(_)
+            | Question::Snapshots(_)
             | Question::Resilvers(_) => self.list(question).await,
         }
     }
@@ -157,6 +158,7 @@ impl Node {
             | Question::Stores(f)
             | Question::Hosts(f)
             | Question::Volumes(f)
+            | Question::Snapshots(f)
             | Question::Resilvers(f) => f.version,
             Question::Cluster
             | Question::Fsck
@@ -193,6 +195,10 @@ impl Node {
             Question::Volumes(f) => Answer::Volumes(Versioned {
                 version,
                 list: scene.volumes(&name(f)),
+            }),
+            Question::Snapshots(f) => Answer::Snapshots(Versioned {
+                version,
+                list: scene.snapshots(&name(f)),
             }),
             Question::Resilvers(_) => Answer::Resilvers(Resilvers {
                 version,
@@ -264,6 +270,13 @@ impl Node {
         let Ok(_permit) = self.proposals.try_acquire() else {
             return Answer::Unavailable("too many commands at once".into());
         };
+        if matches!(command, Command::CreateSnapshot { .. }) && !self.config.snapshots {
+            return Answer::Refused(Refusal::new(
+                RefusalCode::NotReady,
+                "clientd and storaged of this version do not complete snapshots",
+                "upgrade when there is a version that does",
+            ));
+        }
         if let Command::Maintain { volume, .. } = &command
             && let Err(refusal) = self.scene(|scene| scene.may_maintain(*volume))
         {

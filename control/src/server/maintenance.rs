@@ -17,7 +17,7 @@ const ASSIGNED_PER_LOOK: usize = 64;
 
 impl Scene<'_> {
     /// Refuses a storaged that could only wait: an in-sync store does not report, or nothing that
-    /// is out of sync does. An epoch and two events per attempt would be for nothing.
+    /// is out of sync does and no snapshot is pending. An epoch and two events per attempt would be for nothing.
     pub(super) fn may_maintain(&self, id: VolumeId) -> Result<(), Refusal> {
         let Some(volume) = self.state.volumes.get(&id) else {
             return Ok(()); // refused by the state machine
@@ -33,7 +33,8 @@ impl Scene<'_> {
             return not_now(format!("in-sync {name} does not report"));
         }
         let mut out = volume.out_of_sync().peekable();
-        if out.peek().is_some() && !out.any(|store| self.is_there(store)) {
+        let only_resilver = volume.pending_snapshot().is_none();
+        if only_resilver && out.peek().is_some() && !out.any(|store| self.is_there(store)) {
             return not_now("no store that is out of sync reports".into());
         }
         Ok(())

@@ -3,10 +3,11 @@
 use super::health::Health;
 use crate::api::{
     HostView, Liveness, PlanView, Reporter, ResilverReport, ResilverView, ServerView, SliceView,
-    StoreView, VolumeView,
+    SnapshotView, StoreView, VolumeView,
 };
 use crate::core::apply::plan_volume;
 use crate::core::{NewVolume, Refusal, State, Volume};
+use shardmap::generations::SnapshotState;
 use shardmap::placement::forecast;
 use shardmap::units::{Moment, ServerId, StoreId, VolumeId};
 use std::collections::BTreeSet;
@@ -96,12 +97,17 @@ impl Scene<'_> {
     }
 
     pub(super) fn volumes(&self, name: &str) -> Vec<VolumeView> {
-        let volumes = self
-            .state
-            .volumes
-            .iter()
-            .filter(|(id, v)| name.is_empty() || v.name == name || id.to_string() == name);
+        let volumes = self.volumes_named(name);
         volumes.map(|(id, v)| self.volume(*id, v)).collect()
+    }
+
+    /// Volumes of a name or id; empty: all.
+    fn volumes_named<'n>(
+        &'n self,
+        name: &'n str,
+    ) -> impl Iterator<Item = (&'n VolumeId, &'n Volume)> + 'n {
+        let all = self.state.volumes.iter();
+        all.filter(move |(id, v)| name.is_empty() || v.name == name || id.to_string() == name)
     }
 
     fn volume(&self, id: VolumeId, volume: &Volume) -> VolumeView {
@@ -129,7 +135,33 @@ impl Scene<'_> {
             maintained_by: maintainer
                 .map(|server| self.state.server_name(server))
                 .unwrap_or_default(),
+            head: volume.head,
+            snapshots: count(volume.snapshots.keys()),
+            pending_snapshot: volume
+                .pending_snapshot()
+                .map(|(_, snapshot)| snapshot.name.clone())
+                .unwrap_or_default(),
         }
+    }
+
+    /// `name`: empty for all, a volume, or `VOLUME@NAME`.
+    pub(super) fn snapshots(&self, name: &str) -> Vec<SnapshotView> {
+        let (volume, only) = match name.split_once('@') {
+            Some((volume, only)) => (volume, Some(only)),
+            None => (name, None),
+        };
+        let volumes = self.volumes_named(volume);
+        let all = volumes.flat_map(|(id, v)| v.snapshots.iter().map(move |s| (id, v, s)));
+        let ours = all.filter(|(_, _, (_, s))| only.is_none_or(|name| s.name == name));
+        ours.map(|(id, v, (generation, s))| SnapshotView {
+            volume: *id,
+            volume_name: v.name.clone(),
+            name: s.name.clone(),
+            generation: *generation,
+            created_unix_ms: s.created_unix_ms,
+            pending: s.state == SnapshotState::Pending,
+        })
+        .collect()
     }
 
     fn slices(&self, volume: &Volume) -> Vec<SliceView> {

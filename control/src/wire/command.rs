@@ -7,9 +7,19 @@ use super::words::{
 };
 use super::{Decoded, malformed};
 use crate::core::{ClientId, Command, HostId, NewHost, NewServer, NewStore, NewVolume};
-use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId};
+use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
+use std::collections::BTreeSet;
 use ubs_capnp::control_capnp as wire;
 use uuid::Uuid;
+
+/// Commands about one volume and little else.
+macro_rules! put_of_volume {
+    ($to:expr, $volume:expr, $($set:ident = $value:expr),*) => {{
+        let mut to = $to;
+        $(to.$set($value);)*
+        put_volume_id(*$volume, to.init_volume());
+    }};
+}
 
 pub(crate) fn put_command(
     client: ClientId,
@@ -28,17 +38,6 @@ pub(crate) fn put_command(
         Command::RegisterServer(new) => put_server(new, to.init_register_server()),
         Command::RegisterStore(new) => put_store(*new, to.init_register_store()),
         Command::RegisterHost(new) => put_host(new, to.init_register_host()),
-        Command::CreateVolume(new) => put_new_volume(new, to.init_create_volume()),
-        Command::DeleteVolume { volume } => put_volume_id(*volume, to.init_delete_volume()),
-        Command::SetDesiredAttachment { volume, host } => {
-            let mut to = to.init_set_desired_attachment();
-            to.set_host(host.0);
-            put_volume_id(*volume, to.init_volume());
-        }
-        Command::ClearDesiredAttachment { volume } => {
-            put_volume_id(*volume, to.init_clear_desired_attachment());
-        }
-        Command::ForceDetach { volume } => put_volume_id(*volume, to.init_force_detach()),
         Command::SetServerStanding { server, standing } => {
             let mut to = to.init_set_server_standing();
             to.set_server(server.0);
@@ -54,64 +53,6 @@ pub(crate) fn put_command(
         Command::RemoveStore { store } => to.set_remove_store(store.0),
         Command::RemoveServer { server } => to.set_remove_server(server.0),
         Command::BeginLineage { lineage } => to.set_begin_lineage(*lineage),
-        Command::AssignMaintenance { volume, server } => {
-            let mut to = to.init_assign_maintenance();
-            to.set_server(server.0);
-            put_volume_id(*volume, to.init_volume());
-        }
-        Command::Attach { .. }
-        | Command::Detach { .. }
-        | Command::SetIsr { .. }
-        | Command::VerifyMembership { .. }
-        | Command::Maintain { .. }
-        | Command::ConfirmSlice { .. }
-        | Command::ConfirmSliceGone { .. } => put_daemon_command(command, to),
-    }
-}
-
-fn put_daemon_command(command: &Command, to: wire::command::Builder<'_>) {
-    match command {
-        Command::Attach { volume, host } => {
-            let mut to = to.init_attach();
-            to.set_host(host.0);
-            put_volume_id(*volume, to.init_volume());
-        }
-        Command::Maintain { volume, server } => {
-            let mut to = to.init_maintain();
-            to.set_server(server.0);
-            put_volume_id(*volume, to.init_volume());
-        }
-        Command::Detach { volume, epoch } => {
-            let mut to = to.init_detach();
-            to.set_epoch(epoch.0);
-            put_volume_id(*volume, to.init_volume());
-        }
-        Command::SetIsr {
-            volume,
-            epoch,
-            seq,
-            new_isr,
-        } => {
-            let mut to = to.init_set_isr();
-            put_volume_id(*volume, to.reborrow().init_volume());
-            to.set_epoch(epoch.0);
-            to.set_seq(seq.0);
-            put_stores(new_isr.iter(), |n| to.init_new_isr(n));
-        }
-        Command::VerifyMembership {
-            volume,
-            epoch,
-            seq,
-            found_seq,
-            isr,
-        } => {
-            let mut to = to.init_verify_membership();
-            put_volume_id(*volume, to.reborrow().init_volume());
-            to.set_epoch(epoch.0);
-            to.set_seq(seq.0);
-            to.set_found_seq(found_seq.0);
-            put_stores(isr.iter(), |n| to.init_isr(n));
-        }
         Command::ConfirmSlice { store, nsid } => {
             let mut to = to.init_confirm_slice();
             to.set_store(store.0);
@@ -122,23 +63,138 @@ fn put_daemon_command(command: &Command, to: wire::command::Builder<'_>) {
             to.set_store(store.0);
             to.set_nsid(nsid.0);
         }
-        Command::InitCluster { .. }
-        | Command::RegisterServer(_)
-        | Command::RegisterStore(_)
-        | Command::RegisterHost(_)
-        | Command::CreateVolume(_)
+        Command::CreateVolume(_)
         | Command::DeleteVolume { .. }
         | Command::SetDesiredAttachment { .. }
         | Command::ClearDesiredAttachment { .. }
         | Command::ForceDetach { .. }
+        | Command::Attach { .. }
+        | Command::Detach { .. }
+        | Command::SetIsr { .. }
+        | Command::VerifyMembership { .. }
+        | Command::Maintain { .. }
+        | Command::AssignMaintenance { .. }
+        | Command::CreateSnapshot { .. }
+        | Command::CompleteSnapshot { .. }
+        | Command::DeleteSnapshot { .. } => put_volume_command(command, to),
+    }
+}
+
+fn put_volume_command(command: &Command, to: wire::command::Builder<'_>) {
+    match command {
+        Command::CreateVolume(new) => put_new_volume(new, to.init_create_volume()),
+        Command::DeleteVolume {
+            volume,
+            with_snapshots,
+        } => put_delete_volume(*volume, *with_snapshots, to),
+        Command::SetDesiredAttachment { volume, host } => {
+            put_of_volume!(to.init_set_desired_attachment(), volume, set_host = host.0);
+        }
+        Command::ClearDesiredAttachment { volume } => {
+            put_volume_id(*volume, to.init_clear_desired_attachment());
+        }
+        Command::ForceDetach { volume } => put_volume_id(*volume, to.init_force_detach()),
+        Command::Attach { volume, host } => {
+            put_of_volume!(to.init_attach(), volume, set_host = host.0);
+        }
+        Command::Detach { volume, epoch } => {
+            put_of_volume!(to.init_detach(), volume, set_epoch = epoch.0);
+        }
+        Command::Maintain { volume, server } => {
+            put_of_volume!(to.init_maintain(), volume, set_server = server.0);
+        }
+        Command::AssignMaintenance { volume, server } => {
+            put_of_volume!(to.init_assign_maintenance(), volume, set_server = server.0);
+        }
+        Command::CreateSnapshot { volumes, name } => {
+            put_create_snapshot(volumes, name, to.init_create_snapshot());
+        }
+        Command::CompleteSnapshot {
+            volume,
+            epoch,
+            generation,
+        } => {
+            let to = to.init_complete_snapshot();
+            put_of_volume!(
+                to,
+                volume,
+                set_epoch = epoch.0,
+                set_generation = generation.0
+            );
+        }
+        Command::DeleteSnapshot { volume, generation } => {
+            put_of_volume!(
+                to.init_delete_snapshot(),
+                volume,
+                set_generation = generation.0
+            );
+        }
+        Command::SetIsr { .. } | Command::VerifyMembership { .. } => put_membership(command, to),
+        Command::InitCluster { .. }
+        | Command::RegisterServer(_)
+        | Command::RegisterStore(_)
+        | Command::RegisterHost(_)
         | Command::SetServerStanding { .. }
         | Command::Note { .. }
-        | Command::BeginLineage { .. }
-        | Command::AssignMaintenance { .. }
         | Command::AddHost(_)
         | Command::RemoveHost { .. }
         | Command::RemoveStore { .. }
-        | Command::RemoveServer { .. } => unreachable!("put by the caller"),
+        | Command::RemoveServer { .. }
+        | Command::BeginLineage { .. }
+        | Command::ConfirmSlice { .. }
+        | Command::ConfirmSliceGone { .. } => unreachable!("put by the caller"),
+    }
+}
+
+/// `command`: one that changes a membership.
+fn put_membership(command: &Command, to: wire::command::Builder<'_>) {
+    if let Command::SetIsr {
+        volume,
+        epoch,
+        seq,
+        new_isr,
+    } = command
+    {
+        let mut to = to.init_set_isr();
+        to.set_seq(seq.0);
+        put_stores(new_isr.iter(), |n| to.reborrow().init_new_isr(n));
+        put_of_volume!(to, volume, set_epoch = epoch.0);
+    } else if let Command::VerifyMembership {
+        volume,
+        epoch,
+        seq,
+        found_seq,
+        isr,
+    } = command
+    {
+        let mut to = to.init_verify_membership();
+        to.set_seq(seq.0);
+        to.set_found_seq(found_seq.0);
+        put_stores(isr.iter(), |n| to.reborrow().init_isr(n));
+        put_of_volume!(to, volume, set_epoch = epoch.0);
+    } else {
+        unreachable!("{command:?} changes no membership");
+    }
+}
+
+fn put_delete_volume(volume: VolumeId, with_snapshots: bool, to: wire::command::Builder<'_>) {
+    let to = if with_snapshots {
+        to.init_delete_volume_with_snapshots()
+    } else {
+        to.init_delete_volume()
+    };
+    put_volume_id(volume, to);
+}
+
+fn put_create_snapshot(
+    volumes: &BTreeSet<VolumeId>,
+    name: &str,
+    mut to: wire::command::create_snapshot::Builder<'_>,
+) {
+    to.set_name(name);
+    let mut to = to.init_volumes(len(volumes.len()));
+    for (i, volume) in (0..).zip(volumes) {
+        put_volume_id(*volume, to.reborrow().get(i));
     }
 }
 
@@ -216,20 +272,16 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         Which::RegisterStore(new) => Command::RegisterStore(get_store(new?)?),
         Which::RegisterHost(new) => Command::RegisterHost(get_host(new?)?),
         Which::CreateVolume(new) => Command::CreateVolume(get_new_volume(new?)?),
-        Which::DeleteVolume(v) => Command::DeleteVolume {
-            volume: get_volume_id(v?),
-        },
-        Which::SetDesiredAttachment(c) => Command::SetDesiredAttachment {
-            volume: get_volume_id(c.get_volume()?),
-            host: HostId(c.get_host()),
-        },
+        Which::DeleteVolume(v) => get_delete_volume(v?, false),
+        Which::DeleteVolumeWithSnapshots(v) => get_delete_volume(v?, true),
+        Which::CreateSnapshot(c) => get_create_snapshot(c)?,
+        Which::CompleteSnapshot(c) => get_complete_snapshot(c)?,
+        Which::DeleteSnapshot(c) => get_delete_snapshot(c)?,
+        Which::SetDesiredAttachment(c) => get_set_desired(c)?,
         Which::ClearDesiredAttachment(v) => Command::ClearDesiredAttachment {
             volume: get_volume_id(v?),
         },
-        Which::Attach(c) => Command::Attach {
-            volume: get_volume_id(c.get_volume()?),
-            host: HostId(c.get_host()),
-        },
+        Which::Attach(c) => get_attach(c)?,
         Which::Maintain(c) => Command::Maintain {
             volume: get_volume_id(c.get_volume()?),
             server: ServerId(c.get_server()),
@@ -272,6 +324,49 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         Which::RemoveServer(server) => Command::RemoveServer {
             server: ServerId(server),
         },
+    })
+}
+
+fn get_set_desired(from: wire::command::set_desired_attachment::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::SetDesiredAttachment {
+        volume: get_volume_id(from.get_volume()?),
+        host: HostId(from.get_host()),
+    })
+}
+
+fn get_attach(from: wire::command::attach::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::Attach {
+        volume: get_volume_id(from.get_volume()?),
+        host: HostId(from.get_host()),
+    })
+}
+
+fn get_delete_volume(volume: wire::uuid::Reader<'_>, with_snapshots: bool) -> Command {
+    Command::DeleteVolume {
+        volume: get_volume_id(volume),
+        with_snapshots,
+    }
+}
+
+fn get_create_snapshot(from: wire::command::create_snapshot::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::CreateSnapshot {
+        volumes: from.get_volumes()?.iter().map(get_volume_id).collect(),
+        name: get_text(from.get_name())?,
+    })
+}
+
+fn get_complete_snapshot(from: wire::command::complete_snapshot::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::CompleteSnapshot {
+        volume: get_volume_id(from.get_volume()?),
+        epoch: Epoch(from.get_epoch()),
+        generation: Generation(from.get_generation()),
+    })
+}
+
+fn get_delete_snapshot(from: wire::command::delete_snapshot::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::DeleteSnapshot {
+        volume: get_volume_id(from.get_volume()?),
+        generation: Generation(from.get_generation()),
     })
 }
 

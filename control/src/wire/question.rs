@@ -29,6 +29,7 @@ pub(crate) fn put_question(question: &Question, mut to: wire::question::Builder<
         Question::Hosts(filter) => put_filter(filter, to.init_hosts()),
         Question::Volumes(filter) => put_filter(filter, to.init_volumes()),
         Question::Resilvers(filter) => put_filter(filter, to.init_resilvers()),
+        Question::Snapshots(filter) => put_filter(filter, to.init_snapshots()),
         Question::Plan(new) => put_new_volume(new, to.init_plan()),
         Question::Fsck => to.set_fsck(()),
         Question::Events { after, wait } => {
@@ -68,6 +69,7 @@ pub(crate) fn get_question(from: wire::question::Reader<'_>) -> Decoded<Question
         Which::Hosts(f) => Question::Hosts(get_filter(f?)?),
         Which::Volumes(f) => Question::Volumes(get_filter(f?)?),
         Which::Resilvers(f) => Question::Resilvers(get_filter(f?)?),
+        Which::Snapshots(f) => Question::Snapshots(get_filter(f?)?),
         Which::Plan(new) => Question::Plan(get_new_volume(new?)?),
         Which::Fsck(()) => Question::Fsck,
         Which::Events(e) => Question::Events {
@@ -158,6 +160,7 @@ pub(crate) fn put_answer(answer: &Answer, mut to: wire::answer::Builder<'_>) {
         | Answer::Stores(_)
         | Answer::Hosts(_)
         | Answer::Volumes(_)
+        | Answer::Snapshots(_)
         | Answer::Resilvers(_) => put_listing(answer, to),
     }
 }
@@ -198,6 +201,15 @@ fn put_listing(answer: &Answer, to: wire::answer::Builder<'_>) {
                 &v.list,
                 to.init_list(len(v.list.len())),
                 view::put_volume_view,
+            );
+        }
+        Answer::Snapshots(v) => {
+            let mut to = to.init_snapshots();
+            to.set_version(v.version);
+            put_list(
+                &v.list,
+                to.init_list(len(v.list.len())),
+                view::put_snapshot_view,
             );
         }
         Answer::Resilvers(r) => {
@@ -257,6 +269,10 @@ pub(crate) fn get_answer(from: wire::answer::Reader<'_>) -> Decoded<Answer> {
         Which::Volumes(v) => Answer::Volumes(Versioned {
             version: v.get_version(),
             list: get_list(v.get_list()?, view::get_volume_view)?,
+        }),
+        Which::Snapshots(v) => Answer::Snapshots(Versioned {
+            version: v.get_version(),
+            list: get_list(v.get_list()?, view::get_snapshot_view)?,
         }),
         Which::Resilvers(r) => Answer::Resilvers(Resilvers {
             version: r.get_version(),

@@ -1,8 +1,8 @@
 //! Replies of the state machine.
 
 use super::words::{
-    get_map, get_slice_addresses, get_store_set, get_text, get_volume_id, len, put_map,
-    put_slice_addresses, put_stores, put_volume_id,
+    get_generations, get_map, get_slice_addresses, get_store_set, get_text, get_volume_id, len,
+    put_generations, put_map, put_slice_addresses, put_stores, put_volume_id,
 };
 use super::{Decoded, malformed};
 use crate::core::{AttachGrant, HostId, Refusal, RefusalCode, Reply};
@@ -58,6 +58,7 @@ fn put_grant(grant: &AttachGrant, mut to: wire::attach_grant::Builder<'_>) {
     to.set_min_in_sync(grant.min_in_sync);
     to.set_unverified(!grant.verified);
     to.set_held_since(grant.held_since.0);
+    put_generations(&grant.generations, to.reborrow().init_generations());
     put_slice_addresses(
         &grant.slices,
         to.reborrow().init_slices(len(grant.slices.len())),
@@ -75,7 +76,7 @@ fn get_grant(from: wire::attach_grant::Reader<'_>) -> Decoded<AttachGrant> {
         isr: get_store_set(from.get_isr()?),
         verified: !from.get_unverified(),
         held_since: Epoch(from.get_held_since()),
-        generations: shardmap::generations::VolumeGenerations::default(),
+        generations: get_generations(from.get_generations()?)?,
         min_in_sync: from.get_min_in_sync(),
         slices: get_slice_addresses(from.get_slices()?)?,
     })

@@ -6,7 +6,8 @@ use crate::core::test::{Cluster0, VOL, any_command};
 use crate::core::*;
 use capnp::message::Builder;
 use proptest::prelude::*;
-use shardmap::units::{Epoch, MembershipSeq, ServerId, StoreId};
+use shardmap::generations::VolumeGenerations;
+use shardmap::units::{Epoch, Generation, MembershipSeq, ServerId, StoreId};
 use ubs_capnp::control_capnp as wire;
 use uuid::Uuid;
 
@@ -98,6 +99,7 @@ fn questions_survive_the_wire() {
         Question::Hosts(filter()),
         Question::Volumes(filter()),
         Question::Resilvers(Filter::default()),
+        Question::Snapshots(filter()),
         Question::Fsck,
         Question::Events {
             after: 9,
@@ -155,6 +157,62 @@ fn maintenance() -> DesiredMaintenance {
         volume: VOL,
         name: "v".into(),
         due_index: 9,
+        generations: VolumeGenerations::default(),
+    }
+}
+
+/// Slices that say what to drop and slices that do not, a snapshot that is pending, and none.
+#[test]
+fn snapshots_survive_the_wire() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let grant = it.attach(1);
+    it.second_volume();
+    for name in ["a", "b"] {
+        let name = name.into();
+        let volumes = [VOL].into();
+        it.run(Command::CreateSnapshot { volumes, name });
+        let (volume, epoch, generation) = (VOL, grant.epoch, Generation(1));
+        it.run(Command::CompleteSnapshot {
+            volume,
+            epoch,
+            generation,
+        });
+    }
+    let mut slices = desire::slices_of_server(&it.state, ServerId(1));
+    slices[1].generations = None;
+    let answers = [
+        Answer::Snapshots(Versioned {
+            version: 3,
+            list: vec![SnapshotView {
+                volume: VOL,
+                volume_name: "v".into(),
+                name: "a".into(),
+                generation: Generation(4),
+                created_unix_ms: 5,
+                pending: true,
+            }],
+        }),
+        Answer::Slices(SliceDesire {
+            index: 4,
+            slices,
+            host_nqns: Vec::new(),
+            maintenance: vec![DesiredMaintenance {
+                generations: it.state.volumes[&VOL].generations(),
+                ..maintenance()
+            }],
+        }),
+        Answer::Attachments(AttachmentDesire {
+            index: 4,
+            volumes: desire::attachments_of_host(&it.state, HostId(1)),
+        }),
+        Answer::Command {
+            index: 1,
+            reply: Reply::Granted(Box::new(it.attach(1))),
+        },
+    ];
+    for answer in answers {
+        assert_eq!(answer_there_and_back(&answer), answer);
     }
 }
 

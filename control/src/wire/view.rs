@@ -3,17 +3,18 @@
 use super::Decoded;
 use super::report::{get_resilver, get_store, get_volume, put_resilver, put_store, put_volume};
 use super::words::{
-    get_address, get_labels, get_liveness, get_map, get_member, get_members, get_phase, get_shape,
-    get_stage, get_standing, get_stores, get_subject, get_text, get_texts, get_uuid, get_volume_id,
-    len, put_labels, put_liveness, put_map, put_member, put_members, put_phase, put_shape,
-    put_stage, put_standing, put_stores, put_subject, put_texts, put_uuid, put_volume_id,
+    get_address, get_generations, get_labels, get_liveness, get_map, get_member, get_members,
+    get_phase, get_shape, get_stage, get_standing, get_stores, get_subject, get_text, get_texts,
+    get_uuid, get_volume_id, len, put_generations, put_labels, put_liveness, put_map, put_member,
+    put_members, put_phase, put_shape, put_stage, put_standing, put_stores, put_subject, put_texts,
+    put_uuid, put_volume_id,
 };
 use crate::api::{
     ClusterView, HostView, MemberFacts, MemberStatus, PlanView, ResilverView, ServerView,
-    SliceView, StoreView, VolumeView,
+    SliceView, SnapshotView, StoreView, VolumeView,
 };
 use crate::core::{DesiredAttachment, DesiredMaintenance, DesiredSlice, EventRecord, HostId};
-use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId};
+use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId};
 use ubs_capnp::control_capnp as wire;
 
 pub(crate) fn put_member_status(s: &MemberStatus, mut to: wire::member_status::Builder<'_>) {
@@ -199,6 +200,9 @@ pub(crate) fn put_volume_view(v: &VolumeView, mut to: wire::volume_view::Builder
     to.set_seq(v.seq.0);
     to.set_holder_liveness(put_liveness(v.holder_liveness));
     to.set_maintained_by(&v.maintained_by);
+    to.set_head(v.head.0);
+    to.set_snapshots(v.snapshots);
+    to.set_pending_snapshot(&v.pending_snapshot);
     let mut slices = to.reborrow().init_slices(len(v.slices.len()));
     for (i, slice) in (0..).zip(&v.slices) {
         put_slice_view(slice, slices.reborrow().get(i));
@@ -235,6 +239,29 @@ pub(crate) fn get_volume_view(from: wire::volume_view::Reader<'_>) -> Decoded<Vo
         report,
         holder_liveness: get_liveness(from.get_holder_liveness()?),
         maintained_by: get_text(from.get_maintained_by())?,
+        head: Generation(from.get_head()),
+        snapshots: from.get_snapshots(),
+        pending_snapshot: get_text(from.get_pending_snapshot())?,
+    })
+}
+
+pub(crate) fn put_snapshot_view(s: &SnapshotView, mut to: wire::snapshot_view::Builder<'_>) {
+    put_volume_id(s.volume, to.reborrow().init_volume());
+    to.set_volume_name(&s.volume_name);
+    to.set_name(&s.name);
+    to.set_generation(s.generation.0);
+    to.set_created_unix_ms(s.created_unix_ms);
+    to.set_pending(s.pending);
+}
+
+pub(crate) fn get_snapshot_view(from: wire::snapshot_view::Reader<'_>) -> Decoded<SnapshotView> {
+    Ok(SnapshotView {
+        volume: get_volume_id(from.get_volume()?),
+        volume_name: get_text(from.get_volume_name())?,
+        name: get_text(from.get_name())?,
+        generation: Generation(from.get_generation()),
+        created_unix_ms: from.get_created_unix_ms(),
+        pending: from.get_pending(),
     })
 }
 
@@ -314,9 +341,17 @@ pub(crate) fn put_desired_slice(s: &DesiredSlice, mut to: wire::desired_slice::B
     to.set_open_access(s.open_access);
     to.set_confirmed(s.confirmed);
     to.set_remove(s.remove);
+    if let Some(generations) = &s.generations {
+        put_generations(generations, to.init_generations());
+    }
 }
 
 pub(crate) fn get_desired_slice(from: wire::desired_slice::Reader<'_>) -> Decoded<DesiredSlice> {
+    let generations = if from.has_generations() {
+        Some(get_generations(from.get_generations()?)?)
+    } else {
+        None
+    };
     Ok(DesiredSlice {
         store: StoreId(from.get_store()),
         store_uuid: get_uuid(from.get_store_uuid()?),
@@ -328,6 +363,7 @@ pub(crate) fn get_desired_slice(from: wire::desired_slice::Reader<'_>) -> Decode
         open_access: from.get_open_access(),
         confirmed: from.get_confirmed(),
         remove: from.get_remove(),
+        generations,
     })
 }
 
@@ -338,6 +374,7 @@ pub(crate) fn put_maintenance(
     put_volume_id(m.volume, to.reborrow().init_volume());
     to.set_name(&m.name);
     to.set_due_index(m.due_index);
+    put_generations(&m.generations, to.init_generations());
 }
 
 pub(crate) fn get_maintenance(
@@ -347,6 +384,7 @@ pub(crate) fn get_maintenance(
         volume: get_volume_id(from.get_volume()?),
         name: get_text(from.get_name())?,
         due_index: from.get_due_index(),
+        generations: get_generations(from.get_generations()?)?,
     })
 }
 
@@ -360,6 +398,7 @@ pub(crate) fn put_desired_attachment(
     to.set_wanted(a.wanted);
     to.set_ready(a.ready);
     to.set_epoch(a.epoch.map_or(0, |e| e.0));
+    put_generations(&a.generations, to.reborrow().init_generations());
     super::words::put_slice_addresses(&a.slices, to.init_slices(len(a.slices.len())));
 }
 
@@ -374,5 +413,6 @@ pub(crate) fn get_desired_attachment(
         ready: from.get_ready(),
         epoch: Some(Epoch(from.get_epoch())).filter(|e| e.0 != 0),
         slices: super::words::get_slice_addresses(from.get_slices()?)?,
+        generations: get_generations(from.get_generations()?)?,
     })
 }

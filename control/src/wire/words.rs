@@ -4,8 +4,9 @@ use super::{Decoded, malformed};
 use crate::api::{Liveness, MemberAddress, MemberFacts, Stage};
 use crate::core::{Domain, HostId, Phase, SliceAddress, Standing, Subject};
 use capnp::{primitive_list, struct_list};
+use shardmap::generations::{SnapshotState, VolumeGenerations};
 use shardmap::map::{Layout, Shape, VolumeMap};
-use shardmap::units::{Nsid, ServerId, StoreId, VolumeId};
+use shardmap::units::{Generation, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use ubs_capnp::control_capnp as wire;
@@ -234,6 +235,41 @@ pub(crate) fn get_slice_addresses(
             })
         })
         .collect()
+}
+
+pub(crate) fn put_generations(
+    generations: &VolumeGenerations,
+    mut to: wire::volume_generations::Builder<'_>,
+) {
+    to.set_head(generations.head.0);
+    to.set_pending(generations.pending().is_some());
+    let mut to = to.init_snapshots(len(generations.snapshots.len()));
+    for (i, generation) in (0..).zip(generations.snapshots.keys()) {
+        to.set(i, generation.0);
+    }
+}
+
+pub(crate) fn get_generations(
+    from: wire::volume_generations::Reader<'_>,
+) -> Decoded<VolumeGenerations> {
+    let complete = |g| (Generation(g), SnapshotState::Complete);
+    let mut snapshots: BTreeMap<_, _> = from.get_snapshots()?.iter().map(complete).collect();
+    if from.get_pending()
+        && let Some(mut newest) = snapshots.last_entry()
+    {
+        newest.insert(SnapshotState::Pending);
+    }
+    let generations = VolumeGenerations {
+        head: Generation(from.get_head()),
+        snapshots,
+    };
+    if !generations.is_sound() {
+        return Err(malformed(
+            "a set of generations",
+            format!("{generations:?}"),
+        ));
+    }
+    Ok(generations)
 }
 
 pub(crate) fn put_subject(subject: Subject, mut to: wire::subject::Builder<'_>) {

@@ -102,6 +102,9 @@ impl Storaged {
                 confirmed,
             } => self.slices.create(io, store_index, spec, confirmed),
             Order::Remove { store_index, nsid } => self.slices.remove(io, store_index, nsid),
+            Order::KeepGenerations { nsid, generations } => {
+                self.slices.keep_generations(nsid, generations);
+            }
             Order::Hosts(nqns) => {
                 if self.slices.admit_hosts(nqns) {
                     // Their kernels look again and let their devices go.
@@ -226,10 +229,16 @@ impl Storaged {
         for news in self.hosting.take_news() {
             self.tell(News::Maintenance(news));
         }
-        while let Some(notable) = self.slices.next_notable() {
-            self.on_notable(io, notable);
-            if self.stage == Stage::Dead {
-                return;
+        loop {
+            while let Some(notable) = self.slices.next_notable() {
+                self.on_notable(io, notable);
+                if self.stage == Stage::Dead {
+                    return;
+                }
+            }
+            // What is asked here may be answered at once.
+            if !self.slices.tidy(io) {
+                break;
             }
         }
         for reply in self.slices.take_replies() {

@@ -13,6 +13,7 @@ pub mod hosting;
 pub mod maintenance;
 pub mod namespaces;
 pub mod orders;
+mod tidy;
 mod vendor;
 pub mod wanted;
 
@@ -21,6 +22,7 @@ pub use hosting::{Hosting, MaintenanceCounters};
 pub use maintenance::{Ending, Maintenance, Step};
 pub use namespaces::Slices;
 pub use orders::{Figures, Fill, Look, MaintenanceNews, News, Order, Tell};
+pub use tidy::DropCounters;
 pub use wanted::{Told, Wanted};
 
 use uuid::Uuid;

@@ -73,6 +73,16 @@ pub(crate) fn registry(names: &[String], figures: Figures<'_>) -> Registry {
         wire.get_or_create(&[("kind", kind)]).inc_by(value);
     }
     registry.register("target_events", "What the NVMe/TCP target saw", wire);
+    let drops = Family::<[(&'static str, &'static str); 1], Counter>::default();
+    let c = figures.slices.drop_counters();
+    for (kind, value) in [("dropped", c.dropped), ("refused", c.refused)] {
+        drops.get_or_create(&[("kind", kind)]).inc_by(value);
+    }
+    registry.register(
+        "generation_events",
+        "What came of generations whose snapshot was deleted",
+        drops,
+    );
     register_maintenance(&mut registry, figures.hosting);
     daemon::metrics::register_reactor(&mut registry, figures.reactor);
     registry

@@ -2,23 +2,29 @@
 
 use crate::faults::status_of;
 use crate::orders::Fill;
+use crate::tidy::{Ask, DropCounters, Tidy};
 use crate::vendor;
 use nvmf::proto::status::Status;
 use nvmf::target::{
     AssociationId, Command, CommandId, CommandKind, NamespaceFacts, Namespaces, Reply, ReplyData,
 };
 use reactor::{Completion, Driver};
+use shardmap::generations::VolumeGenerations;
 use shardmap::units::{BlockRange, Blocks, EXTENT_BLOCKS, Generation, Lba, Nsid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use store::{SliceSpec, SliceState, Store, StoreEvent, StoreOp, StoreReply, StoreRequest};
+use store::{
+    SliceSpec, SliceState, Store, StoreEvent, StoreFault, StoreOp, StoreReply, StoreRequest,
+};
 use uuid::Uuid;
 
 /// Requests that control makes carry this bit, so that their answers are told from the target's.
 const CONTROL_BIT: u64 = 1 << 63;
 /// Farewells carry this one; nobody waits for their answers.
 const FAREWELL_BIT: u64 = 1 << 62;
+/// What lets deleted generations go carries this one, the NSID shifted by one, and 1 for a drop.
+const TIDY_BIT: u64 = 1 << 61;
 
 /// What a request to a store was made for.
 #[derive(Debug)]
@@ -28,6 +34,8 @@ struct Pending {
     vendor: Option<(u8, u32)>,
     /// Of a Deallocate: ranges still unanswered, beside this one.
     group: Option<u64>,
+    /// The slice, if deleted generations of it may be let go after this.
+    completes: Option<Nsid>,
 }
 
 /// A Deallocate of several ranges is answered once, when the last range is.
@@ -50,6 +58,7 @@ pub struct Slices {
     pending: BTreeMap<u64, Pending>,
     groups: BTreeMap<u64, Group>,
     next_id: u64,
+    tidy: Tidy,
     /// Events of stores by their place, not yet handled.
     events: Vec<(usize, StoreEvent)>,
     scratch: Vec<StoreEvent>,
@@ -90,6 +99,7 @@ impl Slices {
             pending: BTreeMap::new(),
             groups: BTreeMap::new(),
             next_id: 0,
+            tidy: Tidy::default(),
             events: Vec::new(),
             scratch: Vec::new(),
             replies: Vec::new(),
@@ -154,7 +164,7 @@ impl Slices {
         match &mut self.stores[index] {
             Some(store) => store.submit(io, request, &mut events),
             None => {
-                let result = Err(store::StoreFault::Stopping);
+                let result = Err(StoreFault::Stopping);
                 events.push(StoreEvent::Reply {
                     id: request.id,
                     result,
@@ -209,6 +219,55 @@ impl Slices {
         );
     }
 
+    /// metad has these generations of a slice; others before the head are let go.
+    pub(crate) fn keep_generations(&mut self, nsid: Nsid, generations: VolumeGenerations) {
+        self.tidy.want(nsid, generations);
+    }
+
+    /// Asks stores for what lets deleted generations go. True if there was something to ask.
+    pub(crate) fn tidy(&mut self, io: &mut dyn Driver) -> bool {
+        let mut any = false;
+        while let Some(ask) = self.tidy.next() {
+            let (nsid, op, bit) = match ask {
+                Ask::Read(nsid) => (nsid, StoreOp::ReadGenerations, 0),
+                Ask::Drop(nsid, generation) => (nsid, StoreOp::DropGeneration(generation), 1),
+            };
+            // A slice that is not made yet, or was removed, has none.
+            let Some(index) = self.homes.get(&nsid.0).copied() else {
+                continue;
+            };
+            let id = TIDY_BIT | u64::from(nsid.0) << 1 | bit;
+            let request = StoreRequest {
+                id,
+                slice: nsid,
+                association: 0,
+                op,
+            };
+            self.submit(io, index, request);
+            any = true;
+        }
+        any
+    }
+
+    /// Generations of slices that were let go since the start.
+    pub fn drop_counters(&self) -> DropCounters {
+        self.tidy.counters
+    }
+
+    fn on_tidied(&mut self, id: u64, result: Result<StoreReply, StoreFault>) {
+        let nsid = u32::try_from((id & !TIDY_BIT) >> 1).expect("ids of tidying hold an NSID");
+        let drop = id & 1 == 1;
+        match result {
+            Ok(StoreReply::Generations(has)) => {
+                let incomplete = self.slice(nsid).is_none_or(|s| s.incomplete);
+                self.tidy.found(Nsid(nsid), &has, incomplete);
+            }
+            Ok(_) => self.tidy.dropped(Nsid(nsid), None),
+            Err(fault) if drop => self.tidy.dropped(Nsid(nsid), Some(fault.to_string())),
+            Err(fault) => tracing::warn!(nsid, %fault, "cannot look for deleted generations"),
+        }
+    }
+
     /// Stops every store in order; each answers with [`Notable::Stopped`].
     pub(crate) fn stop(&mut self, io: &mut dyn Driver) {
         for index in 0..self.stores.len() {
@@ -257,6 +316,10 @@ impl Slices {
                 Some(Notable::Stopped(index))
             }
             StoreEvent::Reply { id, .. } if id & FAREWELL_BIT != 0 => None,
+            StoreEvent::Reply { id, result } if id & TIDY_BIT != 0 => {
+                self.on_tidied(id, result);
+                None
+            }
             StoreEvent::Reply { id, result } if id & CONTROL_BIT != 0 => {
                 Some(self.on_slice_done(index, id, result.err().map(|f| f.to_string())))
             }
@@ -277,6 +340,7 @@ impl Slices {
         let removal = id & 1 == 1;
         if refused.is_none() {
             if removal {
+                self.tidy.forget(Nsid(nsid));
                 self.homes.remove(&nsid);
             } else {
                 self.homes.insert(nsid, index);
@@ -290,7 +354,10 @@ impl Slices {
         }
     }
 
-    fn on_answer(&mut self, pending: Pending, result: Result<StoreReply, store::StoreFault>) {
+    fn on_answer(&mut self, pending: Pending, result: Result<StoreReply, StoreFault>) {
+        if let Some(nsid) = pending.completes.filter(|_| result.is_ok()) {
+            self.tidy.completed(nsid);
+        }
         let status = match &result {
             Ok(_) => Status::SUCCESS,
             Err(fault) => status_of(fault),
@@ -362,7 +429,7 @@ impl Slices {
 
     fn begin(&mut self, io: &mut dyn Driver, command: &Head, op: StoreOp, pending: Pending) {
         let id = self.next_id;
-        self.next_id = (self.next_id + 1) & !(CONTROL_BIT | FAREWELL_BIT);
+        self.next_id = (self.next_id + 1) & !(CONTROL_BIT | FAREWELL_BIT | TIDY_BIT);
         self.pending.insert(id, pending);
         let association = command.association.0;
         let slice = Nsid(command.nsid);
@@ -400,6 +467,7 @@ impl Slices {
                 id: head.id,
                 vendor: None,
                 group: Some(group),
+                completes: None,
             };
             let op = StoreOp::Zero {
                 range,
@@ -534,10 +602,12 @@ impl Namespaces for Slices {
         }
         match operation(kind) {
             Ok((op, vendor)) => {
+                let completes = matches!(op, StoreOp::Complete(_) | StoreOp::CompleteGeneration(_));
                 let pending = Pending {
                     id,
                     vendor,
                     group: None,
+                    completes: completes.then_some(Nsid(nsid)),
                 };
                 self.begin(io, &head, op, pending);
             }

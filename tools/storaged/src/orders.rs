@@ -4,6 +4,7 @@ use crate::hosting::Hosting;
 use crate::maintenance::Ending;
 use crate::namespaces::Slices;
 use nvmf::target::Target;
+use shardmap::generations::VolumeGenerations;
 use shardmap::grant::MembershipRequest;
 use shardmap::units::{Nsid, VolumeId};
 use std::fmt;
@@ -35,6 +36,14 @@ pub enum Order {
         store_index: usize,
         /// Which slice.
         nsid: Nsid,
+    },
+    /// Let go of the generations of a slice that are before the head and not among the snapshots, now
+    /// and when one of them is completed. Not answered.
+    KeepGenerations {
+        /// Which slice.
+        nsid: Nsid,
+        /// What metad has.
+        generations: VolumeGenerations,
     },
     /// Admit these hosts and no others.
     Hosts(Vec<String>),

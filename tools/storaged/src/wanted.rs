@@ -2,6 +2,7 @@
 
 use crate::orders::Order;
 use control::core::DesiredSlice;
+use shardmap::generations::{FIRST_GENERATION, VolumeGenerations};
 use shardmap::units::{Nsid, StoreId};
 use std::collections::BTreeMap;
 use store::SliceSpec;
@@ -24,6 +25,8 @@ pub struct Wanted {
     made: BTreeMap<Nsid, u64>,
     /// Slices ordered and not yet answered.
     ordered: BTreeMap<Nsid, DesiredSlice>,
+    /// Generations that metad had of a slice when it was looked at last.
+    generations: BTreeMap<Nsid, VolumeGenerations>,
 }
 
 impl Wanted {
@@ -37,15 +40,36 @@ impl Wanted {
 
     /// What to order so that there is what metad wants.
     pub fn orders(&mut self, slices: Vec<DesiredSlice>) -> Vec<Order> {
-        slices
-            .into_iter()
-            .filter_map(|slice| self.order(slice))
-            .collect()
+        let mut orders = Vec::new();
+        for slice in slices {
+            let drop = self.drop_order(&slice);
+            orders.extend(self.order(slice));
+            orders.extend(drop);
+        }
+        orders
+    }
+
+    /// Lets deleted generations go, if there may be some that the store has not been told of.
+    fn drop_order(&mut self, slice: &DesiredSlice) -> Option<Order> {
+        let nsid = slice.nsid;
+        if slice.remove {
+            self.generations.remove(&nsid);
+            return None;
+        }
+        let generations = slice.generations.clone()?;
+        let before = self.generations.insert(nsid, generations.clone());
+        if !deletes_more(&before.unwrap_or_default(), &generations) {
+            return None;
+        }
+        Some(Order::KeepGenerations { nsid, generations })
+    }
+
+    fn index_of(&self, slice: &DesiredSlice) -> Option<usize> {
+        self.ids.iter().position(|id| *id == Some(slice.store))
     }
 
     fn order(&mut self, slice: DesiredSlice) -> Option<Order> {
-        let position = self.ids.iter().position(|id| *id == Some(slice.store));
-        let Some(store_index) = position else {
+        let Some(store_index) = self.index_of(&slice) else {
             tracing::warn!(store = %slice.store, nsid = %slice.nsid, "metad wants a slice on a store that is not open here");
             return None;
         };
@@ -92,11 +116,20 @@ impl Wanted {
     }
 }
 
+/// Whether a generation is deleted in `now` that was not in `before`.
+fn deletes_more(before: &VolumeGenerations, now: &VolumeGenerations) -> bool {
+    let since = before.head.0.max(FIRST_GENERATION.0)..now.head.0;
+    let kept = now.snapshots.range(before.head..).count();
+    let gone = |generation| !now.snapshots.contains_key(generation);
+    before.snapshots.keys().any(gone) || since.len() > kept
+}
+
 #[cfg(test)]
 mod test {
     use super::*;
+    use shardmap::generations::SnapshotState;
     use shardmap::map::{Layout, Shape};
-    use shardmap::units::VolumeId;
+    use shardmap::units::{Generation, VolumeId};
     use uuid::Uuid;
 
     fn desired(nsid: u32, confirmed: bool) -> DesiredSlice {
@@ -116,6 +149,7 @@ mod test {
             open_access: false,
             confirmed,
             remove: false,
+            generations: Some(VolumeGenerations::default()),
         }
     }
 
@@ -163,6 +197,50 @@ mod test {
         };
         assert_eq!(wanted.orders(vec![larger]).len(), 1);
         assert_eq!(wanted.done(Nsid(5), false, None), None, "confirmed before");
+    }
+
+    fn with_generations(head: u32, snapshots: &[u32]) -> DesiredSlice {
+        let complete = |g: &u32| (Generation(*g), SnapshotState::Complete);
+        let generations = VolumeGenerations {
+            head: Generation(head),
+            snapshots: snapshots.iter().map(complete).collect(),
+        };
+        DesiredSlice {
+            generations: Some(generations),
+            ..desired(5, true)
+        }
+    }
+
+    fn drops(orders: Vec<Order>) -> usize {
+        let is_drop = |o: &&Order| matches!(o, Order::KeepGenerations { .. });
+        orders.iter().filter(is_drop).count()
+    }
+
+    #[test]
+    fn a_store_is_told_of_generations_only_when_one_was_deleted() {
+        let mut wanted = wanted();
+        let steps: [(u32, &[u32], usize); 7] = [
+            (1, &[], 0),
+            (2, &[1], 0),
+            (4, &[1, 2, 3], 0),
+            (4, &[1, 3], 1),
+            (4, &[1, 3], 0),
+            // Made, completed and deleted since the last look.
+            (6, &[1, 3, 5], 1),
+            (7, &[1, 3, 5, 6], 0),
+        ];
+        for (head, snapshots, told) in steps {
+            let orders = wanted.orders(vec![with_generations(head, snapshots)]);
+            assert_eq!(drops(orders), told, "{head} {snapshots:?}");
+        }
+        let unsure = DesiredSlice {
+            generations: None,
+            ..with_generations(7, &[])
+        };
+        assert_eq!(drops(wanted.orders(vec![unsure])), 0);
+        // After a restart nothing is known: what was deleted meanwhile may still be there.
+        let mut again = super::test::wanted();
+        assert_eq!(drops(again.orders(vec![with_generations(7, &[1])])), 1);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use crate::failure::Failure;
 use crate::output::Format;
-use control::api::{Filter, HostView, ServerView, VolumeView};
-use control::client::{ClientConfig, MetadClient};
+use control::api::{Filter, HostView, ServerView, SnapshotView, Versioned, VolumeView};
+use control::client::{ClientConfig, MetadClient, MetadError};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -155,6 +155,27 @@ impl Context {
         name: &str,
         mut done: impl FnMut(Option<&VolumeView>) -> Result<Option<T>, Failure>,
     ) -> Result<Option<T>, Failure> {
+        let look = |filter| self.client.volumes(filter);
+        self.follow(name, look, |list| done(list.first())).await
+    }
+
+    /// Follows a snapshot, `VOLUME@NAME` (`None`: it is gone), until `done` gives something or the
+    /// time is up.
+    pub(crate) async fn follow_snapshot<T>(
+        &self,
+        name: &str,
+        done: impl Fn(Option<&SnapshotView>) -> Result<Option<T>, Failure>,
+    ) -> Result<Option<T>, Failure> {
+        let look = |filter| self.client.snapshots(filter);
+        self.follow(name, look, |list| done(list.first())).await
+    }
+
+    async fn follow<V, T>(
+        &self,
+        name: &str,
+        look: impl AsyncFn(Filter) -> Result<Versioned<V>, MetadError>,
+        mut done: impl FnMut(&[V]) -> Result<Option<T>, Failure>,
+    ) -> Result<Option<T>, Failure> {
         let follow = async {
             let mut version = 0;
             loop {
@@ -162,8 +183,8 @@ impl Context {
                     name: name.to_owned(),
                     version,
                 };
-                let seen = self.client.volumes(filter).await?;
-                if let Some(end) = done(seen.list.first())? {
+                let seen = look(filter).await?;
+                if let Some(end) = done(&seen.list)? {
                     return Ok(end);
                 }
                 version = seen.version;

@@ -97,6 +97,9 @@ fn lines(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<String> {
         let by = &v.maintained_by;
         lines.push(format!("storaged on {by} brings it up to date meanwhile"));
     }
+    if !v.pending_snapshot.is_empty() {
+        lines.push(pending_snapshot(v));
+    }
     let matters = matters(v, resilvers).into_iter();
     lines.extend(matters.map(|m| format!("{}; {}", m.what, m.cure)));
     if let Some(note) = v.report.as_ref().map(|r| &r.note).filter(|n| !n.is_empty()) {
@@ -111,6 +114,16 @@ fn lines(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<String> {
         lines.extend(safe_to_stop(v));
     }
     lines
+}
+
+fn pending_snapshot(v: &VolumeView) -> String {
+    let who = match (v.held_by.as_str(), v.maintained_by.as_str()) {
+        ("", "") => format!("{} does it when it has attached the volume", v.desired_on),
+        ("", by) => format!("storaged on {by} does it, with every in-sync store there"),
+        (host, _) => format!("clientd on {host} does it"),
+    };
+    let name = &v.pending_snapshot;
+    format!("snapshot {name} is not complete yet; {who}")
 }
 
 fn is_idle(v: &VolumeView) -> bool {
@@ -279,7 +292,7 @@ pub(crate) mod test {
     use super::*;
     use control::api::VolumeReport;
     use shardmap::map::{Layout, Shape, VolumeMap};
-    use shardmap::units::{Epoch, MembershipSeq, Nsid, StoreId, VolumeId};
+    use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, StoreId, VolumeId};
 
     pub(crate) fn volume(in_sync: [bool; 3]) -> VolumeView {
         let slices = (0u16..).zip(in_sync).map(|(i, in_sync)| SliceView {
@@ -328,6 +341,9 @@ pub(crate) mod test {
             }),
             holder_liveness: Liveness::Online,
             maintained_by: String::new(),
+            head: Generation(1),
+            snapshots: 0,
+            pending_snapshot: String::new(),
         }
     }
 
@@ -343,6 +359,17 @@ pub(crate) mod test {
             "{text}"
         );
         assert!(text.contains("not safe to stop: s1 "), "{text}");
+    }
+
+    #[test]
+    fn a_pending_snapshot_is_said_with_who_completes_it() {
+        let mut v = volume([true; 3]);
+        v.pending_snapshot = "nightly".into();
+        let said = |v: &VolumeView| lines(v, &[]).join("\n");
+        let by_host = "snapshot nightly is not complete yet; clientd on h does it";
+        assert!(said(&v).contains(by_host), "{}", said(&v));
+        (v.held_by, v.desired_on, v.maintained_by) = (String::new(), String::new(), "s1".into());
+        assert!(said(&v).contains("storaged on s1 does it"), "{}", said(&v));
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod meta;
 mod output;
 mod resilver;
 mod server;
+mod snapshot;
 mod status;
 mod store;
 mod survey;
@@ -53,6 +54,9 @@ enum Noun {
     /// Volumes.
     #[command(subcommand)]
     Volume(volume::Verb),
+    /// Snapshots of volumes.
+    #[command(subcommand)]
+    Snapshot(snapshot::Verb),
     /// Client hosts.
     #[command(subcommand)]
     Host(host::Verb),
@@ -123,6 +127,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Noun::Store(verb) => store::run(verb, &context()?).await,
         Noun::Host(verb) => host::run(verb, &context()?).await,
         Noun::Volume(verb) => volume::run(verb, &context()?).await,
+        Noun::Snapshot(verb) => snapshot::run(verb, &context()?).await,
         Noun::Resilver(verb) => resilver::run(verb, &context()?).await,
         Noun::Events(args) => events::run(&args, &context()?).await,
         Noun::Meta(verb) => meta::run(verb, &context()?).await,

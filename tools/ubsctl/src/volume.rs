@@ -41,6 +41,9 @@ pub(crate) enum Verb {
         /// Really delete it.
         #[arg(long)]
         yes: bool,
+        /// And its snapshots; otherwise a volume that has some is kept.
+        #[arg(long)]
+        with_snapshots: bool,
         /// Wait until every server has let it go.
         #[arg(long)]
         wait: bool,
@@ -126,7 +129,15 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         Verb::Ls => ls(context).await,
         Verb::Show { volume } => show(context, &volume).await,
         Verb::Explain { volume } => explain::volume(context, &volume).await,
-        Verb::Delete { volume, yes, wait } => delete(context, &volume, yes, wait).await,
+        Verb::Delete {
+            volume,
+            yes,
+            with_snapshots,
+            wait,
+        } => {
+            confirm_delete(context, &volume, yes).await?;
+            delete(context, &volume, with_snapshots, wait).await
+        }
         Verb::Attach { volume, on, wait } => attach(context, &volume, &on, wait).await,
         Verb::Detach { volume, wait } => detach(context, &volume, wait).await,
         Verb::ForceDetach { volume, yes } => force_detach(context, &volume, yes).await,
@@ -263,6 +274,14 @@ async fn ls(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// `3, NAME pending`.
+fn snapshots(v: &VolumeView) -> String {
+    match v.pending_snapshot.as_str() {
+        "" => v.snapshots.to_string(),
+        pending => format!("{}, {pending} pending", v.snapshots),
+    }
+}
+
 async fn show(context: &Context, name: &str) -> Result<(), Failure> {
     let v = context.volume(name).await?;
     let shape = v.map.shape;
@@ -290,6 +309,7 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
             "device",
             or_dash(v.report.as_ref().map_or("", |r| &r.device)),
         ),
+        ("snapshots", snapshots(&v)),
         ("membership", format!("{}, {}", v.epoch, v.seq)),
     ];
     one(context.format, "Volume", &v.name, &pairs, to_json(&v));
@@ -323,7 +343,8 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn delete(context: &Context, name: &str, yes: bool, wait: bool) -> Result<(), Failure> {
+/// Refuses what was not meant, with what it would have cost.
+async fn confirm_delete(context: &Context, name: &str, yes: bool) -> Result<(), Failure> {
     let volume = context.volume(name).await?;
     if !yes {
         return Err(Failure::Unsafe(format!(
@@ -332,7 +353,18 @@ async fn delete(context: &Context, name: &str, yes: bool, wait: bool) -> Result<
             size(volume.map.size_bytes())
         )));
     }
-    context.client.delete_volume(volume.id).await?;
+    Ok(())
+}
+
+async fn delete(
+    context: &Context,
+    name: &str,
+    with_snapshots: bool,
+    wait: bool,
+) -> Result<(), Failure> {
+    let volume = context.volume(name).await?;
+    let client = &context.client;
+    client.delete_volume(volume.id, with_snapshots).await?;
     if !wait {
         return Ok(());
     }
@@ -458,6 +490,9 @@ pub(crate) fn to_json(v: &VolumeView) -> Value {
         "note": v.report.as_ref().map(|r| r.note.clone()),
         "epoch": v.epoch.0,
         "seq": v.seq.0,
+        "headGeneration": v.head.0,
+        "snapshots": v.snapshots,
+        "pendingSnapshot": v.pending_snapshot,
         "slices": slices,
     })
 }

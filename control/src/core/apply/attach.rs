@@ -129,7 +129,7 @@ impl Step<'_> {
             isr: volume.isr.clone(),
             verified: volume.verified,
             held_since: volume.attachment.map_or(volume.epoch, |held| held.since),
-            generations: shardmap::generations::VolumeGenerations::default(),
+            generations: volume.generations(),
             min_in_sync: volume.min_in_sync,
             slices: slice_addresses(self.state, volume),
         }

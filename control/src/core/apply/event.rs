@@ -1,6 +1,6 @@
 //! Turns changes into the bounded event log, with the names of the moment.
 
-use super::super::command::{Change, EventRecord, Subject};
+use super::super::command::{Change, EventRecord, SnapshotFate, Subject};
 use super::super::limits;
 use super::super::model::{HostId, Standing, State};
 use shardmap::units::{Epoch, MembershipSeq, ServerId, StoreId, VolumeId};
@@ -100,12 +100,10 @@ fn tell(state: &State, change: &Change) -> Told {
             let what = format!("attached on {}, {epoch}", state.host_name(*on));
             volume(state, *id, "Attached", &what)
         }
-        Change::Detached(id, from) => volume(
-            state,
-            *id,
-            "Detached",
-            &format!("detached from {}", state.host_name(*from)),
-        ),
+        Change::Detached(id, from) => {
+            let what = format!("detached from {}", state.host_name(*from));
+            volume(state, *id, "Detached", &what)
+        }
         Change::ForceDetached(id, from) => {
             let what = format!("taken from {} by force", state.host_name(*from));
             volume(state, *id, "ForceDetached", &what)
@@ -120,6 +118,7 @@ fn tell(state: &State, change: &Change) -> Told {
         } => isr(state, *id, *seq, left, joined),
         Change::LineageBegan(lineage) => lineage_began(*lineage),
         Change::MembershipVerified { volume, seq, isr } => verified(state, *volume, *seq, isr),
+        Change::Snapshot(id, name, fate) => snapshot(state, *id, name, *fate),
         Change::Noted(subject, text) => (*subject, "Noted", text.clone()),
         Change::HostRemoved(id, was) => forgotten(Subject::Host(*id), "HostRemoved", was),
         Change::StoreRemoved(id, was) => forgotten(Subject::Store(*id), "StoreRemoved", was),
@@ -154,6 +153,17 @@ fn maintained(state: &State, id: VolumeId, by: ServerId, epoch: Option<Epoch>) -
         }
         None => volume(state, id, "MaintenanceEnded", &format!("let go by {by}")),
     }
+}
+
+fn snapshot(state: &State, id: VolumeId, name: &str, fate: SnapshotFate) -> Told {
+    let (kind, what) = match fate {
+        SnapshotFate::Begun => ("SnapshotBegun", "is pending"),
+        SnapshotFate::Completed => ("SnapshotCompleted", "is complete"),
+        SnapshotFate::Deleted => ("SnapshotDeleted", "is deleted"),
+    };
+    let of = state.volume_name(id);
+    let text = format!("snapshot {of}@{name} {what}");
+    (Subject::Volume(id), kind, text)
 }
 
 fn lineage_began(lineage: u16) -> Told {

@@ -1,4 +1,5 @@
-//! Volumes that nobody uses and that are not whole: a storaged brings them up to date (ADR 0006).
+//! Volumes that nobody uses and that are not whole, or whose snapshot is pending: a storaged brings
+//! them up to date (ADR 0006).
 //!
 //! Whether that is wanted, and by which server, follows from the volume: [`Step::review`] derives it
 //! after every command that may have changed it. A server is tied to no epoch before it asks; a
@@ -34,7 +35,7 @@ pub(in crate::core) fn maintenance_of(
     let before = volume.maintenance;
     let known = |server| state.servers.contains_key(&server);
     let at_work = before.is_some_and(|m| m.epoch.is_some() && known(m.server));
-    let whole = volume.out_of_sync().next().is_none();
+    let whole = volume.out_of_sync().next().is_none() && volume.pending_snapshot().is_none();
     if !is_eligible(volume) || (whole && !at_work) {
         return None;
     }
@@ -94,19 +95,23 @@ impl Step<'_> {
 
     /// A store has come back: what it was missing for may succeed now.
     pub(super) fn retry_maintenance(&mut self, store: StoreId) {
-        let index = self.index;
         for id in self.volumes_on(store) {
-            let maintenance = self.state.volumes[&id].maintenance;
-            if let Some(waiting) = maintenance {
-                let due_index = index;
-                let again = Maintenance {
-                    due_index,
-                    ..waiting
-                };
-                self.set_maintenance(id, Some(again));
-            }
-            self.touch(id);
+            self.hurry_maintenance(id);
         }
+    }
+
+    /// Whoever brings the volume up to date, or should, has a reason to try at once.
+    pub(super) fn hurry_maintenance(&mut self, id: VolumeId) {
+        let waiting = self.state.volumes.get(&id).and_then(|v| v.maintenance);
+        if let Some(waiting) = waiting {
+            let due_index = self.index;
+            let again = Maintenance {
+                due_index,
+                ..waiting
+            };
+            self.set_maintenance(id, Some(again));
+        }
+        self.touch(id);
     }
 
     /// A storaged takes the volume to bring it up to date.

@@ -9,6 +9,7 @@ mod event;
 mod forget;
 mod maintenance;
 mod restore;
+mod snapshot;
 mod volume;
 
 pub(in crate::core) use attach::shard_without;
@@ -26,6 +27,7 @@ use std::collections::BTreeSet;
 struct Step<'a> {
     state: &'a mut State,
     index: u64,
+    at_unix_ms: u64,
     changes: Vec<Change>,
     /// Volumes to review.
     touched: BTreeSet<VolumeId>,
@@ -56,6 +58,7 @@ pub fn apply(state: &mut State, index: u64, envelope: Envelope) -> (Reply, Vec<C
     let mut step = Step {
         state,
         index,
+        at_unix_ms,
         changes: Vec::new(),
         touched: BTreeSet::new(),
     };
@@ -155,7 +158,10 @@ impl Step<'_> {
             Command::RegisterHost(new) => self.register_host(new),
             Command::SetServerStanding { server, standing } => self.set_standing(server, standing),
             Command::CreateVolume(new) => self.create_volume(new),
-            Command::DeleteVolume { volume } => self.delete_volume(volume),
+            Command::DeleteVolume {
+                volume,
+                with_snapshots,
+            } => self.delete_volume(volume, with_snapshots),
             Command::ConfirmSlice { store, nsid } => self.confirm_slice(store, nsid),
             Command::ConfirmSliceGone { store, nsid } => self.confirm_slice_gone(store, nsid),
             Command::SetDesiredAttachment { volume, host } => self.set_desired(volume, host),
@@ -172,6 +178,15 @@ impl Step<'_> {
             Command::Maintain { volume, server } => self.maintain(volume, server),
             Command::AssignMaintenance { volume, server } => {
                 self.assign_maintenance(volume, server)
+            }
+            Command::CreateSnapshot { volumes, name } => self.create_snapshot(volumes, &name),
+            Command::CompleteSnapshot {
+                volume,
+                epoch,
+                generation,
+            } => self.complete_snapshot(volume, epoch, generation),
+            Command::DeleteSnapshot { volume, generation } => {
+                self.delete_snapshot(volume, generation)
             }
             Command::Note { subject, text } => self.note(subject, text),
             Command::AddHost(new) => self.add_host(new),
@@ -211,6 +226,18 @@ impl Step<'_> {
     fn wake_host(&mut self, host: HostId) {
         if let Some(host) = self.state.hosts.get_mut(&host) {
             host.desired_index = self.index;
+        }
+    }
+
+    /// The storageds of the volume's stores have something new to do.
+    fn wake_stores(&mut self, volume: VolumeId) {
+        let stores = self
+            .state
+            .volumes
+            .get(&volume)
+            .map(|v| v.map.stores.clone());
+        for store in stores.unwrap_or_default() {
+            self.wake_store(store);
         }
     }
 

@@ -89,6 +89,7 @@ impl Step<'_> {
         volume.verified = true;
         let isr = isr.into_iter().collect();
         let seq = new_seq;
+        self.wake_stores(id);
         self.say(Change::MembershipVerified {
             volume: id,
             seq,

@@ -5,12 +5,13 @@ use super::super::limits;
 use super::super::model::{Domain, Phase, SetId, Slice, Standing, State, StrideSet, Volume};
 use super::super::refusal::{Refusal, RefusalCode};
 use super::{Step, check_name, check_room};
+use shardmap::generations::FIRST_GENERATION;
 use shardmap::map::VolumeMap;
 use shardmap::placement::{self, Candidate, Choice, KnownSet, NoPlace, Wish};
 use shardmap::units::{
     BLOCK_BYTES, Epoch, MembershipSeq, Nsid, SHARD_BYTES_RANGE, StoreId, VolumeId,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where a volume would go: the checks and the choice of `CreateVolume`, without carrying it out.
 ///
@@ -199,11 +200,11 @@ impl Step<'_> {
             isr: choice.stores.iter().copied().collect(),
             verified: true,
             maintenance: None,
+            head: FIRST_GENERATION,
+            snapshots: BTreeMap::new(),
         };
         self.state.volumes.insert(new.id, volume);
-        for store in choice.stores {
-            self.wake_store(store);
-        }
+        self.wake_stores(new.id);
         self.say(Change::VolumeCreated(new.id));
         Ok(Reply::Volume(new.id))
     }
@@ -242,7 +243,11 @@ impl Step<'_> {
         minted
     }
 
-    pub(super) fn delete_volume(&mut self, id: VolumeId) -> Result<Reply, Refusal> {
+    pub(super) fn delete_volume(
+        &mut self,
+        id: VolumeId,
+        with_snapshots: bool,
+    ) -> Result<Reply, Refusal> {
         let Some(volume) = self.state.volumes.get(&id) else {
             return Err(Refusal::not_found("volume", id));
         };
@@ -261,12 +266,20 @@ impl Step<'_> {
         if volume.phase == Phase::Deleting {
             return Ok(Reply::Done);
         }
-        let stores = volume.map.stores.clone();
+        if !with_snapshots && !volume.snapshots.is_empty() {
+            let (name, count) = (&volume.name, volume.snapshots.len());
+            return Err(Refusal::new(
+                RefusalCode::StillUsed,
+                format!("volume {name} has {count} snapshots, which would go with it"),
+                format!(
+                    "delete them first (`ubsctl snapshot rm {name}@NAME`), or say \
+                     `ubsctl volume delete {name} --with-snapshots`"
+                ),
+            ));
+        }
         self.state.volumes.get_mut(&id).expect("just read").phase = Phase::Deleting;
         self.touch(id);
-        for store in stores {
-            self.wake_store(store);
-        }
+        self.wake_stores(id);
         self.say(Change::VolumeDeleting(id));
         Ok(Reply::Done)
     }

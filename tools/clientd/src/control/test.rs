@@ -2,6 +2,7 @@ use super::*;
 use crate::bridge::{NEWS_MAX, ORDERS_MAX};
 use reactor::sim::{SimConfig, SimWorld};
 use reactor::{App, Completion, Driver};
+use shardmap::generations::VolumeGenerations;
 
 const VOLUME: VolumeId = VolumeId([7; 16]);
 
@@ -45,6 +46,7 @@ fn want(control: &mut Control, wanted: bool) {
         ready: true,
         epoch: Some(Epoch(1)),
         slices: Vec::new(),
+        generations: VolumeGenerations::default(),
     };
     control.wanted.insert(VOLUME, desired);
 }

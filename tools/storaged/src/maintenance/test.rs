@@ -1,4 +1,5 @@
 use super::*;
+use shardmap::generations::VolumeGenerations;
 use shardmap::units::MembershipSeq;
 use volume::{StoreStatus, VolumeCounters};
 
@@ -15,6 +16,7 @@ fn desired(volumes: &[(u8, u64)]) -> Vec<DesiredMaintenance> {
         volume: id(n),
         name: format!("v{n}"),
         due_index,
+        generations: VolumeGenerations::default(),
     };
     volumes.iter().map(one).collect()
 }

@@ -7,5 +7,6 @@ mod test {
     mod doctor;
     mod hosts;
     mod lab;
+    mod snapshots;
     mod volumes;
 }

@@ -157,7 +157,10 @@ fn nothing_is_done_for_a_volume_that_is_deleted_or_unverified() {
     let mut it = degraded();
     begun(&mut it);
     let mut restored = it.clone();
-    it.run(Command::DeleteVolume { volume: VOL });
+    it.run(Command::DeleteVolume {
+        volume: VOL,
+        with_snapshots: false,
+    });
     assert_eq!(maintenance(&it), None);
     restored.run(Command::BeginLineage { lineage: 2 });
     assert_eq!(maintenance(&restored), None);

@@ -56,7 +56,7 @@ fn volumes_that_cannot_be() {
 }
 
 #[rustfmt::skip]
-const NAMES: [Case<'_>; 10] = [
+const NAMES: [Case<'_>; 17] = [
     ("volume create a/b --size 1G", 2, "\"a/b\"", "letters, digits"),
     ("volume create v --size 1G", 1, "a volume v already", "another name"),
     ("volume attach v --on nobody", 5, "no host nobody", "ubsctl host ls"),
@@ -66,6 +66,13 @@ const NAMES: [Case<'_>; 10] = [
     ("--metad here volume ls", 2, "\"here\"", "host:port"),
     ("volum ls", 2, "'volum'", "'volume'"),
     ("volume lss", 2, "'lss'", "'ls'"),
+    ("snapshot create v a/b", 2, "\"a/b\"", "letters, digits"),
+    ("snapshot create v,v a", 2, "named twice", "name it once"),
+    ("snapshot create v,x a", 5, "no volume x", "ubsctl volume ls"),
+    ("snapshot ls x", 5, "no volume x", "ubsctl volume ls"),
+    ("snapshot show v", 2, "\"v\"", "VOLUME@NAME"),
+    ("snapshot show v@a", 5, "no snapshot v@a", "ubsctl snapshot ls"),
+    ("snapshot rm x@a", 5, "no snapshot x@a", "ubsctl snapshot ls"),
     ("volume ls -o xml", 2, "'xml'", "table, json, name"),
 ];
 

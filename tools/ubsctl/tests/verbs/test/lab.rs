@@ -44,6 +44,7 @@ impl Lab {
                     election_max_ms: 300,
                     log_map_bytes: 64 << 20,
                     state_map_bytes: 64 << 20,
+                    snapshots: true,
                     ..NodeConfig::new(1, data, members)
                 };
                 let node = Node::start(config, listener).await.unwrap();
@@ -104,7 +105,7 @@ impl Lab {
 impl Lab {
     /// What metad knows, to show that nothing was lost or changed.
     pub(super) fn state(&self) -> Vec<serde_json::Value> {
-        let nouns = ["volume", "server", "store", "host"];
+        let nouns = ["volume", "snapshot", "server", "store", "host"];
         nouns.map(|noun| self.json(&[noun, "ls"])).into()
     }
 }
@@ -146,6 +147,18 @@ async fn make_slices(client: MetadClient, server: ServerId) {
     loop {
         let desire = client.watch_slices(server, after).await.unwrap();
         after = desire.index;
+        for m in desire.maintenance {
+            // A host may want it by now.
+            let Ok(grant) = client.maintain(m.volume, server).await else {
+                continue;
+            };
+            let epoch = grant.epoch;
+            if let Some(pending) = m.generations.pending() {
+                let completed = client.complete_snapshot(m.volume, epoch, pending).await;
+                assert!(completed.unwrap(), "fenced");
+            }
+            client.detach(m.volume, epoch).await.unwrap();
+        }
         for s in desire.slices {
             if s.remove {
                 client.confirm_slice_gone(s.store, s.nsid).await.unwrap();
@@ -197,6 +210,12 @@ async fn make_devices(client: MetadClient, host: HostId) {
                 (false, Some(epoch)) => {
                     client.detach(v.volume, epoch).await.unwrap();
                     reports.change(|c| c.volumes.clear());
+                }
+                (true, Some(epoch)) => {
+                    if let Some(pending) = v.generations.pending() {
+                        let completed = client.complete_snapshot(v.volume, epoch, pending).await;
+                        assert!(completed.unwrap(), "fenced");
+                    }
                 }
                 _ => {}
             }

@@ -95,7 +95,7 @@ fn stores_are_prepared_for_the_cluster_and_not_twice() {
 #[test]
 fn status_and_listings_come_in_every_format() {
     let lab = Lab::begin();
-    for noun in ["server", "store", "host", "volume", "resilver"] {
+    for noun in ["server", "store", "host", "volume", "snapshot", "resilver"] {
         lab.ok(&[noun, "ls"]);
         lab.json(&[noun, "ls"]);
         lab.ok(&[noun, "ls", "-o", "name"]);

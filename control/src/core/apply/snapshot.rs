@@ -1,0 +1,192 @@
+//! Snapshots of volumes. Here a snapshot begins and ends by name; in between, whoever has the volume
+//! brings the stores from one generation to the next.
+//!
+//! ```text
+//! CreateSnapshot:    head g ──► snapshot g, pending + head g+1
+//! CompleteSnapshot:  pending ──► complete
+//! DeleteSnapshot:    complete ──► gone; the storageds drop generation g
+//! ```
+
+use super::super::command::{Change, Reply, SnapshotFate};
+use super::super::limits;
+use super::super::model::{Phase, Snapshot, Volume};
+use super::super::refusal::{Refusal, RefusalCode};
+use super::{Step, check_name};
+use shardmap::generations::{SNAPSHOTS_MAX, SnapshotState};
+use shardmap::units::{Epoch, Generation, VolumeId};
+use std::collections::BTreeSet;
+
+impl Step<'_> {
+    pub(super) fn create_snapshot(
+        &mut self,
+        volumes: BTreeSet<VolumeId>,
+        name: &str,
+    ) -> Result<Reply, Refusal> {
+        check_name("snapshot", name)?;
+        if !(1..=limits::SNAPSHOT_GROUP_MAX).contains(&volumes.len()) {
+            return Err(Refusal::invalid(
+                format!("a snapshot of {} volumes", volumes.len()),
+                format!("name 1 to {}", limits::SNAPSHOT_GROUP_MAX),
+            ));
+        }
+        let have = self.state.snapshot_count();
+        if have + volumes.len() > limits::SNAPSHOTS_CLUSTER_MAX {
+            return Err(Refusal::new(
+                RefusalCode::Limit,
+                format!("the cluster has {have} snapshots, and no room for more"),
+                format!("delete some; it can have {}", limits::SNAPSHOTS_CLUSTER_MAX),
+            ));
+        }
+        for id in &volumes {
+            let volume = self.state.volumes.get(id);
+            let volume = volume.ok_or_else(|| Refusal::not_found("volume", id))?;
+            may_snapshot(volume, name)?;
+        }
+        for id in volumes {
+            self.begin_snapshot(id, name);
+        }
+        Ok(Reply::Done)
+    }
+
+    fn begin_snapshot(&mut self, id: VolumeId, name: &str) {
+        let created_unix_ms = self.at_unix_ms;
+        let volume = self.state.volumes.get_mut(&id).expect("checked before");
+        let generation = volume.head;
+        let snapshot = Snapshot {
+            name: name.to_owned(),
+            created_unix_ms,
+            state: SnapshotState::Pending,
+        };
+        volume.snapshots.insert(generation, snapshot);
+        volume.head = Generation(generation.0 + 1);
+        self.say(Change::Snapshot(id, name.to_owned(), SnapshotFate::Begun));
+        self.generations_moved(id);
+        self.hurry_maintenance(id);
+    }
+
+    pub(super) fn complete_snapshot(
+        &mut self,
+        id: VolumeId,
+        epoch: Epoch,
+        generation: Generation,
+    ) -> Result<Reply, Refusal> {
+        let volume = self.volume(id)?;
+        if !volume.is_held_under(epoch) {
+            let epoch = volume.epoch;
+            return Ok(Reply::Fenced { epoch });
+        }
+        if generation >= volume.head {
+            let (name, head) = (&volume.name, volume.head);
+            return Err(Refusal::invalid(
+                format!("{generation} of volume {name} is not a snapshot, its head is {head}"),
+                "complete what is pending",
+            ));
+        }
+        // One that is complete, or was deleted since: the answer to that was lost.
+        let pending = volume.snapshots.get_mut(&generation);
+        let Some(snapshot) = pending.filter(|s| s.state == SnapshotState::Pending) else {
+            return Ok(Reply::Done);
+        };
+        snapshot.state = SnapshotState::Complete;
+        let name = snapshot.name.clone();
+        self.say(Change::Snapshot(id, name, SnapshotFate::Completed));
+        self.generations_moved(id);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn delete_snapshot(
+        &mut self,
+        id: VolumeId,
+        generation: Generation,
+    ) -> Result<Reply, Refusal> {
+        let volume = self.volume(id)?;
+        let Some(snapshot) = volume.snapshots.get(&generation) else {
+            let of = &volume.name;
+            return Err(Refusal::new(
+                RefusalCode::NotFound,
+                format!("{generation} of volume {of} is not a snapshot"),
+                format!("see `ubsctl snapshot ls {of}`"),
+            ));
+        };
+        if snapshot.state == SnapshotState::Pending {
+            return Err(still_pending(volume, snapshot));
+        }
+        let name = snapshot.name.clone();
+        volume.snapshots.remove(&generation);
+        self.say(Change::Snapshot(id, name, SnapshotFate::Deleted));
+        self.generations_moved(id);
+        Ok(Reply::Done)
+    }
+
+    /// Who has the volume and who holds its slices must look again.
+    fn generations_moved(&mut self, id: VolumeId) {
+        self.wake_holders(id);
+        self.wake_stores(id);
+        let maintenance = self.state.volumes.get(&id).and_then(|v| v.maintenance);
+        if let Some(maintenance) = maintenance {
+            self.wake_server(maintenance.server);
+        }
+    }
+}
+
+/// Whether the volume can have another snapshot, of this name.
+fn may_snapshot(volume: &Volume, name: &str) -> Result<(), Refusal> {
+    let of = &volume.name;
+    if volume.phase != Phase::Ready {
+        return Err(Refusal::new(
+            RefusalCode::NotReady,
+            format!("volume {of} still waits for slices, or is being deleted"),
+            format!("see `ubsctl volume explain {of}`"),
+        ));
+    }
+    if volume.open_access {
+        return Err(Refusal::invalid(
+            format!("volume {of} is open to standard NVMe hosts, which know nothing of snapshots"),
+            "use a volume that is attached by clientd",
+        ));
+    }
+    if !volume.verified {
+        return Err(Refusal::new(
+            RefusalCode::NotReady,
+            format!("the membership of volume {of} was restored and is not verified"),
+            "attach it; that asks its stores",
+        ));
+    }
+    if volume.snapshot_named(name).is_some() {
+        return Err(Refusal::new(
+            RefusalCode::NameTaken,
+            format!("there is a snapshot {of}@{name} already"),
+            "choose another name, or delete the other snapshot",
+        ));
+    }
+    if let Some((_, pending)) = volume.pending_snapshot() {
+        return Err(still_pending(volume, pending));
+    }
+    let count = volume.snapshots.len();
+    if count >= SNAPSHOTS_MAX || volume.head.0 == u32::MAX {
+        return Err(Refusal::new(
+            RefusalCode::Limit,
+            format!(
+                "volume {of} has {count} snapshots and its head is {}",
+                volume.head
+            ),
+            format!("it can have {SNAPSHOTS_MAX}; delete some (`ubsctl snapshot rm {of}@NAME`)"),
+        ));
+    }
+    Ok(())
+}
+
+fn still_pending(volume: &Volume, snapshot: &Snapshot) -> Refusal {
+    let (of, name) = (&volume.name, &snapshot.name);
+    Refusal::new(
+        RefusalCode::NotReady,
+        format!("snapshot {of}@{name} is still pending"),
+        format!(
+            "wait until it is complete (`ubsctl snapshot ls {of}`); `ubsctl volume explain {of}` \
+             says what the volume waits for"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod test;

@@ -1,0 +1,224 @@
+//! `ubsctl snapshot …`.
+
+use crate::context::{Context, named};
+use crate::failure::Failure;
+use crate::output::{Listing, Row, one, time};
+use clap::Subcommand;
+use control::api::{SnapshotView, VolumeView};
+use serde_json::{Value, json};
+use shardmap::units::VolumeId;
+use std::collections::BTreeSet;
+
+#[derive(Subcommand)]
+pub(crate) enum Verb {
+    /// Keep what a volume holds now under a name. Nothing is copied, and IO goes on.
+    #[command(
+        after_help = "Examples:\n  ubsctl snapshot create data before-upgrade\n  \
+        ubsctl snapshot create data,log nightly    # of both, or of none\nEach snapshot is one \
+        moment of its volume; those of several volumes are not the same moment."
+    )]
+    Create {
+        /// Names or uuids, separated by commas.
+        #[arg(value_delimiter = ',', required = true, value_name = "VOLUME")]
+        volumes: Vec<String>,
+        /// What the snapshot is called.
+        name: String,
+        /// Do not wait until it is complete.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// The snapshots of a volume, or all.
+    Ls {
+        /// Name or uuid.
+        volume: Option<String>,
+    },
+    /// One snapshot.
+    Show {
+        /// Which.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: Which,
+    },
+    /// Give up a snapshot. What only it has comes back in the background; the others stay.
+    Rm {
+        /// Which.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: Which,
+    },
+}
+
+/// A snapshot as people name it.
+#[derive(Clone)]
+pub(crate) struct Which {
+    volume: String,
+    name: String,
+}
+
+impl std::str::FromStr for Which {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('@') {
+            Some((volume, name)) if !volume.is_empty() && !name.is_empty() => Ok(Self {
+                volume: volume.into(),
+                name: name.into(),
+            }),
+            _ => Err(format!(
+                "{text:?} does not name a snapshot; use VOLUME@NAME"
+            )),
+        }
+    }
+}
+
+impl std::fmt::Display for Which {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.volume, self.name)
+    }
+}
+
+pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
+    match verb {
+        Verb::Create {
+            volumes,
+            name,
+            no_wait,
+        } => create(context, &volumes, &name, !no_wait).await,
+        Verb::Ls { volume } => ls(context, volume.as_deref()).await,
+        Verb::Show { snapshot } => show(context, &snapshot).await,
+        Verb::Rm { snapshot } => rm(context, &snapshot).await,
+    }
+}
+
+async fn create(
+    context: &Context,
+    volumes: &[String],
+    name: &str,
+    wait: bool,
+) -> Result<(), Failure> {
+    let mut found: Vec<VolumeView> = Vec::new();
+    for volume in volumes {
+        found.push(context.volume(volume).await?);
+    }
+    let ids: BTreeSet<VolumeId> = found.iter().map(|v| v.id).collect();
+    if ids.len() < found.len() {
+        return Err(Failure::usage("a volume is named twice; name it once"));
+    }
+    context.client.create_snapshot(ids, name.to_owned()).await?;
+    let mut made = Vec::new();
+    for volume in &found {
+        let which = Which {
+            volume: volume.id.to_string(),
+            name: name.to_owned(),
+        };
+        let shown = format!("{}@{name}", volume.name);
+        made.push(if wait {
+            until_complete(context, &which, &shown).await?
+        } else {
+            snapshot(context, &which).await?
+        });
+    }
+    print(context, &made);
+    Ok(())
+}
+
+/// `shown`: how it is called in sentences.
+async fn until_complete(
+    context: &Context,
+    which: &Which,
+    shown: &str,
+) -> Result<SnapshotView, Failure> {
+    let complete = |s: Option<&SnapshotView>| match s {
+        None => Err(Failure::not_found("snapshot", shown)),
+        Some(s) => Ok(Some(s.clone()).filter(|s| !s.pending)),
+    };
+    let ended = context
+        .follow_snapshot(&which.to_string(), complete)
+        .await?;
+    ended.ok_or_else(|| {
+        let (volume, _) = shown.split_once('@').unwrap_or((shown, ""));
+        Failure::StillGoing(format!(
+            "snapshot {shown} is still pending and completes when it can; see `ubsctl volume \
+             explain {volume}`"
+        ))
+    })
+}
+
+async fn snapshot(context: &Context, which: &Which) -> Result<SnapshotView, Failure> {
+    let found = context.client.snapshots(named(&which.to_string())).await?;
+    let found = found.list.into_iter().next();
+    found.ok_or_else(|| Failure::not_found("snapshot", &which.to_string()))
+}
+
+async fn ls(context: &Context, volume: Option<&str>) -> Result<(), Failure> {
+    let of = match volume {
+        // So that a name that is mistyped is not an empty list.
+        Some(volume) => context.volume(volume).await?.id.to_string(),
+        None => String::new(),
+    };
+    let mut all = context.client.snapshots(named(&of)).await?.list;
+    all.sort_by(|a, b| (&a.volume_name, a.generation).cmp(&(&b.volume_name, b.generation)));
+    print(context, &all);
+    Ok(())
+}
+
+fn print(context: &Context, all: &[SnapshotView]) {
+    let rows = all.iter().map(|s| Row {
+        name: full_name(s),
+        cells: vec![
+            s.volume_name.clone(),
+            s.name.clone(),
+            state(s).into(),
+            s.generation.0.to_string(),
+            time(s.created_unix_ms),
+        ],
+        json: to_json(s),
+    });
+    let columns = &["VOLUME", "NAME", "STATE", "GENERATION", "CREATED"];
+    Listing {
+        kind: "SnapshotList",
+        columns,
+        rows: rows.collect(),
+    }
+    .print(context.format);
+}
+
+async fn show(context: &Context, which: &Which) -> Result<(), Failure> {
+    let s = snapshot(context, which).await?;
+    let pairs = [
+        ("volume", s.volume_name.clone()),
+        ("name", s.name.clone()),
+        ("state", state(&s).into()),
+        ("generation", s.generation.0.to_string()),
+        ("created", time(s.created_unix_ms)),
+    ];
+    let name = full_name(&s);
+    one(context.format, "Snapshot", &name, &pairs, to_json(&s));
+    Ok(())
+}
+
+async fn rm(context: &Context, which: &Which) -> Result<(), Failure> {
+    let s = snapshot(context, which).await?;
+    context
+        .client
+        .delete_snapshot(s.volume, s.generation)
+        .await?;
+    Ok(())
+}
+
+fn full_name(s: &SnapshotView) -> String {
+    format!("{}@{}", s.volume_name, s.name)
+}
+
+const fn state(s: &SnapshotView) -> &'static str {
+    if s.pending { "pending" } else { "complete" }
+}
+
+fn to_json(s: &SnapshotView) -> Value {
+    json!({
+        "volume": s.volume_name,
+        "volumeId": s.volume.to_string(),
+        "name": s.name,
+        "state": state(s),
+        "generation": s.generation.0,
+        "createdUnixMs": s.created_unix_ms,
+    })
+}

@@ -1,0 +1,107 @@
+//! Snapshots by name.
+
+use super::lab::Lab;
+
+/// `STATE` of a snapshot.
+fn state(lab: &Lab, name: &str) -> String {
+    let shown = lab.json(&["snapshot", "show", name]);
+    shown["state"].as_str().unwrap().to_owned()
+}
+
+fn names(lab: &Lab, args: &[&str]) -> Vec<String> {
+    let mut all = vec!["snapshot", "ls", "-o", "name"];
+    all.extend(args);
+    lab.ok(&all).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_snapshot_from_create_to_rm() {
+    let lab = Lab::begin();
+    for volume in ["v", "w"] {
+        lab.ok(&["volume", "create", volume, "--size", "1GiB", "--wait"]);
+    }
+    lab.ok(&["volume", "attach", "v", "--on", "h1", "--wait"]);
+    let made = lab.json(&["snapshot", "create", "v", "a"]);
+    assert_eq!(made["kind"], "SnapshotList");
+    assert_eq!(made["items"][0]["state"], "complete");
+    assert_eq!(made["items"][0]["generation"], 1);
+    assert!(made["items"][0]["createdUnixMs"].as_u64().unwrap() > 1 << 40);
+    // One that a host has, and one that nobody has.
+    let table = lab.ok(&["snapshot", "create", "v,w", "b"]);
+    assert_eq!(table.matches("complete").count(), 2, "{table}");
+    assert_eq!(names(&lab, &[]), ["v@a", "v@b", "w@b"]);
+    assert_eq!(names(&lab, &["w"]), ["w@b"]);
+    let shown = lab.json(&["volume", "show", "v"]);
+    assert_eq!(
+        (&shown["snapshots"], &shown["headGeneration"]),
+        (&2.into(), &3.into())
+    );
+    assert!(
+        lab.ok(&["volume", "show", "w"])
+            .contains("snapshots              1")
+    );
+    lab.ok(&["snapshot", "rm", "v@a"]);
+    assert_eq!(names(&lab, &[]), ["v@b", "w@b"]);
+    let (code, said) = lab.fails(&["snapshot", "rm", "v@a"]);
+    assert_eq!(code, 5, "{said}");
+    assert!(
+        said.contains("no snapshot v@a") && said.contains("ubsctl snapshot ls"),
+        "{said}"
+    );
+    let events = lab.ok(&["events"]);
+    for event in [
+        "snapshot v@a is pending",
+        "snapshot w@b is complete",
+        "snapshot v@a is deleted",
+    ] {
+        assert!(events.contains(event), "{events}");
+    }
+
+    let (code, said) = lab.fails(&["volume", "delete", "w", "--yes"]);
+    assert_eq!(code, 3, "{said}");
+    assert!(
+        said.contains("has 1 snapshots") && said.contains("--with-snapshots"),
+        "{said}"
+    );
+    lab.ok(&[
+        "volume",
+        "delete",
+        "w",
+        "--yes",
+        "--with-snapshots",
+        "--wait",
+    ]);
+    lab.ok(&["meta", "fsck"]);
+}
+
+#[test]
+fn a_snapshot_that_nobody_can_complete_is_waited_for_and_said_to_be_pending() {
+    let lab = Lab::begin();
+    lab.ok(&["volume", "create", "v", "--size", "1GiB", "--wait"]);
+    // Nobody plays a clientd on this host.
+    lab.ok(&["volume", "attach", "v", "--on", "absent"]);
+    let (code, said) = lab.fails(&["snapshot", "create", "v", "a", "--timeout", "1"]);
+    assert_eq!(code, 4, "{said}");
+    assert!(said.contains("snapshot v@a is still pending"), "{said}");
+    assert_eq!(state(&lab, "v@a"), "pending");
+    let why = lab.ok(&["volume", "explain", "v"]);
+    assert!(
+        why.contains("snapshot a is not complete yet; absent does it"),
+        "{why}"
+    );
+    let (code, said) = lab.fails(&["snapshot", "create", "v", "b", "--no-wait"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("snapshot v@a is still pending"), "{said}");
+    let (code, said) = lab.fails(&["snapshot", "rm", "v@a"]);
+    assert_eq!(code, 1, "{said}");
+    // Now that nobody shall have it, a storaged does it.
+    lab.ok(&["volume", "detach", "v"]);
+    lab.ok(&["volume", "force-detach", "v"]);
+    for _ in 0..100 {
+        if state(&lab, "v@a") == "complete" {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("{}", lab.ok(&["volume", "explain", "v"]));
+}
