@@ -7,6 +7,7 @@ use nvmf::initiator;
 use reactor::{App, ArenaConfig, Completion, Driver, Mailbox, Token, UringConfig, UringDriver};
 use shardmap::grant::MembershipRequest;
 use shardmap::units::{BlockRange, Blocks, Epoch, Lba, StoreId, VolumeId};
+use std::collections::BTreeSet;
 use std::thread::JoinHandle;
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -146,6 +147,8 @@ pub(super) struct Client {
     pub(super) epoch: Epoch,
     orders: Mailbox<Order>,
     seen: mpsc::UnboundedReceiver<Seen>,
+    /// Stores that it has brought up to date.
+    resilvered: BTreeSet<StoreId>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -201,6 +204,7 @@ impl Client {
             epoch,
             orders: orders.recv().unwrap(),
             seen,
+            resilvered: BTreeSet::new(),
             thread: Some(thread),
         };
         client.until(|seen| matches!(seen, Seen::Attached)).await;
@@ -214,8 +218,15 @@ impl Client {
     /// Passes questions to metad on meanwhile.
     async fn until(&mut self, done: impl Fn(&Seen) -> bool) {
         loop {
-            let seen = tokio::time::timeout(PATIENCE, self.seen.recv()).await;
-            match seen.expect("in time").expect("its thread lives") {
+            let Ok(seen) = tokio::time::timeout(PATIENCE, self.seen.recv()).await else {
+                let events = self.metad.events(0, false).await.unwrap();
+                panic!("nothing in time after {events:#?}");
+            };
+            let seen = seen.expect("its thread lives");
+            if let Seen::Resilvered(store) = seen {
+                self.resilvered.insert(store);
+            }
+            match seen {
                 Seen::Ask(ask) => {
                     let answer = self.metad.change_membership(&ask).await;
                     self.order(Order::Metad(MetadAnswer {
@@ -243,8 +254,10 @@ impl Client {
 
     /// Waits until it has brought the store up to date.
     pub(super) async fn resilvered(&mut self, store: StoreId) {
-        let is = |seen: &Seen| matches!(seen, Seen::Resilvered(of) if *of == store);
-        self.until(is).await;
+        // It may have come while something else was waited for.
+        while !self.resilvered.contains(&store) {
+            self.until(|seen| matches!(seen, Seen::Resilvered(_))).await;
+        }
     }
 
     pub(super) async fn detach(mut self) {
