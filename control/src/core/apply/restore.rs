@@ -98,3 +98,6 @@ impl Step<'_> {
         Ok(Reply::IsrSet(seq))
     }
 }
+
+#[cfg(test)]
+mod test;
