@@ -54,6 +54,11 @@ sim: deps ## Simulate SEEDS= clusters under faults, from seed FIRST=
 sim-canary: deps ## Switch single mechanisms off: the simulator must catch each (NAME= for one)
 	$(CARGO) run -q --profile sim -p ubs-sim --features canary -- canary $(or $(NAME),--all) --known tools/ubs-sim/canaries.txt
 
+.PHONY: bench-store
+bench-store: deps ## Measure snapshots, generations and opening of one store into target/bench/store.json
+	$(CARGO) build --release --workspace --bin ubs-bench
+	$(or $(CARGO_TARGET_DIR),target)/release/ubs-bench store $(if $(QUICK),--quick)
+
 STATES ?= 1000000
 .PHONY: crash
 crash: deps ## Cut the power of the store's core in STATES= ways (FIRST= history)

@@ -22,7 +22,7 @@ use options::LoadOptions;
 use serde::Serialize;
 use serve::ServeOptions;
 use std::process::ExitCode;
-use suite::SuiteOptions;
+use suite::{OpenOptions, StoreOptions, SuiteOptions};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -59,6 +59,10 @@ enum Verb {
     Idle(IdleOptions),
     /// Serve a namespace for such loads until standard input ends
     Serve(ServeOptions),
+    /// Measure snapshots, generations and opening of one store, and write the report
+    Store(StoreOptions),
+    #[command(hide = true)]
+    OpenStore(OpenOptions),
     /// Measure the budgets of the architecture and write the report
     Suite(SuiteOptions),
 }
@@ -100,6 +104,8 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Metad(options) => print(&commits::run(&options)?, options.json, commits::line),
         Verb::Idle(options) => print(&idle::run(&options)?, options.json, idle::table),
         Verb::Serve(options) => serve::run(options),
+        Verb::Store(options) => suite::run_store(&options),
+        Verb::OpenStore(options) => suite::open_store(&options),
         Verb::Suite(options) => suite::run(&options),
     }
 }

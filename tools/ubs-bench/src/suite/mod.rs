@@ -8,6 +8,7 @@ mod idle;
 mod native;
 mod paired;
 mod report;
+mod store;
 
 use anyhow::{Context, Result};
 use child::Effort;
@@ -15,6 +16,7 @@ use clap::Args;
 use report::Budget;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+pub(crate) use store::{OpenOptions, StoreOptions, open as open_store, run as run_store};
 
 /// Options of the suite.
 #[derive(Clone, Debug, Args)]
