@@ -117,6 +117,21 @@ impl Leaf {
         }
     }
 
+    /// As its page has it: every cell of the base once, none of them nothing.
+    pub(super) fn load(page: u32, extents: u32, base: u32, cells: &[(u16, Cell)]) -> Self {
+        let mut leaf = Self::new(page, extents, base);
+        let mut count = LayerCount::default();
+        for (index, cell) in cells {
+            leaf.set_base(*index, *cell);
+            count.cells += 1;
+            count.bound += u32::from(cell.physical.is_some());
+        }
+        if count.cells > 0 {
+            leaf.layers.insert(base, count);
+        }
+        leaf
+    }
+
     pub(super) fn extents(&self) -> u16 {
         u16::try_from(self.entries.len()).expect("at most 1 024")
     }

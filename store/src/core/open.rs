@@ -623,7 +623,7 @@ fn load_leaf(
     leaf_extents: u32,
     extents: u32,
 ) -> Result<Leaf, Corrupt> {
-    let mut leaf = Leaf::new(page, leaf_extents, view.head.generation);
+    let mut cells = Vec::with_capacity(leaf_extents as usize);
     for index in 0..super::format::page::LEAF_EXTENTS {
         let (physical, states) = view.extent(index as usize)?;
         if physical == NO_EXTENT && states == 0 {
@@ -634,7 +634,8 @@ fn load_leaf(
         }
         let index = u16::try_from(index).expect("at most 1 024");
         let physical = (physical != NO_EXTENT).then_some(physical);
-        leaf.set((index, leaf.base()), Cell { physical, states });
+        cells.push((index, Cell { physical, states }));
     }
-    Ok(leaf)
+    let base = view.head.generation;
+    Ok(Leaf::load(page, leaf_extents, base, &cells))
 }

@@ -174,7 +174,7 @@ impl Lab {
     ) -> Result<f64> {
         let began = Instant::now();
         let (mut done, mut in_flight) = (0u64, 0);
-        while began.elapsed() < time || in_flight > 0 {
+        loop {
             while in_flight < depth && began.elapsed() < time {
                 let into = self.driver.arena().take(4096);
                 let op = StoreOp::Read {
@@ -184,6 +184,9 @@ impl Lab {
                 };
                 self.submit(slice, op);
                 in_flight += 1;
+            }
+            if in_flight == 0 {
+                break;
             }
             self.turn_until(|shell| !shell.replies.is_empty())?;
             let answered = self.shell.replies.drain(..).count();
