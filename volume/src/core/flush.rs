@@ -125,7 +125,10 @@ impl Replicator {
         }
         self.flushes.remove(&id);
         match ticket.purpose {
-            FlushFor::Host(op) => self.finish_host(op, Ok(()), out),
+            FlushFor::Host(op) => {
+                self.changed |= self.phase == Phase::Detaching; // it may be all a detach waits for
+                self.finish_host(op, Ok(()), out);
+            }
             FlushFor::Reconcile => self.on_reconcile_flushed(),
             FlushFor::Resilver => self.on_resilver_flushed(out),
             FlushFor::Stable => self.on_stable_flushed(out),

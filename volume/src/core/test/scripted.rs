@@ -49,6 +49,18 @@ fn a_flush_covers_a_completed_write_although_the_block_is_being_overwritten() {
 }
 
 #[test]
+fn a_detach_goes_on_when_the_flush_it_waited_for_is_answered() {
+    let mut script = Script::attached(1);
+    script.run(1, write(5, false));
+    let sent = script.host(2, HostWhat::Flush);
+    assert_eq!(script.step(Event::Detach), []);
+    let flush = command_to(&sent, 0, |c| *c == Command::Flush);
+    let mut leaving = script.answer(flush, Answer::Done);
+    assert_eq!(leaving.remove(0), done(2));
+    assert_eq!(script.serve(leaving), [Effect::Detached]);
+}
+
+#[test]
 fn overlapping_operations_wait_and_neighbours_do_not() {
     let mut script = Script::attached(1);
     let first = script.host(1, write(5, false));
