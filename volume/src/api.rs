@@ -206,6 +206,9 @@ pub enum HostBuffer {
 pub struct MetadAnswer {
     /// Which volume.
     pub volume: VolumeId,
+    /// The attachment that asked: each counts its requests from the same number on, and an answer may
+    /// come after the next has begun.
+    pub epoch: Epoch,
     /// The request it answers.
     pub request: u64,
     /// The answer.

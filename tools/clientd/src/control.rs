@@ -452,10 +452,11 @@ impl Control {
             if let Err(error) = &answer {
                 tracing::warn!(%error, "metad did not change the in-sync set");
             }
-            let (volume, request) = (ask.volume, ask.request);
+            let (volume, epoch, request) = (ask.volume, ask.epoch, ask.request);
             let verdict = MetadVerdict::of(answer.ok(), ask.new_isr);
             let answer = MetadAnswer {
                 volume,
+                epoch,
                 request,
                 verdict,
             };

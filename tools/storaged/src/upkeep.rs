@@ -211,6 +211,7 @@ impl Upkeep {
             }
             let answer = MetadAnswer {
                 volume: request.volume,
+                epoch: request.epoch,
                 request: request.request,
                 verdict: MetadVerdict::of(answer.ok(), request.new_isr),
             };

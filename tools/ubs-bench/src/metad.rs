@@ -123,6 +123,7 @@ async fn serve(
                 let verdict = MetadVerdict::of(answer.ok(), new_isr);
                 let answer = MetadAnswer {
                     volume,
+                    epoch,
                     request,
                     verdict,
                 };

@@ -262,11 +262,11 @@ impl Sim {
                 self.look_soon(Party::Host(index));
             }
             (Why::Isr(request), reply) => {
-                let Command::SetIsr { new_isr, .. } = ask.command else {
+                let Command::SetIsr { epoch, new_isr, .. } = ask.command else {
                     unreachable!("asked for an in-sync set")
                 };
                 if let Some(verdict) = self.verdict(reply, new_isr) {
-                    self.answer_isr(index, request, verdict);
+                    self.answer_isr(index, (epoch, request), verdict);
                 }
             }
             (why, reply) => self.find(format!("host {index}: {why:?} answered by {reply:?}")),
@@ -295,9 +295,15 @@ impl Sim {
         }
     }
 
-    pub(crate) fn answer_isr(&mut self, index: usize, request: u64, verdict: MetadVerdict) {
+    pub(crate) fn answer_isr(
+        &mut self,
+        index: usize,
+        (epoch, request): (Epoch, u64),
+        verdict: MetadVerdict,
+    ) {
         let answer = MetadAnswer {
             volume: VOLUME,
+            epoch,
             request,
             verdict,
         };

@@ -162,10 +162,12 @@ impl Sim {
         self.rare.note(Rare::AskedAgain);
         // The volume asks again by itself, and may want something else by then.
         if let (Why::Isr(request), Party::Host(index)) = (ask.why, ask.party)
+            && let Command::SetIsr { epoch, .. } = ask.command
             && self.control.chance(1, 2)
         {
             self.asks.remove(&id);
-            return self.answer_isr(index, request, volume::MetadVerdict::Unknown);
+            let unknown = volume::MetadVerdict::Unknown;
+            return self.answer_isr(index, (epoch, request), unknown);
         }
         self.send_ask(id);
     }

@@ -269,7 +269,8 @@ impl Volumes {
         Ok(())
     }
 
-    /// metad's answer to [`VolumeEvent::AskMetad`]. One for an unknown volume is ignored.
+    /// metad's answer to [`VolumeEvent::AskMetad`]. One for an unknown volume, or to an attachment that
+    /// is over, is ignored.
     pub fn on_metad(&mut self, io: &mut dyn Driver, answer: MetadAnswer) {
         let Some(slot) = self.by_id.get(&answer.volume).copied() else {
             return;
@@ -278,6 +279,9 @@ impl Volumes {
             .hosted
             .as_ref()
             .expect("named by id");
+        if hosted.epoch != answer.epoch {
+            return;
+        }
         let members = |isr| Hosted::members(&hosted.map, isr);
         let verdict = match &answer.verdict {
             MetadVerdict::Committed { seq, isr } => {

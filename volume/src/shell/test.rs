@@ -405,9 +405,9 @@ impl Cluster {
             if let VolumeEvent::AskMetad {
                 volume,
                 request,
+                epoch,
                 new_isr,
                 seq,
-                ..
             } = &event
             {
                 let now = self.seqs.entry(*volume).or_insert(1);
@@ -417,14 +417,19 @@ impl Cluster {
                     seq: MembershipSeq(*now),
                     isr: new_isr.clone(),
                 };
-                let answer = MetadAnswer {
+                let of = |epoch, verdict| MetadAnswer {
                     volume: *volume,
+                    epoch,
                     request: *request,
                     verdict,
                 };
-                let client = self.client;
-                self.world
-                    .on(client, |io| app.borrow_mut().volumes.on_metad(io, answer));
+                // To an attachment that is over, whose requests had the same numbers.
+                let late = of(Epoch(epoch.0 - 1), MetadVerdict::Fenced);
+                for answer in [late, of(*epoch, verdict)] {
+                    let client = self.client;
+                    self.world
+                        .on(client, |io| app.borrow_mut().volumes.on_metad(io, answer));
+                }
             }
             if wanted(&event) {
                 return event;

@@ -231,6 +231,7 @@ impl Client {
                     let answer = self.metad.change_membership(&ask).await;
                     self.order(Order::Metad(MetadAnswer {
                         volume: ask.volume,
+                        epoch: ask.epoch,
                         request: ask.request,
                         verdict: MetadVerdict::of(answer.ok(), ask.new_isr),
                     }));
