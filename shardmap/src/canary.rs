@@ -74,6 +74,10 @@ mechanisms! {
     /// Hazard: a flush of the store does not flush the device, and the map names data that never
     /// reached the medium.
     DeviceFlush = "device-flush";
+    /// Hazard: what was discarded or zeroed comes back with a restart of its store.
+    ZeroEntry = "zero-entry";
+    /// Hazard: a blank store that took a zero passes for equal there. Model: `UseZeroMark`.
+    ZeroMark = "zero-mark";
 }
 
 /// Whether the mechanism is in force.

@@ -122,6 +122,8 @@ pub struct Disk {
     pub(super) waiting: Vec<(u32, Key)>,
     /// How long an op takes, if not as long as usual.
     pub(super) delay_ns: Option<(u64, u64)>,
+    /// One op in so many takes that long instead, and later ones pass it.
+    pub(super) laggards: Option<(u64, (u64, u64))>,
     /// Who has it exclusively.
     pub(super) locked: bool,
 }
@@ -153,6 +155,7 @@ impl Disk {
             stuck: false,
             waiting: Vec::new(),
             delay_ns: None,
+            laggards: None,
             locked: false,
         }
     }

@@ -95,7 +95,13 @@ impl State {
             Place::File(path) => {
                 op.mark = it.disks[path].flush_mark();
                 let life = it.life;
-                let delay_ns = it.disks[path].delay_ns.unwrap_or(self.config.disk_ns);
+                let disk = &it.disks[path];
+                let mut delay_ns = disk.delay_ns.unwrap_or(self.config.disk_ns);
+                if let Some((one_in, slow_ns)) = disk.laggards
+                    && self.prng.chance(1, one_in)
+                {
+                    delay_ns = slow_ns;
+                }
                 let at_ns = self.now_ns + self.draw(delay_ns);
                 self.schedule(at_ns, Action::Disk { node, life, key });
             }

@@ -252,6 +252,18 @@ impl SimWorld {
         self.disk(node, path).delay_ns = delay_ns;
     }
 
+    /// One op in `one_in` takes as long as `delay_ns` from now on, in nanoseconds, and what is
+    /// submitted after it passes it (`None`: none does): a device that tries again inside.
+    pub fn set_disk_laggards(
+        &mut self,
+        node: NodeId,
+        path: &Path,
+        laggards: Option<(u64, (u64, u64))>,
+    ) {
+        assert!(laggards.is_none_or(|(one_in, _)| one_in > 0));
+        self.disk(node, path).laggards = laggards;
+    }
+
     /// How long one way through the network takes from now on, in nanoseconds.
     pub fn set_net_delay(&mut self, net_ns: (u64, u64)) {
         self.state.borrow_mut().config.net_ns = net_ns;

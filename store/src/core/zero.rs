@@ -7,6 +7,7 @@ use super::io::{Answer, CommandId, Outbox};
 use super::leaf::{Cell, lanes, present_lanes, with_state};
 use super::write::mask_of;
 use super::{Active, Core, Kind, slice::Slice};
+use shardmap::canary::{Mechanism, stands};
 use shardmap::units::{BlockRange, EXTENT_BLOCKS, Nsid, REGION_BLOCKS};
 use smallvec::SmallVec;
 
@@ -63,7 +64,7 @@ impl Core {
         out: &mut Outbox,
     ) -> Result<(), StoreFault> {
         let slice = &self.slices[&nsid.0];
-        let marked: SmallVec<[u32; 2]> = if slice.incomplete {
+        let marked: SmallVec<[u32; 2]> = if slice.incomplete && stands(Mechanism::ZeroMark) {
             // It lacks what the others may hold there: even where nothing changes here, it comes to
             // differ from those that have not zeroed yet. Model: `ResilverRecovery`, `FZeroMark`.
             range.regions().map(|r| r.0).collect()
@@ -153,12 +154,15 @@ impl Core {
         let extent = (nsid, slice.extent_number(number, index), key.1);
         let leaf = slice.leaves.get_mut(&number).expect("just seen");
         let states = with_state(cell.states, mask, ZERO);
-        let release = deallocate && present_lanes(states) == 0 && !leaf.is_pinned(key);
+        let told = stands(Mechanism::ZeroEntry);
+        let release = deallocate && present_lanes(states) == 0 && !leaf.is_pinned(key) && told;
         let physical = cell.physical.filter(|_| !release);
         leaf.set(key, Cell { physical, states });
         self.pages.touch(leaf.page_of(key));
         let named = physical.unwrap_or(NO_EXTENT);
-        self.flusher.record(extent, named, 0, mask);
+        if told {
+            self.flusher.record(extent, named, 0, mask);
+        }
         if let Some(extent) = cell.physical.filter(|_| release) {
             self.flusher.freed.push(extent);
             self.reclaim.waiting += 1;

@@ -3,6 +3,7 @@
 use super::leg::Session;
 use super::resilver::ResilverPhase;
 use super::state::{Phase, Replicator, Stage};
+use shardmap::canary::{Mechanism, stands};
 
 impl Replicator {
     /// Panics on a broken invariant. Cheap ones always; scans in debug builds.
@@ -55,7 +56,10 @@ impl Replicator {
                 assert!(piece.sent.and(piece.done).is_empty(), "{id:?}");
                 assert!(piece.homes.covers(piece.sent.or(piece.done)), "{id:?}");
                 assert!(
-                    op.is_read() || !piece.finished || piece.sent.is_empty(),
+                    op.is_read()
+                        || !piece.finished
+                        || piece.sent.is_empty()
+                        || !stands(Mechanism::AckAll),
                     "{id:?}"
                 );
                 assert!(
