@@ -342,6 +342,7 @@ impl Verify {
                     blocks,
                     deallocate,
                     fua,
+                    tag: 0,
                 };
                 Some((request, None))
             }
@@ -360,6 +361,7 @@ impl Verify {
             slba,
             blocks,
             into: io.arena().take(blocks * 4096)?,
+            tag: 0,
         })
     }
 

@@ -225,6 +225,7 @@ mod test {
                 slba,
                 blocks,
                 into,
+                tag: 0,
             }
         } else {
             let data = payload(world, slba, blocks, 1)?;

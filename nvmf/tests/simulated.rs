@@ -105,6 +105,7 @@ mod test {
                                 slba,
                                 blocks,
                                 into: buffer,
+                                tag: 0,
                             }
                         } else {
                             buffer.bytes_mut().fill(fill);

@@ -45,6 +45,21 @@ impl BlockSet {
         self.0 -= &other.0;
     }
 
+    /// Keeps what is also in `other`.
+    pub fn intersect(&mut self, other: &Self) {
+        self.0 &= &other.0;
+    }
+
+    /// Takes every block of the range out and hands out those that were there.
+    pub fn take(&mut self, range: BlockRange) -> Self {
+        let (start, end) = (range.start().0, range.end().0);
+        let mut iter = self.0.iter();
+        iter.advance_to(start);
+        let taken = iter.take_while(|block| *block < end).collect();
+        self.0.remove_range(start..end);
+        Self(taken)
+    }
+
     /// Adds blocks given relative to `base`, as a store reports presence.
     pub fn insert_relative(&mut self, base: Lba, blocks: &RoaringBitmap) {
         let mut iter = blocks.iter();

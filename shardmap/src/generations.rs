@@ -59,6 +59,21 @@ impl VolumeGenerations {
             .map(|(generation, _)| *generation)
     }
 
+    /// The head ends and this generation is the head; the head again does nothing.
+    pub fn begin(&mut self, head: Generation) {
+        if head > self.head {
+            self.snapshots.insert(self.head, SnapshotState::Pending);
+            self.head = head;
+        }
+    }
+
+    /// A snapshot that is there is complete.
+    pub fn set_complete(&mut self, snapshot: Generation) {
+        if let Some(state) = self.snapshots.get_mut(&snapshot) {
+            *state = SnapshotState::Complete;
+        }
+    }
+
     /// Whether this is what metad can have: a head from the first on, snapshots below it and not too
     /// many, and none pending but the one before the head.
     pub fn is_sound(&self) -> bool {

@@ -40,7 +40,8 @@ pub enum StoreOp {
         data: Buf,
         /// Durable when answered.
         fua: bool,
-        /// Zero: the head. Otherwise the head, or a snapshot that is pending; on an incomplete slice any.
+        /// Zero: the head. Otherwise the head, or a snapshot that is pending (a store that was away is
+        /// given several); on an incomplete slice any.
         /// What a client writes to a block before a snapshot it has completed before what it writes
         /// there after it.
         generation: Generation,
@@ -120,6 +121,10 @@ pub enum StoreOp {
         from: RegionIndex,
         /// How many regions, at most 16.
         regions: u32,
+        /// Only what was written in later generations than this; zero: all.
+        after: Generation,
+        /// Only what was written up to this generation; zero: the head.
+        upto: Generation,
     },
     /// Needs a session. One hash per 64 KiB chunk of the volume that the range touches (aligned, at
     /// most 1 024 blocks). Answer: [`StoreReply::Hashes`].

@@ -3,7 +3,7 @@
 use crate::core::Core;
 use crate::core::facts::{OpenFault, SliceState, StoreFault};
 use crate::prepare::open_checked;
-use shardmap::units::{BLOCK_BYTES, BlockRange, Nsid};
+use shardmap::units::{BLOCK_BYTES, BlockRange, Generation, Nsid};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -41,8 +41,22 @@ impl Examined {
     /// # Errors
     /// The slice or the shard is not here, the range passes the end, or the device fails.
     pub fn read(&self, nsid: Nsid, range: BlockRange, into: &mut [u8]) -> Result<(), StoreFault> {
+        self.read_in(nsid, Generation(0), range, into)
+    }
+
+    /// The same of a generation; zero: the head.
+    ///
+    /// # Errors
+    /// As before, or there is no such generation.
+    pub fn read_in(
+        &self,
+        nsid: Nsid,
+        generation: Generation,
+        range: BlockRange,
+        into: &mut [u8],
+    ) -> Result<(), StoreFault> {
         let mut rest = into;
-        for (blocks, source) in self.core.locate_range(nsid, range)? {
+        for (blocks, source) in self.core.locate_range(nsid, range, generation)? {
             let len_bytes = blocks as usize * BLOCK_BYTES as usize;
             let (part, after) = rest.split_at_mut(len_bytes);
             rest = after;

@@ -693,7 +693,17 @@ fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
         StoreOp::Complete(stamp) => control(Command::Complete(stamp)),
         StoreOp::SetIncomplete => control(Command::SetIncomplete),
         StoreOp::ReadMarks { from } => control(Command::ReadMarks { from }),
-        StoreOp::ReadPresence { from, regions } => control(Command::ReadPresence { from, regions }),
+        StoreOp::ReadPresence {
+            from,
+            regions,
+            after,
+            upto,
+        } => control(Command::ReadPresence {
+            from,
+            regions,
+            after,
+            upto,
+        }),
         StoreOp::BeginGeneration(g) => control(Command::BeginGeneration(g)),
         StoreOp::CompleteGeneration(g) => control(Command::CompleteGeneration(g)),
         StoreOp::DropGeneration(g) => control(Command::DropGeneration(g)),

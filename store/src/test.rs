@@ -354,6 +354,8 @@ fn hashes_marks_and_presence_tell_what_a_replica_holds() {
     let presence = StoreOp::ReadPresence {
         from: RegionIndex(1),
         regions: 2,
+        after: Generation(0),
+        upto: Generation(0),
     };
     let Ok(StoreReply::Presence { blocks, next: None }) = rig.run(4, presence) else {
         panic!("no presence")

@@ -7,7 +7,9 @@ use reactor::{Buf, BufMut};
 use shardmap::generations::VolumeGenerations;
 use shardmap::grant::{AttachGrant as Granted, IsrAnswer, MembershipRequest, SliceAddress};
 use shardmap::map::VolumeMap;
-use shardmap::units::{BlockRange, Epoch, Incarnation, MembershipSeq, Nsid, StoreId, VolumeId};
+use shardmap::units::{
+    BlockRange, Epoch, Generation, Incarnation, MembershipSeq, Nsid, StoreId, VolumeId,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
@@ -318,6 +320,16 @@ pub enum VolumeEvent {
         /// Stores that hold all that was acknowledged, while their incarnation is this one.
         stores: BTreeMap<StoreId, Incarnation>,
     },
+    /// The snapshot is complete on every in-sync store: ask metad to record it, until it has, under this
+    /// epoch. Told again where metad is seen not to know, so a repetition must do no harm.
+    SnapshotComplete {
+        /// Which volume.
+        volume: VolumeId,
+        /// Our epoch.
+        epoch: Epoch,
+        /// The snapshot.
+        generation: Generation,
+    },
     /// A clean detach is done and the volume forgotten: tell metad.
     Detached {
         /// Which volume.
@@ -407,6 +419,8 @@ pub struct VolumeStatus {
     pub seq: MembershipSeq,
     /// The in-sync set.
     pub isr: BTreeSet<StoreId>,
+    /// Head and snapshots.
+    pub generations: VolumeGenerations,
     /// Whether it serves.
     pub serving: bool,
     /// Regions that wait for reconciliation.

@@ -47,6 +47,7 @@ impl Ram {
                 slba,
                 blocks,
                 mut into,
+                ..
             } => {
                 let range = self.range(slba, blocks).ok_or(outside)?;
                 into.bytes_mut().copy_from_slice(&self.memory[range]);

@@ -10,6 +10,11 @@ use crate::proto::status::Status;
 use reactor::{Arena, Buf, BufMut};
 use zerocopy::IntoBytes;
 
+/// Where the generation of a write or of write-zeroes stands, counted from CDW10. A read has access
+/// hints there, which standard hosts set, and its generation one further.
+const WRITE_TAG: usize = 3;
+const READ_TAG: usize = 4;
+
 /// A command of the caller's. It comes back with its buffers, whatever happened.
 #[derive(Debug)]
 pub enum Request {
@@ -23,6 +28,8 @@ pub enum Request {
         blocks: u32,
         /// Filled straight from the socket. Its content is undefined unless the read succeeded.
         into: BufMut,
+        /// CDW14: generation, zero for the head.
+        tag: u32,
     },
     /// Write blocks. Needs `data.len_bytes() == blocks * 4096`, at most 128 KiB.
     Write {
@@ -56,6 +63,8 @@ pub enum Request {
         deallocate: bool,
         /// Durable before it completes.
         fua: bool,
+        /// CDW13: generation, zero for the head.
+        tag: u32,
     },
     /// Say that blocks hold nothing of interest.
     Deallocate {
@@ -167,6 +176,7 @@ impl Request {
                 blocks,
                 deallocate,
                 fua,
+                ..
             } => {
                 let deallocate = u32::from(deallocate) * CDW12_DEALLOCATE;
                 let flags = deallocate | (u32::from(fua) * CDW12_FUA);
@@ -180,18 +190,22 @@ impl Request {
         let mut sqe = Sqe::new(opcode, 0, nsid).with_range(slba, blocks, flags);
         let len_bytes = u64::from(blocks) * u64::from(BLOCK_BYTES);
         match self {
-            Self::Read { into, .. } => {
+            Self::Read { into, tag, .. } => {
                 assert_eq!(u64::from(into.len_bytes()), len_bytes, "read buffer");
+                sqe.cdw[READ_TAG] = (*tag).into();
                 (sqe, to_host(into.len_bytes()))
             }
             Self::Write { data, tag, .. } => {
                 assert_eq!(u64::from(data.len_bytes()), len_bytes, "write data");
-                sqe.cdw[3] = (*tag).into();
+                sqe.cdw[WRITE_TAG] = (*tag).into();
                 let len_bytes = data.len_bytes();
                 (sqe, Transfer::ToController { len_bytes })
             }
-            Self::WriteZeroes { .. }
-            | Self::Flush { .. }
+            Self::WriteZeroes { tag, .. } => {
+                sqe.cdw[WRITE_TAG] = (*tag).into();
+                (sqe, Transfer::Nothing)
+            }
+            Self::Flush { .. }
             | Self::Deallocate { .. }
             | Self::Vendor { .. }
             | Self::Identify { .. } => (sqe, Transfer::Nothing),

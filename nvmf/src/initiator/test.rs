@@ -157,6 +157,7 @@ impl World {
             slba,
             blocks,
             into,
+            tag: 0,
         }
     }
 

@@ -9,7 +9,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The version this release speaks.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Most data a vendor command moves, in bytes.
 pub const VENDOR_DATA_BYTES_MAX: u32 = 64 * 1024;
@@ -30,20 +30,27 @@ pub mod opcode {
     pub const TICK: u8 = 0xc8;
     /// Bitmap of regions in, durable before the reply.
     pub const ADD_MARKS: u8 = 0xc9;
-    /// Bitmap of present or zeroed blocks out; CDW11: first region, CDW12: regions.
+    /// Bitmap of present or zeroed blocks out; CDW11: first region, CDW12: regions, CDW13-14: those of
+    /// generations after the one up to the other; 0 and 0: all.
     pub const READ_PRESENCE: u8 = 0xca;
     /// Unmarks regions last written before the tick in CDW11-12; CDW13: ticks they must have been
     /// idle, CDW14: marks that may stay (0: any number). Result: marks left.
     pub const STABLE: u8 = 0xcc;
     /// [`SliceStamp`](super::SliceStamp) in: the slice is complete again, durable before the reply.
     pub const COMPLETE_SLICE: u8 = 0xcd;
-    /// One u64 per 64 KiB chunk out; CDW11-12: first block, CDW13: blocks.
+    /// One u64 per 64 KiB chunk out; CDW11-12: first block, CDW13: blocks, CDW14: generation.
     pub const HASH_RANGE: u8 = 0xce;
     /// The slice must be resilvered before it is trusted, durable before the reply.
     pub const SET_INCOMPLETE: u8 = 0xd0;
+    /// [`SliceGeneration`](super::SliceGeneration)s out: the snapshots, ascending, and the head.
+    pub const READ_GENERATIONS: u8 = 0xd2;
+    /// CDW11: the head from now on, durable before the reply.
+    pub const BEGIN_GENERATION: u8 = 0xd4;
+    /// CDW11: the snapshot takes no more writes, durable before the reply, and has what it took.
+    pub const COMPLETE_GENERATION: u8 = 0xd8;
 
     /// All of them.
-    pub const ALL: [u8; 12] = [
+    pub const ALL: [u8; 15] = [
         OPEN_SLICE,
         SLICE_STATE,
         CLOSE_SLICE,
@@ -56,6 +63,9 @@ pub mod opcode {
         COMPLETE_SLICE,
         HASH_RANGE,
         SET_INCOMPLETE,
+        READ_GENERATIONS,
+        BEGIN_GENERATION,
+        COMPLETE_GENERATION,
     ];
 }
 
@@ -118,14 +128,33 @@ pub struct SliceState {
     pub mark_count: U32,
     /// The store's tick now.
     pub tick: U64,
+    /// Snapshots: what ReadGenerations tells besides the head.
+    pub snapshot_count: U32,
     /// Zero.
-    pub reserved: [u8; 56],
+    pub reserved: [u8; 52],
 }
 const _: () = assert!(size_of::<SliceState>() == 128);
 const _: () = assert!(std::mem::offset_of!(SliceState, incarnation) == 8);
 const _: () = assert!(std::mem::offset_of!(SliceState, stamp_seq) == 32);
 const _: () = assert!(std::mem::offset_of!(SliceState, head_generation) == 56);
 const _: () = assert!(std::mem::offset_of!(SliceState, tick) == 64);
+const _: () = assert!(std::mem::offset_of!(SliceState, snapshot_count) == 72);
+
+/// Flag of [`SliceGeneration`]: the snapshot is pending.
+pub const GENERATION_PENDING: u32 = 1 << 0;
+
+/// One entry of the data of ReadGenerations.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct SliceGeneration {
+    /// Its number; never zero.
+    pub generation: U32,
+    /// `GENERATION_*`.
+    pub flags: U32,
+}
+const _: () = assert!(size_of::<SliceGeneration>() == 8);
 
 /// Data of StampSlice and CompleteSlice.
 #[derive(
@@ -172,7 +201,13 @@ mod test {
     fn opcodes_say_which_way_their_data_goes() {
         use opcode::*;
         let into = [OPEN_SLICE, STAMP_SLICE, ADD_MARKS, COMPLETE_SLICE];
-        let out = [SLICE_STATE, READ_MARKS, READ_PRESENCE, HASH_RANGE];
+        let out = [
+            SLICE_STATE,
+            READ_MARKS,
+            READ_PRESENCE,
+            HASH_RANGE,
+            READ_GENERATIONS,
+        ];
         for op in ALL {
             let expected = if into.contains(&op) {
                 Direction::ToController
@@ -189,7 +224,7 @@ mod test {
     #[test]
     fn a_command_carries_the_version_and_its_dwords() {
         let sqe = command(opcode::HASH_RANGE, 9, 5, [1, 2, 3]);
-        assert_eq!(sqe.cdws(), [1, 1, 2, 3, 0, 0]);
+        assert_eq!(sqe.cdws(), [2, 1, 2, 3, 0, 0]);
         assert_eq!((sqe.nsid.get(), sqe.cid.get()), (5, 9));
     }
 }

@@ -67,6 +67,8 @@ pub enum CommandKind {
         blocks: u32,
         /// Exactly as long as the range.
         into: BufMut,
+        /// CDW14: generation, 0 for the head (what standard hosts send).
+        tag: u32,
     },
     /// Write.
     Write {
@@ -93,6 +95,8 @@ pub enum CommandKind {
         deallocate: bool,
         /// Durable before the reply.
         fua: bool,
+        /// CDW13: as for a write.
+        tag: u32,
     },
     /// Give space back.
     Deallocate {
@@ -151,6 +155,7 @@ pub(super) fn kind_of(
             slba,
             blocks,
             into: buffer.expect(has_buffer),
+            tag: sqe.cdw(14),
         },
         Work::Write => {
             let data = buffer.expect(has_buffer).freeze();
@@ -170,6 +175,7 @@ pub(super) fn kind_of(
                 blocks,
                 deallocate,
                 fua,
+                tag: sqe.cdw(13),
             }
         }
         Work::Deallocate => {

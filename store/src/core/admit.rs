@@ -135,9 +135,12 @@ impl Core {
             } => self.stable(id, nsid, (tick, idle_ticks, keep_max), out),
             Command::AddMarks(regions) => self.add_marks(id, nsid, &regions, out),
             Command::ReadMarks { from } => self.read_marks(id, nsid, from, out),
-            Command::ReadPresence { from, regions } => {
-                self.read_presence(id, nsid, from, regions, out)
-            }
+            Command::ReadPresence {
+                from,
+                regions,
+                after,
+                upto,
+            } => self.diff(id, nsid, (after, upto), (from, regions), out),
             Command::BeginGeneration(generation) => {
                 self.change_generations(id, nsid, Change::Begin(generation.0), out)
             }

@@ -277,19 +277,6 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn read_presence(
-        &mut self,
-        id: CommandId,
-        nsid: Nsid,
-        from: RegionIndex,
-        regions: u32,
-        out: &mut Outbox,
-    ) -> Result<(), StoreFault> {
-        let slice = &self.slices[&nsid.0];
-        let all = 1..=slice.generations.head();
-        self.read_cells(id, nsid, all, (from, regions), out)
-    }
-
     /// What the generations after one up to another have written.
     pub(super) fn diff(
         &mut self,

@@ -46,6 +46,8 @@ pub struct SliceState {
     pub incomplete: bool,
     /// Head generation.
     pub head: Generation,
+    /// How many snapshots it has.
+    pub snapshot_count: u32,
     /// Marked regions.
     pub mark_count: u64,
     /// Current tick.
@@ -215,14 +217,6 @@ pub enum StoreFault {
         nsid: Nsid,
         /// As asked.
         asked: Generation,
-    },
-    /// The snapshot has to be completed first.
-    #[error("{nsid}: the snapshot of {pending} is pending; complete it first")]
-    SnapshotPending {
-        /// The slice.
-        nsid: Nsid,
-        /// The snapshot.
-        pending: Generation,
     },
     /// The slice has as many snapshots as can be.
     #[error("{nsid} has {max} snapshots, more cannot be; delete some")]

@@ -4,7 +4,7 @@
 //! ```text
 //! Begin g+1:   head g ──► snapshot g, pending (takes what was issued before) + head g+1
 //! Complete g:  pending ──► complete: exact and unchanging; answered when nothing of before is in flight
-//! Drop g:      complete ──► gone: what only g had is the next generation's (see `merge`)
+//! Drop g:      ──► gone: what only g had is the next generation's (see `merge`)
 //! ```
 
 use super::facts::{GenerationState, StoreFault};
@@ -68,11 +68,6 @@ impl Generations {
     /// The snapshots, ascending, and whether they are pending.
     pub(super) const fn snapshots(&self) -> &BTreeMap<u32, bool> {
         &self.snapshots
-    }
-
-    fn pending(&self) -> Option<u32> {
-        let pending = self.snapshots.iter().rev().find(|(_, pending)| **pending);
-        pending.map(|(generation, _)| *generation)
     }
 
     /// Whether the generation can be read.
@@ -162,8 +157,8 @@ impl Slice {
         }
     }
 
-    /// Writes go to the head, while its snapshot is pending also to the generation before, and on a
-    /// slice that is being resilvered to all.
+    /// Writes go to the head and to snapshots that are pending: to the one before the head, or to all
+    /// that a store lacks which was away; and on an incomplete slice to any.
     pub(super) fn check_writable(&self, asked: Generation) -> Result<u32, StoreFault> {
         let generation = self.resolve(asked);
         let snapshot = self.generations.snapshots().get(&generation);
@@ -233,9 +228,6 @@ impl Slice {
                 if head < generations.head() {
                     let (head, asked) = (Generation(generations.head()), Generation(head));
                     Err(StoreFault::WrongGeneration { nsid, head, asked })
-                } else if let Some(pending) = generations.pending().filter(|_| !self.incomplete) {
-                    let pending = Generation(pending);
-                    Err(StoreFault::SnapshotPending { nsid, pending })
                 } else if generations.snapshots().len() >= PAGE_SNAPSHOTS {
                     let max = PAGE_SNAPSHOTS;
                     Err(StoreFault::TooManySnapshots { nsid, max })
@@ -247,11 +239,8 @@ impl Slice {
                 let snapshot = generations.snapshots().get(&generation);
                 snapshot.copied().ok_or_else(|| unknown(generation))
             }
+            // One that is pending here was completed elsewhere and deleted while this store was away.
             Change::Drop(generation) => match generations.snapshots().get(&generation) {
-                Some(true) if !self.incomplete => {
-                    let pending = Generation(generation);
-                    Err(StoreFault::SnapshotPending { nsid, pending })
-                }
                 Some(_) => Ok(true),
                 None if generation < generations.head() => Ok(false),
                 None => Err(unknown(generation)),

@@ -65,6 +65,8 @@ pub enum Command {
     ReadPresence {
         from: RegionIndex,
         regions: u32,
+        after: Generation,
+        upto: Generation,
     },
     BeginGeneration(Generation),
     CompleteGeneration(Generation),

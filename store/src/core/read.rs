@@ -6,7 +6,7 @@ use super::format::page::PRESENT;
 use super::io::{Answer, CommandId, Effect, Outbox};
 use super::leaf::{Leaf, known_lanes, present_lanes, uniform};
 use crate::limits::IO_BLOCKS_MAX;
-use shardmap::units::{BLOCK_BYTES, BlockRange, Blocks, EXTENT_BLOCKS, Lba, Nsid};
+use shardmap::units::{BLOCK_BYTES, BlockRange, Blocks, EXTENT_BLOCKS, Generation, Lba, Nsid};
 use smallvec::SmallVec;
 
 /// A part of a read: zeroes or a run of the device.
@@ -63,17 +63,19 @@ impl Core {
         self.plan_read(nsid.0, range, u32::MAX)[0].source
     }
 
-    /// Where the range is on the device: runs of blocks with their byte offset, or zeroes (`None`). At
-    /// most [`IO_BLOCKS_MAX`] blocks.
+    /// Where the range of a generation is on the device: runs of blocks with their byte offset, or zeroes
+    /// (`None`). At most [`IO_BLOCKS_MAX`] blocks.
     pub(crate) fn locate_range(
         &self,
         nsid: Nsid,
         range: BlockRange,
+        generation: Generation,
     ) -> Result<Vec<(u32, Option<u64>)>, StoreFault> {
         let slice = self.slices.get(&nsid.0);
         let slice = slice.ok_or(StoreFault::UnknownSlice { nsid })?;
         slice.check_range(range, IO_BLOCKS_MAX)?;
-        let runs = self.plan_read(nsid.0, range, u32::MAX);
+        let generation = slice.check_readable(generation)?;
+        let runs = self.plan_read(nsid.0, range, generation);
         Ok(runs.iter().map(|r| (r.blocks, r.source)).collect())
     }
 

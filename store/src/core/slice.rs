@@ -194,6 +194,7 @@ impl Slice {
             stamp: self.stamp,
             incomplete: self.incomplete,
             head: Generation(self.generations.head()),
+            snapshot_count: u32::try_from(self.generations.snapshots().len()).expect("bounded"),
             mark_count: self.marks.len() + self.marking.len() as u64,
             tick: WriteTick(self.tick),
             incarnation: Incarnation(incarnation),

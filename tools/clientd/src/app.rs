@@ -157,6 +157,11 @@ impl Clientd {
                     tracing::error!(%volume, %error, "a restart may cost the device");
                 }
             }
+            VolumeEvent::SnapshotComplete {
+                volume, generation, ..
+            } => {
+                tracing::warn!(%volume, %generation, "a snapshot is complete, and metad is not told")
+            }
             VolumeEvent::Detached { volume }
             | VolumeEvent::Failed { volume, .. }
             | VolumeEvent::Progress { volume, .. }
@@ -195,6 +200,7 @@ impl Clientd {
             | VolumeEvent::AttachFailed { .. }
             | VolumeEvent::AskMetad { .. }
             | VolumeEvent::AskVerify { .. }
+            | VolumeEvent::SnapshotComplete { .. }
             | VolumeEvent::Remember { .. } => unreachable!("not for reports alone"),
         }
     }

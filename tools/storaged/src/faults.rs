@@ -13,15 +13,15 @@ pub(crate) fn status_of(fault: &StoreFault) -> Status {
         | StoreFault::TooLong { .. }
         | StoreFault::WrongGeneration { .. }
         | StoreFault::UnknownGeneration { .. }
-        | StoreFault::SnapshotPending { .. }
-        | StoreFault::TooManySnapshots { .. }
         | StoreFault::UnknownTick { .. } => Status::INVALID_FIELD,
         StoreFault::Fenced { .. } | StoreFault::SessionRevoked { .. } => Status::SESSION_REVOKED,
         StoreFault::NotOpen { .. } => Status::NOT_OPEN,
         StoreFault::OutOfRange { .. } => Status::LBA_OUT_OF_RANGE,
         StoreFault::ShardNotHere { .. } => Status::SHARD_NOT_HERE,
         StoreFault::Incomplete { .. } => Status::SLICE_INCOMPLETE,
-        StoreFault::NoSpace { .. } | StoreFault::NoPages { .. } => Status::CAPACITY_EXCEEDED,
+        StoreFault::NoSpace { .. }
+        | StoreFault::NoPages { .. }
+        | StoreFault::TooManySnapshots { .. } => Status::CAPACITY_EXCEEDED,
         StoreFault::Medium { what: "read", .. } => Status::UNRECOVERED_READ,
         StoreFault::Medium { .. } => Status::WRITE_FAULT,
         StoreFault::Busy { .. } => Status::COMMAND_INTERRUPTED,

@@ -193,6 +193,11 @@ impl Hosting {
                 self.news
                     .push(MaintenanceNews::Resilvered { volume, record });
             }
+            VolumeEvent::SnapshotComplete {
+                volume, generation, ..
+            } => {
+                tracing::warn!(%volume, %generation, "a snapshot is complete, and metad is not told")
+            }
             VolumeEvent::AskMetad { .. } | VolumeEvent::AskVerify { .. } => {
                 unreachable!("passed on as a request")
             }

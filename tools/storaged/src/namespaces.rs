@@ -495,9 +495,14 @@ fn operation(kind: CommandKind) -> Result<(StoreOp, Option<(u8, u32)>), Status> 
     let range =
         |slba, blocks| BlockRange::new(Lba(slba), Blocks(blocks)).ok_or(Status::LBA_OUT_OF_RANGE);
     let op = match kind {
-        CommandKind::Read { slba, blocks, into } => StoreOp::Read {
+        CommandKind::Read {
+            slba,
+            blocks,
+            into,
+            tag,
+        } => StoreOp::Read {
             range: range(slba, blocks)?,
-            generation: Generation(0),
+            generation: Generation(tag),
             into,
         },
         CommandKind::Write {
@@ -518,11 +523,12 @@ fn operation(kind: CommandKind) -> Result<(StoreOp, Option<(u8, u32)>), Status> 
             blocks,
             deallocate,
             fua,
+            tag,
         } => StoreOp::Zero {
             range: range(slba, blocks)?,
             deallocate,
             fua,
-            generation: Generation(0),
+            generation: Generation(tag),
         },
         CommandKind::Deallocate { .. } => unreachable!("has an answer of its own"),
         CommandKind::Vendor {

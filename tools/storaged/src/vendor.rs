@@ -7,7 +7,7 @@ use roaring::RoaringBitmap;
 use shardmap::units::{
     BlockRange, Blocks, Epoch, Generation, Lba, MembershipSeq, RegionIndex, VolumeId, WriteTick,
 };
-use store::{SliceState, Stamp, StoreOp, StoreReply};
+use store::{GenerationState, SliceState, Stamp, StoreOp, StoreReply};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Reads a command. CDW10 (version) to CDW15 as given, `data` as transferred.
@@ -45,13 +45,18 @@ pub(crate) fn operation(op: u8, cdws: [u32; 6], data: Option<&[u8]>) -> Result<S
         opcode::READ_PRESENCE => Ok(StoreOp::ReadPresence {
             from: RegionIndex(cdw11),
             regions: cdw12,
+            after: Generation(cdw13),
+            upto: Generation(cdw14),
         }),
         opcode::HASH_RANGE => {
             let range = BlockRange::new(Lba(long), Blocks(cdw13)).ok_or(Status::INVALID_FIELD)?;
-            let generation = Generation(0);
+            let generation = Generation(cdw14);
             Ok(StoreOp::Hash { range, generation })
         }
         opcode::SET_INCOMPLETE => Ok(StoreOp::SetIncomplete),
+        opcode::READ_GENERATIONS => Ok(StoreOp::ReadGenerations),
+        opcode::BEGIN_GENERATION => Ok(StoreOp::BeginGeneration(Generation(cdw11))),
+        opcode::COMPLETE_GENERATION => Ok(StoreOp::CompleteGeneration(Generation(cdw11))),
         _ => Err(Status::INVALID_OPCODE),
     }
 }
@@ -80,8 +85,8 @@ pub(crate) fn answer(
     reply_bytes_max: u32,
 ) -> Result<(u64, Vec<u8>), Status> {
     let (result, data) = match reply {
-        // No vendor command asks for generations yet.
-        StoreReply::Done | StoreReply::Read(_) | StoreReply::Generations(_) => (0, Vec::new()),
+        StoreReply::Done | StoreReply::Read(_) => (0, Vec::new()),
+        StoreReply::Generations(all) => (0, all.iter().flat_map(generation).collect()),
         StoreReply::State(state) if op == opcode::OPEN_SLICE => (state.incarnation.0, Vec::new()),
         StoreReply::State(state) => (0, state_of(state).as_bytes().to_vec()),
         StoreReply::Tick(tick) => (tick.0, Vec::new()),
@@ -107,6 +112,15 @@ fn bitmap(set: &RoaringBitmap) -> Vec<u8> {
     bytes
 }
 
+fn generation(state: &GenerationState) -> Vec<u8> {
+    let pending = u32::from(state.pending) * vendor::GENERATION_PENDING;
+    let wire = vendor::SliceGeneration {
+        generation: state.generation.0.into(),
+        flags: pending.into(),
+    };
+    wire.as_bytes().to_vec()
+}
+
 fn state_of(state: &SliceState) -> vendor::SliceState {
     let mut flags = 0;
     if state.clean {
@@ -128,7 +142,8 @@ fn state_of(state: &SliceState) -> vendor::SliceState {
         head_generation: state.head.0.into(),
         mark_count: u32::try_from(state.mark_count).unwrap_or(u32::MAX).into(),
         tick: state.tick.0.into(),
-        reserved: [0; 56],
+        snapshot_count: state.snapshot_count.into(),
+        reserved: [0; 52],
     }
 }
 
@@ -136,17 +151,17 @@ fn state_of(state: &SliceState) -> vendor::SliceState {
 mod test {
     use super::*;
 
-    const V1: u32 = 1;
+    const OURS: u32 = vendor::PROTOCOL_VERSION as u32;
 
     #[test]
     fn another_protocol_version_is_refused_before_anything_is_read() {
-        let refused = operation(opcode::TICK, [2, 0, 0, 0, 0, 0], None).unwrap_err();
+        let refused = operation(opcode::TICK, [1, 0, 0, 0, 0, 0], None).unwrap_err();
         assert_eq!(refused, Status::PROTOCOL_VERSION);
     }
 
     #[test]
     fn short_data_is_refused() {
-        let cdws = [V1, 0, 0, 0, 0, 0];
+        let cdws = [OURS, 0, 0, 0, 0, 0];
         let refused = operation(opcode::OPEN_SLICE, cdws, Some(&[0; 63])).unwrap_err();
         assert_eq!(refused, Status::SGL_LENGTH_INVALID);
         assert!(operation(opcode::ADD_MARKS, cdws, Some(&[1, 2, 3])).is_err());
@@ -155,7 +170,7 @@ mod test {
     #[test]
     fn open_carries_epoch_and_volume() {
         let open = vendor::OpenSlice {
-            version: 1.into(),
+            version: vendor::PROTOCOL_VERSION.into(),
             flags: 0.into(),
             reserved: 0.into(),
             epoch: 77.into(),
@@ -164,13 +179,46 @@ mod test {
         };
         let op = operation(
             opcode::OPEN_SLICE,
-            [V1, 0, 0, 0, 0, 0],
+            [OURS, 0, 0, 0, 0, 0],
             Some(open.as_bytes()),
         );
         let Ok(StoreOp::OpenSession { epoch, volume }) = op else {
             panic!("{op:?}")
         };
         assert_eq!((epoch, volume), (Epoch(77), VolumeId([9; 16])));
+    }
+
+    #[test]
+    fn generations_are_named_in_dwords_and_told_as_entries() {
+        let cdws = [OURS, 3, 2, 5, 6, 0];
+        let op = operation(opcode::READ_PRESENCE, cdws, None);
+        let Ok(StoreOp::ReadPresence { after, upto, .. }) = op else {
+            panic!("{op:?}")
+        };
+        assert_eq!((after, upto), (Generation(5), Generation(6)));
+        let op = operation(opcode::HASH_RANGE, [OURS, 0, 0, 16, 6, 0], None);
+        assert!(matches!(
+            op,
+            Ok(StoreOp::Hash {
+                generation: Generation(6),
+                ..
+            })
+        ));
+        let op = operation(opcode::BEGIN_GENERATION, cdws, None);
+        assert!(matches!(op, Ok(StoreOp::BeginGeneration(Generation(3)))));
+        let op = operation(opcode::COMPLETE_GENERATION, cdws, None);
+        assert!(matches!(op, Ok(StoreOp::CompleteGeneration(Generation(3)))));
+        let state = |generation, pending| GenerationState {
+            generation: Generation(generation),
+            pending,
+            used_blocks: 0,
+        };
+        let all = StoreReply::Generations(vec![state(2, true), state(3, false)]);
+        let (result, data) = answer(opcode::READ_GENERATIONS, &all, 4096).unwrap();
+        assert_eq!(
+            (result, &data[..]),
+            (0, &[2, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0][..])
+        );
     }
 
     #[test]

@@ -387,6 +387,7 @@ impl Served {
                 slba,
                 blocks,
                 mut into,
+                ..
             } => {
                 let range = range(slba, blocks).ok_or(outside)?;
                 into.bytes_mut()
@@ -416,9 +417,14 @@ impl Served {
     fn operation(kind: CommandKind) -> Option<StoreOp> {
         let range = |slba, blocks| BlockRange::new(Lba(slba), Blocks(blocks));
         match kind {
-            CommandKind::Read { slba, blocks, into } => Some(StoreOp::Read {
+            CommandKind::Read {
+                slba,
+                blocks,
+                into,
+                tag,
+            } => Some(StoreOp::Read {
                 range: range(slba, blocks)?,
-                generation: Generation(0),
+                generation: Generation(tag),
                 into,
             }),
             CommandKind::Write {
@@ -442,11 +448,12 @@ impl Served {
                 blocks,
                 deallocate,
                 fua,
+                tag,
             } => Some(StoreOp::Zero {
                 range: range(slba, blocks)?,
                 deallocate,
                 fua,
-                generation: Generation(0),
+                generation: Generation(tag),
             }),
             CommandKind::Deallocate { .. } | CommandKind::Vendor { .. } => None,
         }

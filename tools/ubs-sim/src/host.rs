@@ -431,6 +431,7 @@ impl Sim {
             }
             // What uses a simulated volume ends with its client.
             VolumeEvent::Remember { .. }
+            | VolumeEvent::SnapshotComplete { .. }
             | VolumeEvent::Progress { .. }
             | VolumeEvent::Resilvered { .. } => {}
             VolumeEvent::Transition { what, .. } => self.on_transition(index, what),
@@ -571,6 +572,10 @@ impl Sim {
             | TraceEvent::RsFlush { .. }
             | TraceEvent::Verify { .. }
             | TraceEvent::Slow { .. }
+            | TraceEvent::Begun { .. }
+            | TraceEvent::Sealed { .. }
+            | TraceEvent::CatchUp { .. }
+            | TraceEvent::CaughtUp { .. }
             | TraceEvent::Repaired { .. } => {}
         }
     }

@@ -46,9 +46,10 @@ impl Replicator {
         if !self.verified {
             return self.verify_forward(out);
         }
-        if self.knows_newer_stamp() {
+        if self.knows_newer_stamp() || self.knows_newer_generations() {
             return self.end_attach(AttachFault::MetadBehind, out);
         }
+        self.isr.iter().for_each(|at| self.doubt_generations(at));
         if self.is_lost_above() {
             return self.end_attach(AttachFault::DataLost, out);
         }
@@ -64,7 +65,7 @@ impl Replicator {
             }
         }
         let ready = self.pending.is_none() && self.usable(self.isr) == self.isr;
-        if ready && self.is_stamped() {
+        if ready && self.is_stamped() && self.have_begun(out) {
             self.establish(out);
         }
     }
@@ -110,6 +111,7 @@ impl Replicator {
             },
             out,
         );
+        self.resume_snapshot(out);
         self.begin_reconcile(regions);
         self.remember(out);
         out.push(Effect::Attached);

@@ -7,12 +7,14 @@ use super::event::{Command, CopyId, Effect, Payload};
 use super::members::{Members, Position};
 use super::range_lock::Holder;
 use super::state::{Outbox, Purpose, Replicator};
-use shardmap::units::BlockRange;
+use shardmap::units::{BlockRange, Generation};
 
 /// What a copy is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CopyFor {
     Resilver,
+    /// Of a snapshot, which nobody writes to: needs no lock.
+    CatchUp,
     /// Durable on completion; its region's lock is held by the reconciliation.
     Reconcile,
     /// Durable on completion; queues for its lock like a read.
@@ -22,7 +24,7 @@ pub(super) enum CopyFor {
 impl CopyFor {
     const fn is_durable(self) -> bool {
         match self {
-            Self::Resilver => false,
+            Self::Resilver | Self::CatchUp => false,
             Self::Reconcile | Self::Repair => true,
         }
     }
@@ -43,6 +45,8 @@ pub(super) struct Copy {
     pub(super) purpose: CopyFor,
     pub(super) range: BlockRange,
     pub(super) homes: Members,
+    /// As which it is read and written.
+    pub(super) generation: Generation,
     pub(super) stage: CopyStage,
     /// Whom to write.
     pub(super) targets: Members,
@@ -65,19 +69,20 @@ impl Replicator {
     pub(super) fn new_copy(
         &mut self,
         purpose: CopyFor,
-        range: BlockRange,
+        (range, generation): (BlockRange, Generation),
         targets: Members,
     ) -> CopyId {
         let id = CopyId(self.next_copy);
         self.next_copy += 1;
         let stage = match purpose {
             CopyFor::Resilver | CopyFor::Repair => CopyStage::Locking,
-            CopyFor::Reconcile => CopyStage::Sourcing,
+            CopyFor::Reconcile | CopyFor::CatchUp => CopyStage::Sourcing,
         };
         let copy = Copy {
             purpose,
             range,
             homes: self.homes(range),
+            generation,
             stage,
             targets,
             sent: Members::EMPTY,
@@ -132,9 +137,11 @@ impl Replicator {
 
     fn read_source(&mut self, id: CopyId, out: &mut Outbox) {
         let copy = &self.copies[&id];
-        let (range, purpose) = (copy.range, copy.purpose);
+        let (range, purpose, generation) = (copy.range, copy.purpose, copy.generation);
         let source = match purpose {
-            CopyFor::Resilver | CopyFor::Repair => self.choose_reader(copy.homes, copy.tried, id.0),
+            CopyFor::Resilver | CopyFor::CatchUp | CopyFor::Repair => {
+                self.choose_reader(copy.homes, copy.tried, id.0)
+            }
             CopyFor::Reconcile => self.reconcile_source(),
         };
         let Some(at) = source else {
@@ -144,13 +151,12 @@ impl Replicator {
             return;
         };
         self.copies.get_mut(&id).expect("just seen").stage = CopyStage::Reading(at);
-        let into = Payload::Copy(id);
-        self.send(
-            at,
-            Purpose::CopyRead(id),
-            Command::Read { range, into },
-            out,
-        );
+        let what = Command::Read {
+            range,
+            into: Payload::Copy(id),
+            generation,
+        };
+        self.send(at, Purpose::CopyRead(id), what, out);
     }
 
     pub(super) fn on_copy_read(&mut self, id: CopyId, all_zero: bool, out: &mut Outbox) {
@@ -166,7 +172,8 @@ impl Replicator {
     fn write_targets(&mut self, id: CopyId, out: &mut Outbox) {
         let copy = &self.copies[&id];
         let (range, zero, fua) = (copy.range, copy.zero, copy.purpose.is_durable());
-        let targets = copy.targets.and(self.write_set());
+        let generation = copy.generation;
+        let targets = copy.targets.and(self.copy_set());
         let (asked, done) = (copy.sent.or(copy.done), copy.done);
         if done.covers(targets) {
             return self.copy_done(id, out);
@@ -178,9 +185,10 @@ impl Replicator {
                     range,
                     deallocate: true,
                     fua,
+                    generation,
                 }
             } else {
-                let (from, generation) = (Payload::Copy(id), self.head);
+                let from = Payload::Copy(id);
                 Command::Write {
                     range,
                     from,
@@ -199,7 +207,7 @@ impl Replicator {
         copy.sent.remove(at);
         copy.done.insert(at);
         let (range, durable) = (copy.range, copy.purpose.is_durable());
-        self.leg_mut(at).unflushed.on_written(range, durable);
+        self.note_written(at, range, durable);
         self.advance_copy(id, out);
     }
 
@@ -208,6 +216,7 @@ impl Replicator {
         let (range, done) = (copy.range, copy.done);
         match copy.purpose {
             CopyFor::Resilver => self.resilver_copied(range, out),
+            CopyFor::CatchUp => self.snapshot_copied(range),
             CopyFor::Repair => done.iter().for_each(|at| self.repaired(at, range, out)),
             CopyFor::Reconcile => {}
         }
@@ -238,10 +247,13 @@ impl Replicator {
         }
         copy.stage = CopyStage::Sourcing;
         let (purpose, tried, homes) = (copy.purpose, copy.tried, copy.homes);
-        if purpose == CopyFor::Resilver && tried.covers(homes.and(self.read_set())) {
-            self.drop_resilver(out);
-        } else {
-            self.advance_copy(id, out);
+        let nobody = tried.covers(homes.and(self.read_set()));
+        match purpose {
+            CopyFor::Resilver if nobody => self.drop_resilver(out),
+            CopyFor::CatchUp if nobody => self.drop_catch_up(out),
+            CopyFor::Resilver | CopyFor::CatchUp | CopyFor::Repair | CopyFor::Reconcile => {
+                self.advance_copy(id, out);
+            }
         }
     }
 
@@ -251,7 +263,7 @@ impl Replicator {
         let locks = match copy.purpose {
             CopyFor::Resilver => copy.stage != CopyStage::Locking,
             CopyFor::Repair => true, // waiting for it counts
-            CopyFor::Reconcile => false,
+            CopyFor::Reconcile | CopyFor::CatchUp => false,
         };
         if locks {
             self.lock.release(Holder::Copy(id), &mut self.granted);

@@ -4,7 +4,6 @@ use super::event::{AttachFault, Command};
 use super::flush::FlushFor;
 use super::leg::Session;
 use super::members::Members;
-use super::resilver::ResilverPhase;
 use super::state::{Outbox, Phase, Purpose, Replicator};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,10 +58,10 @@ impl Replicator {
                 let host = |f: &super::flush::FlushTicket| matches!(f.purpose, FlushFor::Host(_));
                 let repairing = self.repairs().next().is_some();
                 if self.ops.is_empty() && !self.flushes.values().any(host) && !repairing {
-                    let joining = |r: &super::resilver::Resilver| r.phase == ResilverPhase::Joining;
-                    if !self.resilver.as_ref().is_some_and(joining) {
+                    if !self.is_joining() {
                         self.drop_resilver(out);
                     }
+                    self.drop_catch_up(out);
                     self.detach.stage = DetachStage::Flushing;
                     self.start_flush(FlushFor::Detach, self.write_set(), false, out);
                 }

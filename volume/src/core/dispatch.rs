@@ -16,6 +16,7 @@ impl Replicator {
             Event::Host { op, what } => self.on_host(op, what, out),
             Event::Metad { request, verdict } => self.on_metad(request, verdict, out),
             Event::Timer(timer) => self.on_timer(timer, out),
+            Event::Generations(generations) => self.on_generations(generations, out),
             Event::Detach => self.on_detach(out),
         }
     }
@@ -31,6 +32,7 @@ impl Replicator {
             Timer::Metad => self.on_metad_timer(out),
             Timer::Stable => self.on_stable_timer(out),
             Timer::Slow => self.on_slow_timer(out),
+            Timer::Snapshot => self.on_snapshot_timer(),
         }
     }
 
@@ -52,7 +54,9 @@ impl Replicator {
         self.send_stamps(out);
         self.release_acks(out);
         self.reconcile_forward(out);
+        self.snapshot_forward(out);
         self.stable_forward(out);
+        self.catch_up_forward(out);
         self.resilver_forward(out);
         self.repair_forward(out);
         self.remember(out);
@@ -125,11 +129,19 @@ impl Replicator {
             | Purpose::HostWrite { .. }
             | Purpose::Flush
             | Purpose::CopyWrite(_)
-            | Purpose::Hash(_)
+            | Purpose::Hash(..)
             | Purpose::ResilverMarks
             | Purpose::ResilverPresence(_)
             | Purpose::ResilverAddMarks
+            | Purpose::ResilverSeal(_)
             | Purpose::ResilverComplete
+            | Purpose::Generations
+            | Purpose::Begin(_)
+            | Purpose::Seal(_)
+            | Purpose::CatchUpMarks
+            | Purpose::CatchUpBegin(_)
+            | Purpose::CatchUpPresence(_)
+            | Purpose::CatchUpSeal(_)
             | Purpose::Tick(_)
             | Purpose::Stable(_) => {}
         }
@@ -150,6 +162,21 @@ impl Replicator {
             (Purpose::AttachMarks, Answer::Marks(marks, more)) => {
                 self.on_attach_marks(at, &marks, more, out);
             }
+            (Purpose::Generations, Answer::Generations(all)) => {
+                self.on_slice_generations(at, all, out);
+            }
+            (Purpose::Begin(head), Answer::Done) => self.on_begun(at, head),
+            (Purpose::Seal(snapshot), Answer::Done) => self.on_sealed(at, snapshot),
+            (Purpose::CatchUpBegin(head), Answer::Done) => self.on_catch_up_begun(at, head, out),
+            (Purpose::CatchUpSeal(snapshot), Answer::Done) => {
+                self.on_catch_up_sealed(at, snapshot, out);
+            }
+            (Purpose::CatchUpMarks, Answer::Marks(marks, more)) => {
+                self.on_catch_up_marks(at, &marks, more, out);
+            }
+            (Purpose::CatchUpPresence(from), Answer::Presence(blocks)) => {
+                self.on_catch_up_presence(at, from, &blocks);
+            }
             (Purpose::Stamp(seq), Answer::Done) => self.on_stamped(at, seq, out),
             (Purpose::HostRead { op, piece }, Answer::Done) => {
                 self.note_read_time(at, command.sent_at);
@@ -163,16 +190,19 @@ impl Replicator {
                 self.on_copy_read(copy, all_zero, out);
             }
             (Purpose::CopyWrite(copy), Answer::Done) => self.on_copy_written(copy, at, out),
-            (Purpose::Hash(region), Answer::Hashes(hashes)) => self.on_hashes(region, at, hashes),
+            (Purpose::Hash(region, generation), Answer::Hashes(hashes)) => {
+                self.on_hashes((region, generation), at, hashes);
+            }
             (Purpose::ResilverMarks, Answer::Marks(marks, more)) => {
                 self.on_resilver_marks(at, &marks, more, out);
             }
             (Purpose::ResilverPresence(from), Answer::Presence(blocks)) => {
                 self.on_presence(at, from, &blocks);
             }
-            (Purpose::ResilverAddMarks | Purpose::ResilverComplete, Answer::Done) => {
-                self.on_resilver_step(purpose, out);
-            }
+            (
+                Purpose::ResilverAddMarks | Purpose::ResilverSeal(_) | Purpose::ResilverComplete,
+                Answer::Done,
+            ) => self.on_resilver_step(at, purpose, out),
             (Purpose::Tick(pass), Answer::Tick(tick)) => self.on_tick(at, pass, tick),
             (Purpose::Stable(pass), Answer::MarksLeft(left)) => {
                 self.on_stable_done(at, pass, left, out);
@@ -192,14 +222,23 @@ impl Replicator {
             Purpose::CopyWrite(copy) if self.repairs().any(|(id, _)| id == copy) => {
                 self.repair_refused(copy, at, out);
             }
+            // A source says no: the snapshot was deleted meanwhile.
+            Purpose::ResilverPresence(_) if !self.target().has(at) => self.drop_resilver(out),
+            Purpose::CatchUpPresence(_) => self.drop_catch_up(out),
+            Purpose::Begin(_) | Purpose::Seal(_) => self.on_snapshot_refused(at, fault, out),
             Purpose::CopyWrite(_)
             | Purpose::Flush
             | Purpose::Stamp(_)
-            | Purpose::Hash(_)
+            | Purpose::Hash(..)
             | Purpose::ResilverMarks
             | Purpose::ResilverPresence(_)
             | Purpose::ResilverAddMarks
+            | Purpose::ResilverSeal(_)
             | Purpose::ResilverComplete
+            | Purpose::CatchUpMarks
+            | Purpose::CatchUpBegin(_)
+            | Purpose::CatchUpSeal(_)
+            | Purpose::Generations
             | Purpose::State
             | Purpose::Hear
             | Purpose::AttachMarks => self.condemn_or_drop(at, out),

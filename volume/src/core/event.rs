@@ -4,6 +4,7 @@
 
 use super::members::{Members, Position};
 use shardmap::dirty::{BlockSet, RegionSet};
+use shardmap::generations::VolumeGenerations;
 use shardmap::map::VolumeMap;
 use shardmap::units::{
     BlockRange, Epoch, Generation, Incarnation, Lba, MembershipSeq, Moment, RegionIndex, StoreId,
@@ -29,8 +30,8 @@ pub struct Grant {
     /// which members hold all that was acknowledged ([`Effect::Remember`]). Members that are
     /// missing here, or have another incarnation, may lack some of it.
     pub survived: Option<BTreeMap<Position, Incarnation>>,
-    /// Generation that takes writes.
-    pub head: Generation,
+    /// Head and snapshots, as metad has them.
+    pub generations: VolumeGenerations,
 }
 
 /// A host request, minted by the shell, unique while it is outstanding.
@@ -98,6 +99,8 @@ pub enum Command {
         range: BlockRange,
         /// Into which buffer.
         into: Payload,
+        /// Of which generation; zero: the head that the store has.
+        generation: Generation,
     },
     /// Write data.
     Write {
@@ -118,6 +121,8 @@ pub enum Command {
         deallocate: bool,
         /// Durable on completion.
         fua: bool,
+        /// Generation tag.
+        generation: Generation,
     },
     /// Make completed writes durable.
     Flush,
@@ -159,9 +164,19 @@ pub enum Command {
         from: RegionIndex,
         /// How many.
         regions: u32,
+        /// Of generations after this snapshot only; zero: of all.
+        after: Generation,
+        /// Up to this one; zero: the head.
+        upto: Generation,
     },
-    /// One digest per 64 KiB of the range.
-    Hash(BlockRange),
+    /// One digest per 64 KiB of the range, as a generation shows it.
+    Hash(BlockRange, Generation),
+    /// Ask for head and snapshots.
+    ReadGenerations,
+    /// Durably: the head from now on; the one before is a snapshot that takes what carries its tag.
+    BeginGeneration(Generation),
+    /// Durably: the snapshot takes no more writes; answered when it has what it took.
+    CompleteGeneration(Generation),
 }
 
 /// A membership as stores keep it.
@@ -188,6 +203,10 @@ pub struct SliceFacts {
     pub stamp_isr: Members,
     /// How many regions it has marked.
     pub mark_count: u32,
+    /// The generation that takes its writes.
+    pub head: Generation,
+    /// How many snapshots it has.
+    pub snapshot_count: u32,
 }
 
 /// A store's successful answer.
@@ -214,6 +233,8 @@ pub enum Answer {
     Hashes(Vec<u64>),
     /// To [`Command::Stable`]: marks that stayed.
     MarksLeft(u64),
+    /// To [`Command::ReadGenerations`].
+    Generations(VolumeGenerations),
 }
 
 /// Why a store did not do a command.
@@ -282,6 +303,8 @@ pub enum Timer {
     Stable,
     /// Look whether a member is slow.
     Slow,
+    /// Go on with a snapshot that could not go on.
+    Snapshot,
 }
 
 /// Something that happened.
@@ -317,6 +340,9 @@ pub enum Event {
     },
     /// An alarm. May come late, never early.
     Timer(Timer),
+    /// metad has other generations now: a snapshot was made or deleted. What is known already, or
+    /// older, is ignored.
+    Generations(VolumeGenerations),
     /// Finish what is outstanding and let go of the volume.
     Detach,
 }
@@ -385,6 +411,9 @@ pub enum Effect {
     Failed(FailReason),
     /// How far a resilver is.
     Progress(Progress),
+    /// The snapshot is complete and durable on every in-sync store: metad may record it. Told again
+    /// when metad is seen not to know.
+    SnapshotComplete(Generation),
     /// For the log, the tests and the traces.
     Trace(TraceEvent),
 }
@@ -424,8 +453,11 @@ pub enum AttachFault {
     /// metad's record is not what we asked for.
     #[error("the recorded membership changed under our epoch")]
     Membership,
-    /// A store was told of a newer membership than metad knows of.
-    #[error("metad knows an older membership than the stores: it has lost part of its history")]
+    /// A store was told of a newer membership than metad knows of, or of newer snapshots.
+    #[error(
+        "metad knows an older membership or fewer snapshots than the stores: it has lost part of its \
+         history"
+    )]
     MetadBehind,
     /// What is above the volume has outlived our predecessor, and no in-sync store of some shard is
     /// sure to hold all that was acknowledged.
@@ -593,4 +625,28 @@ pub enum TraceEvent {
     Resilvered(Resilvered),
     /// Marks were cleaned everywhere. Model: `Stable`.
     Stable,
+    /// Writes carry this generation from now on: every store that counts has begun it.
+    Begun {
+        /// The head.
+        head: Generation,
+    },
+    /// A snapshot has all it will ever have, durably; the stores are told that it is complete.
+    Sealed {
+        /// Which.
+        snapshot: Generation,
+    },
+    /// A store that was out is given generations that it lacks.
+    CatchUp {
+        /// Which.
+        store: StoreId,
+        /// How many snapshots it has to be given.
+        snapshots: u32,
+    },
+    /// A store that was out has a snapshot as the others have it.
+    CaughtUp {
+        /// Which.
+        store: StoreId,
+        /// The snapshot.
+        snapshot: Generation,
+    },
 }

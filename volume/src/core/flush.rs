@@ -4,6 +4,7 @@ use super::event::{Command, Effect, OpId};
 use super::members::{Members, Position};
 use super::state::{Outbox, Phase, Purpose, Replicator};
 use shardmap::canary::{Mechanism, stands};
+use shardmap::units::BlockRange;
 
 /// One request to make everything completed so far durable on all that count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +17,8 @@ pub(super) enum FlushFor {
     Reconcile,
     Resilver,
     Stable,
+    Snapshot,
+    CatchUp,
     Detach,
 }
 
@@ -91,6 +94,14 @@ impl Replicator {
         self.send(at, Purpose::Flush, Command::Flush, out);
     }
 
+    /// A write has ended well on a store. One that is durable covers what it overwrote, but not what a
+    /// snapshot keeps of that: while one has to become durable, only flushes count.
+    pub(super) fn note_written(&mut self, at: Position, range: BlockRange, durable: bool) {
+        if !durable || !self.generations.is_unsealed() {
+            self.leg_mut(at).unflushed.on_written(range, durable);
+        }
+    }
+
     pub(super) fn on_flushed(&mut self, at: Position, out: &mut Outbox) {
         let leg = self.leg_mut(at);
         assert!(
@@ -132,6 +143,8 @@ impl Replicator {
             FlushFor::Reconcile => self.on_reconcile_flushed(),
             FlushFor::Resilver => self.on_resilver_flushed(out),
             FlushFor::Stable => self.on_stable_flushed(out),
+            FlushFor::Snapshot => self.on_snapshot_flushed(out),
+            FlushFor::CatchUp => self.on_catch_up_flushed(out),
             FlushFor::Detach => self.on_detach_flushed(),
         }
     }

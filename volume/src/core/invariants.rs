@@ -19,6 +19,11 @@ impl Replicator {
             let asked = self.pending.is_some_and(|p| p.isr.has(rs.target));
             assert_eq!(joining, asked, "joining means asked for");
         }
+        if let Some(catch_up) = &self.catch_up {
+            let outside = !self.write_set().has(catch_up.target);
+            assert!(outside && self.resilver.is_none(), "one store at a time");
+        }
+        self.check_generations();
         if let Some(pending) = &self.pending {
             let changes = pending.found.is_some() || pending.isr != self.isr;
             assert!(!pending.isr.is_empty() && changes);

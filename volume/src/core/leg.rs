@@ -4,19 +4,22 @@ use super::event::{CommandId, SliceFacts};
 use super::flush::FlushId;
 use shardmap::canary::{Mechanism, stands};
 use shardmap::dirty::{BlockSet, RegionSet};
-use shardmap::units::{BlockRange, Incarnation, Moment, RegionIndex, StoreId};
+use shardmap::generations::VolumeGenerations;
+use shardmap::units::{BlockRange, Generation, Incarnation, Moment, RegionIndex, StoreId};
 
 /// How far a session is.
 ///
 /// ```text
-/// Closed --OpenSlice sent--> Opening --SliceState sent--> Learning --[ReadMarks]--> Open
-///    ^__________ path lost, session refused or closed, from anywhere ______________|
+/// Closed --OpenSlice sent--> Opening --SliceState sent--> Learning --[ReadGenerations]--
+///    ^                                                        --[ReadMarks]--> Open
+///    |__________ path lost, session refused or closed, from anywhere ______________|
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Session {
     Closed,
     Opening,
     Learning,
+    Generations,
     Marks,
     Open,
 }
@@ -127,6 +130,10 @@ pub(super) struct Leg {
     /// Of the last session.
     pub(super) incarnation: Option<Incarnation>,
     pub(super) facts: SliceFacts,
+    /// Its head and snapshots: as it said, and what it has done since. All of it is durable there.
+    pub(super) generations: VolumeGenerations,
+    /// Snapshots up to this one are right there although the slice is incomplete, in that life.
+    pub(super) caught_up: Option<(Incarnation, Generation)>,
     /// Read while attaching.
     pub(super) marks: RegionSet,
     /// It lost what it had acknowledged: no reads, no flush credit.
@@ -167,6 +174,8 @@ impl Leg {
             asked: None,
             incarnation: None,
             facts: SliceFacts::default(),
+            generations: VolumeGenerations::default(),
+            caught_up: None,
             marks: RegionSet::new(),
             suspect: false,
             inherited: false,

@@ -6,18 +6,21 @@
 //! [`Effect`] asks for, exactly once, and never re-enters [`Replicator::step`].
 //!
 //! Handlers by concern: `attach`, `verify`, `on_path` (sessions), `on_host`, `on_write`, `on_read`,
-//! `repair`, `flush`, `degrade`, `hear`, `slow`, `reconcile`, `copy`, `resilver`, `stable`, `detach`. Each is a small part of one
+//! `repair`, `flush`, `degrade`, `hear`, `slow`, `reconcile`, `copy`, `resilver`, `generations`, `catch_up`,
+//! `stable`, `detach`. Each is a small part of one
 //! machine; `ReplicatedShard.tla` is its model and the names are the same.
 
 pub mod event;
 pub mod members;
 
 mod attach;
+mod catch_up;
 mod copy;
 mod degrade;
 mod detach;
 mod dispatch;
 mod flush;
+mod generations;
 mod hear;
 mod invariants;
 mod leg;

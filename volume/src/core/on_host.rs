@@ -36,6 +36,7 @@ impl Replicator {
             pieces: self.pieces_of(range),
             start_no: 0,
             fault: None,
+            generation: self.head,
         };
         assert!(
             self.ops.insert(op, entry).is_none(),
@@ -88,6 +89,7 @@ impl Replicator {
         let op = self.ops.get_mut(&id).expect("granted");
         op.stage = Stage::Running;
         op.start_no = self.next_start;
+        op.generation = self.head;
         if !op.is_read() {
             for piece in &op.pieces {
                 for at in piece.homes.and(out_of_it).iter() {
@@ -125,7 +127,7 @@ impl Replicator {
         if op.pieces.iter().all(|p| p.finished) {
             op.stage = Stage::Finished;
             for piece in op.pieces.iter().filter(|p| p.failed_everywhere) {
-                let fault = self.write_failed_everywhere(piece);
+                let fault = self.write_failed_everywhere(piece, op.generation);
                 op.fault = op.fault.or(Some(fault));
             }
         }
@@ -146,7 +148,10 @@ impl Replicator {
         self.lock.release(Holder::Host(id), &mut self.granted);
         let took_ns = self.now.since_ns(op.began);
         if let Some(resilver) = &mut self.resilver {
-            self.changed |= resilver.pace.on_host_done(self.now, took_ns);
+            self.changed |= resilver.throttle.pace.on_host_done(self.now, took_ns);
+        }
+        if let Some(catch_up) = &mut self.catch_up {
+            self.changed |= catch_up.throttle.pace.on_host_done(self.now, took_ns);
         }
         let result = op.fault.map_or(Ok(()), Err);
         out.push(Effect::Complete { op: id, result });
@@ -154,7 +159,8 @@ impl Replicator {
             .copies
             .values()
             .any(super::copy::Copy::waits_for_writes);
-        if self.ops.is_empty() && (self.resilver.is_some() || self.phase == Phase::Detaching) {
+        let copies = self.resilver.is_some() || self.catch_up.is_some();
+        if self.ops.is_empty() && (copies || self.phase == Phase::Detaching) {
             self.changed = true; // detach goes on, the resilver may go faster
         }
         self.after_write_ended(&op);
@@ -201,6 +207,7 @@ impl Replicator {
         self.granted.clear();
         self.lock = super::range_lock::RangeLock::default();
         self.resilver = None;
+        self.catch_up = None;
         self.reconcile = super::reconcile::Reconcile::default();
     }
 }

@@ -5,6 +5,7 @@ use super::leg::{Condemned, Session};
 use super::members::{Members, Position};
 use super::state::{HostOp, Outbox, Phase, Purpose, Replicator, Stage};
 use shardmap::canary::{Mechanism, stands};
+use shardmap::generations::VolumeGenerations;
 use shardmap::units::Incarnation;
 
 impl Replicator {
@@ -126,9 +127,7 @@ impl Replicator {
     }
 
     pub(super) fn on_facts(&mut self, at: Position, facts: SliceFacts, out: &mut Outbox) {
-        let attaching = self.phase == Phase::Attaching;
         let in_sync = self.ack_set().has(at);
-        let wants_marks = attaching && (in_sync || !self.verified) && facts.mark_count > 0;
         let leg = &mut self.legs[at.index()];
         assert_eq!(leg.session, Session::Learning);
         if leg.incarnation != Some(facts.incarnation) {
@@ -140,8 +139,36 @@ impl Replicator {
             leg.suspect = true;
             leg.condemned = Some(Condemned::Diverged);
         }
+        leg.generations = VolumeGenerations {
+            head: facts.head,
+            ..VolumeGenerations::default()
+        };
         leg.marks.clear();
-        if wants_marks {
+        if facts.snapshot_count > 0 {
+            leg.session = Session::Generations;
+            return self.send(at, Purpose::Generations, Command::ReadGenerations, out);
+        }
+        self.learn_marks(at, out);
+    }
+
+    pub(super) fn on_slice_generations(
+        &mut self,
+        at: Position,
+        all: VolumeGenerations,
+        out: &mut Outbox,
+    ) {
+        let leg = self.leg_mut(at);
+        assert_eq!(leg.session, Session::Generations);
+        leg.generations = all;
+        self.learn_marks(at, out);
+    }
+
+    /// While attaching the marks of those that may be members are wanted.
+    fn learn_marks(&mut self, at: Position, out: &mut Outbox) {
+        let member = self.ack_set().has(at) || !self.verified;
+        let wanted = self.phase == Phase::Attaching && member;
+        let leg = self.leg_mut(at);
+        if wanted && leg.facts.mark_count > 0 {
             leg.session = Session::Marks;
             let from = shardmap::units::RegionIndex(0);
             return self.send(at, Purpose::AttachMarks, Command::ReadMarks { from }, out);
@@ -162,6 +189,7 @@ impl Replicator {
         } else {
             self.stamped.remove(at);
         }
+        self.doubt_generations(at);
         self.trace(
             TraceEvent::Open {
                 store,
@@ -196,6 +224,8 @@ impl Replicator {
         self.abort_stable(out);
         self.reconcile_session_lost(at, out);
         self.resilver_session_lost(at, out);
+        self.catch_up_session_lost(at, out);
+        self.generations.forget_asked(at);
         if self.ack_set().has(at) && self.phase != Phase::Attaching {
             let grace = self.now.plus_ms(self.config.degrade_grace_ms);
             out.push(Effect::Arm {

@@ -5,6 +5,7 @@ use super::leg::{Condemned, Session};
 use super::members::{Members, Position};
 use super::state::{HostOp, Outbox, Purpose, Replicator, host_window};
 use shardmap::canary::{Mechanism, stands};
+use shardmap::units::Generation;
 
 impl Replicator {
     pub(super) fn advance_read(
@@ -28,6 +29,7 @@ impl Replicator {
         let what = Command::Read {
             range: piece.range,
             into: host_window(id, piece),
+            generation: Generation(0),
         };
         self.send(
             at,

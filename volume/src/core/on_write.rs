@@ -6,6 +6,7 @@ use super::leg::Condemned;
 use super::members::Position;
 use super::state::{HostOp, Outbox, Piece, Purpose, Replicator, Stage, host_window};
 use shardmap::canary::{Mechanism, stands};
+use shardmap::units::Generation;
 
 impl Replicator {
     pub(super) fn advance_write(
@@ -23,7 +24,7 @@ impl Replicator {
         let missing = self.usable(piece.homes.and(self.write_set())).minus(asked);
         for at in missing.iter() {
             piece.sent.insert(at);
-            let what = self.write_command(id, op.what, piece);
+            let what = write_command(id, (op.what, op.generation), piece);
             self.send(
                 at,
                 Purpose::HostWrite {
@@ -35,30 +36,6 @@ impl Replicator {
             );
         }
         self.judge_write(piece);
-    }
-
-    fn write_command(&self, id: OpId, what: HostWhat, piece: &Piece) -> Command {
-        let range = piece.range;
-        let stands = stands(Mechanism::Fua);
-        match what {
-            HostWhat::Write { fua, .. } => {
-                let from = host_window(id, piece);
-                Command::Write {
-                    range,
-                    from,
-                    fua: fua && stands,
-                    generation: self.head,
-                }
-            }
-            HostWhat::Zero {
-                deallocate, fua, ..
-            } => Command::Zero {
-                range,
-                deallocate,
-                fua: fua && stands,
-            },
-            HostWhat::Read(_) | HostWhat::Flush => unreachable!("{what:?} is no write"),
-        }
     }
 
     /// Ends the piece if all that count have answered. A member that failed what others took is
@@ -82,7 +59,11 @@ impl Replicator {
         }
     }
 
-    pub(super) fn write_failed_everywhere(&mut self, piece: &Piece) -> HostFault {
+    pub(super) fn write_failed_everywhere(
+        &mut self,
+        piece: &Piece,
+        generation: Generation,
+    ) -> HostFault {
         for at in piece.homes.minus(self.ack_set()).iter() {
             self.legs[at.index()].dirty.insert(piece.range);
         }
@@ -93,6 +74,7 @@ impl Replicator {
             }
         }
         self.reconcile_again(piece.range);
+        self.doubt_target(generation);
         if piece.full.covers(piece.failed) {
             HostFault::NoSpace
         } else {
@@ -117,8 +99,8 @@ impl Replicator {
         piece.done.insert(at);
         let (range, running) = (piece.range, op.stage == Stage::Running);
         let is_target = self.target().has(at);
+        self.note_written(at, range, durable);
         let leg = &mut self.legs[at.index()];
-        leg.unflushed.on_written(range, durable);
         if is_target {
             leg.dirty.remove(range);
             self.changed |= self.copies.values().any(|c| c.range.overlaps(range));
@@ -157,15 +139,45 @@ impl Replicator {
         self.advance_op(id, out);
     }
 
-    /// Marks are worth cleaning again.
+    /// A pass over the marks, or a snapshot, may go on.
     pub(super) fn after_write_ended(&mut self, op: &HostOp) {
-        if !op.is_read() && self.stable.waits_for(op.start_no) {
+        if op.is_read() {
+            return;
+        }
+        self.changed |= self.stable.waits_for(op.start_no);
+        if self.snapshot_waits_for(op.generation) {
             self.changed = true;
+            self.doubt_catch_up(op.generation);
         }
     }
 
     /// For the log: a finished clean-up of marks.
     pub(super) fn trace_stable(&self, out: &mut Outbox) {
         self.trace(TraceEvent::Stable, out);
+    }
+}
+
+fn write_command(id: OpId, (what, generation): (HostWhat, Generation), piece: &Piece) -> Command {
+    let range = piece.range;
+    let stands = stands(Mechanism::Fua);
+    match what {
+        HostWhat::Write { fua, .. } => {
+            let from = host_window(id, piece);
+            Command::Write {
+                range,
+                from,
+                fua: fua && stands,
+                generation,
+            }
+        }
+        HostWhat::Zero {
+            deallocate, fua, ..
+        } => Command::Zero {
+            range,
+            deallocate,
+            fua: fua && stands,
+            generation,
+        },
+        HostWhat::Read(_) | HostWhat::Flush => unreachable!("{what:?} is no write"),
     }
 }

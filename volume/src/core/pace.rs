@@ -30,6 +30,39 @@ enum Mode {
     Running,
 }
 
+/// When the next copy may start: held back for the host's sake, and by the configured limit.
+#[derive(Debug)]
+pub(super) struct Throttle {
+    pub(super) pace: Pace,
+    next_copy_at: Moment,
+}
+
+impl Throttle {
+    pub(super) fn new(now: Moment) -> Self {
+        Self {
+            pace: Pace::new(now),
+            next_copy_at: now,
+        }
+    }
+
+    /// Until when no copy may start, if so. `host_waits`: requests are outstanding.
+    pub(super) fn held_until(&mut self, now: Moment, host_waits: bool) -> Option<Moment> {
+        let limit = Some(self.next_copy_at).filter(|at| *at > now);
+        self.pace.held_until(now, host_waits).max(limit)
+    }
+
+    /// A copy starts. No limit: zero bytes per second.
+    pub(super) fn on_copy(&mut self, now: Moment, bytes: u64, limit_bytes_per_s: u64) {
+        if let Some(cost_ns) = bytes
+            .saturating_mul(1_000_000_000)
+            .checked_div(limit_bytes_per_s)
+        {
+            self.next_copy_at = Moment(self.next_copy_at.max(now).0.saturating_add(cost_ns));
+        }
+        self.pace.on_copy(now, bytes);
+    }
+}
+
 /// Pace of one resilver.
 #[derive(Debug)]
 pub(super) struct Pace {

@@ -1,6 +1,9 @@
 //! Reconciliation (protocol §3.6): a region that may differ between members is made equal, from
 //! one source and durably, before anybody reads or writes it.
 //!
+//! While a snapshot is pending, in its generation and then in the head: the head shows what the
+//! snapshot has, so that order makes both equal.
+//!
 //! One region at a time, the one a host waits for first. Per region: lock it, compare digests of
 //! all members, copy the chunks that differ. The choice of a source is kept until no copy of it is
 //! in flight any more; a store whose session broke in between drained it when it was opened again.
@@ -14,7 +17,7 @@ use super::state::{Outbox, Phase, Purpose, Replicator};
 use crate::limits::RECONCILE_COPIES_MAX;
 use shardmap::canary::{Mechanism, stands};
 use shardmap::dirty::RegionSet;
-use shardmap::units::{BlockRange, EXTENT_BLOCKS, RegionIndex};
+use shardmap::units::{BlockRange, EXTENT_BLOCKS, Generation, RegionIndex};
 use std::collections::VecDeque;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +32,9 @@ struct Work {
     region: RegionIndex,
     range: BlockRange,
     homes: Members,
+    /// Made equal now, and what is to be made equal next.
+    generation: Generation,
+    next: Option<Generation>,
     stage: WorkStage,
     asked: Members,
     hashes: Vec<(Position, Vec<u64>)>,
@@ -38,6 +44,17 @@ struct Work {
     again: bool,
     /// Members with a medium error in this region.
     distrusted: Members,
+}
+
+impl Work {
+    fn compare_again(&mut self) {
+        self.stage = WorkStage::Hashing;
+        self.again = false;
+        self.source = None;
+        self.chunks.clear();
+        self.hashes.clear();
+        self.asked = Members::EMPTY;
+    }
 }
 
 #[derive(Debug, Default)]
@@ -133,10 +150,13 @@ impl Replicator {
         let range = self
             .region_range(region)
             .expect("only regions of the volume are taken in");
+        let (generation, next) = self.generations_to_reconcile();
         self.reconcile.work = Some(Work {
             region,
             range,
             homes: self.homes(range),
+            generation,
+            next,
             stage: WorkStage::Locking,
             asked: Members::EMPTY,
             hashes: Vec::new(),
@@ -151,12 +171,15 @@ impl Replicator {
     }
 
     pub(super) fn on_region_locked(&mut self, region: RegionIndex, out: &mut Outbox) {
+        // Writes that were ahead of it in the queue may have been the first of a new head.
+        let generations = self.generations_to_reconcile();
         let work = self
             .reconcile
             .work
             .as_mut()
             .expect("the region's work waits for its lock");
         assert!(work.region == region && work.stage == WorkStage::Locking);
+        (work.generation, work.next) = generations;
         work.stage = WorkStage::Hashing;
         self.reconcile_forward(out); // a write that failed meanwhile may have asked for a flush
     }
@@ -166,22 +189,30 @@ impl Replicator {
         let work = self.reconcile.work.as_mut().expect("hashing");
         let members = members.and(work.homes);
         let (region, range, asked) = (work.region, work.range, work.asked);
+        let generation = work.generation;
         let got: Members = work.hashes.iter().map(|(at, _)| *at).collect();
         if members.count() <= 1 || got.covers(members) {
             return self.compare(members, out);
         }
         let missing = self.usable(members).minus(asked);
         for at in missing.iter() {
-            self.send(at, Purpose::Hash(region), Command::Hash(range), out);
+            let what = Command::Hash(range, generation);
+            self.send(at, Purpose::Hash(region, generation), what, out);
         }
         self.reconcile.work.as_mut().expect("hashing").asked = asked.or(missing);
     }
 
-    pub(super) fn on_hashes(&mut self, region: RegionIndex, at: Position, hashes: Vec<u64>) {
+    pub(super) fn on_hashes(
+        &mut self,
+        asked: (RegionIndex, Generation),
+        at: Position,
+        hashes: Vec<u64>,
+    ) {
         let Some(work) = self.reconcile.work.as_mut() else {
             return;
         };
-        if work.region == region && work.stage == WorkStage::Hashing && work.asked.has(at) {
+        let current = (work.region, work.generation) == asked;
+        if current && work.stage == WorkStage::Hashing && work.asked.has(at) {
             assert_eq!(
                 hashes.len(),
                 work.range.split_at_multiples(EXTENT_BLOCKS).count()
@@ -223,6 +254,11 @@ impl Replicator {
         }
         work.source = Some(source);
         work.stage = WorkStage::Copying;
+        let (generation, differs) = (work.generation, !work.chunks.is_empty());
+        if differs {
+            self.doubt_target(generation);
+            self.doubt_catch_up(generation);
+        }
         self.changed = true;
     }
 
@@ -264,17 +300,13 @@ impl Replicator {
         }
         if work.again {
             if active == 0 || !stands(Mechanism::ReconcileDrain) {
-                work.stage = WorkStage::Hashing;
-                work.again = false;
-                work.chunks.clear();
-                work.hashes.clear();
-                work.asked = Members::EMPTY;
+                work.compare_again();
                 self.changed = true;
             }
             return;
         }
         if work.chunks.is_empty() && active == 0 {
-            return self.region_done(out);
+            return self.generation_done(out);
         }
         for _ in active..RECONCILE_COPIES_MAX {
             let Some(work) = self.reconcile.work.as_mut() else {
@@ -283,9 +315,21 @@ impl Replicator {
             let Some((chunk, differ)) = work.chunks.pop_front() else {
                 return;
             };
-            let id = self.new_copy(CopyFor::Reconcile, chunk, differ);
+            let generation = work.generation;
+            let id = self.new_copy(CopyFor::Reconcile, (chunk, generation), differ);
             self.advance_copy(id, out);
         }
+    }
+
+    /// The region is equal in a generation: the next one, of which the older is a part, or done.
+    fn generation_done(&mut self, out: &mut Outbox) {
+        let work = self.reconcile.work.as_mut().expect("copying");
+        let Some(next) = work.next.take() else {
+            return self.region_done(out);
+        };
+        work.generation = next;
+        work.compare_again();
+        self.changed = true;
     }
 
     fn region_done(&mut self, out: &mut Outbox) {

@@ -30,7 +30,8 @@ impl Replicator {
         if !wanted {
             return;
         }
-        let id = self.new_copy(CopyFor::Repair, range, Members::one(at));
+        let target = (range, self.head);
+        let id = self.new_copy(CopyFor::Repair, target, Members::one(at));
         if self.lock.acquire(Holder::Copy(id), range, false) {
             self.on_repair_locked(id, out);
         }

@@ -5,12 +5,13 @@
 //!   any failure of the target: dropped, its session closed, begun again from what is known
 //! ```
 
+use super::catch_up::{after_window, regions_of};
 use super::copy::{Copy, CopyFor};
 use super::event::{Command, Effect, Progress, Resilvered, Timer, TraceEvent};
 use super::flush::FlushFor;
 use super::leg::{Condemned, Session};
 use super::members::{Members, Position};
-use super::pace::Pace;
+use super::pace::Throttle;
 use super::state::{Outbox, Phase, Purpose, Replicator};
 use crate::limits::{
     COPIES_BUSY_MAX, COPIES_MAX, COPY_BLOCKS_MAX, MARKS_PER_COMMAND_MAX, PRESENCE_REGIONS,
@@ -18,13 +19,17 @@ use crate::limits::{
 };
 use shardmap::canary::{Mechanism, stands};
 use shardmap::dirty::{BlockSet, RegionSet};
-use shardmap::units::{BLOCK_BYTES, BlockRange, Lba, Moment, REGION_BLOCKS, RegionIndex};
+use shardmap::generations::SnapshotState;
+use shardmap::units::{
+    BLOCK_BYTES, BlockRange, Generation, Lba, Moment, REGION_BLOCKS, RegionIndex,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResilverPhase {
     /// Asks every source, and the target, for their marks.
     Marks,
-    /// Asks what the sources hold: the target is blank.
+    /// Asks what the sources hold: the target is blank, or there are snapshots, and what they show
+    /// need not be copied again.
     Presence,
     Copying,
     Flushing,
@@ -48,27 +53,30 @@ pub(super) struct Resilver {
     /// Marks of the target itself: it may hold what nobody else has.
     own: RegionSet,
     presence_next: RegionIndex,
+    /// What the window's answers say.
+    present: BlockSet,
+    /// Of what the target missed: whether it was written since the newest snapshot is being asked.
+    undecided: BlockSet,
+    /// The target was given what a snapshot had while that is pending; of what changes there since it
+    /// is sent the writes only.
+    snapshot: Option<Generation>,
+    /// Something else has changed there.
+    doubtful: bool,
     cursor: Lba,
     pub(super) blocks_missed: u64,
     pub(super) blocks_moved: u64,
     started: Moment,
-    /// The configured speed limit is kept until then.
-    next_copy_at: Moment,
-    /// Holds copies back for the host's sake.
-    pub(super) pace: Pace,
+    pub(super) throttle: Throttle,
     reported_at: Moment,
 }
 
 impl Replicator {
     pub(super) fn resilver_forward(&mut self, out: &mut Outbox) {
-        // What a detach waits for may need it: a minimum in sync, a member that cannot go before.
-        let wanted = match self.phase {
-            Phase::Serving => true,
-            Phase::Detaching => self.detach.is_draining() && !self.ops.is_empty(),
-            Phase::New | Phase::Attaching | Phase::Failed | Phase::Ended => false,
-        };
-        if !wanted {
+        if !self.wants_resilver() {
             return;
+        }
+        if self.resilver.as_ref().is_some_and(|r| r.doubtful) && !self.is_joining() {
+            return self.drop_resilver(out);
         }
         let Some(phase) = self.resilver.as_ref().map(|r| r.phase) else {
             return self.start_resilver(out);
@@ -84,27 +92,73 @@ impl Replicator {
         }
     }
 
+    /// What a detach waits for may need it: a minimum in sync, a member that cannot go before.
+    pub(super) fn wants_resilver(&self) -> bool {
+        match self.phase {
+            Phase::Serving => true,
+            Phase::Detaching => self.detach.is_draining() && !self.ops.is_empty(),
+            Phase::New | Phase::Attaching | Phase::Failed | Phase::Ended => false,
+        }
+    }
+
+    /// What a pending snapshot has has changed by other means than a write that the target gets.
+    pub(super) fn doubt_target(&mut self, snapshot: Generation) {
+        if let Some(rs) = self
+            .resilver
+            .as_mut()
+            .filter(|r| r.snapshot == Some(snapshot))
+        {
+            rs.doubtful = true;
+            self.changed = true;
+        }
+    }
+
+    /// metad was asked to take the target in.
+    pub(super) fn is_joining(&self) -> bool {
+        let joining = |r: &Resilver| r.phase == ResilverPhase::Joining;
+        self.resilver.as_ref().is_some_and(joining)
+    }
+
+    /// Suspects go first, changes are settled, and every member has a session.
+    pub(super) fn may_resilver(&self) -> bool {
+        self.pending.is_none()
+            && self.usable(self.isr) == self.isr
+            && self.isr.iter().all(|p| self.is_source(p))
+            && self.is_stamped()
+            && self.reconcile.lets_resilver()
+            && self.generations.let_resilver(self.now)
+    }
+
     /// A member that only failed a write which is still held is a good source: what it lacks was
     /// never acknowledged and is locked. It may even be that it cannot go before the target comes.
     fn is_source(&self, at: Position) -> bool {
         matches!(self.leg(at).condemned, None | Some(Condemned::Diverged))
     }
 
-    /// Takes in the first store that is out and open. Suspects go first, changes are settled, and
-    /// every member has a session. Model: `StartRs`.
+    /// Takes in the first store that is out, open, and has caught up. Model: `StartRs`.
     fn start_resilver(&mut self, out: &mut Outbox) {
-        let healthy = self.pending.is_none()
-            && self.usable(self.isr) == self.isr
-            && self.isr.iter().all(|p| self.is_source(p))
-            && self.is_stamped()
-            && self.reconcile.lets_resilver();
+        if self.catch_up.is_some() || !self.may_resilver() {
+            return;
+        }
         let outside = self.all.minus(self.isr);
-        let ready = outside
-            .iter()
-            .find(|p| self.leg(*p).session == Session::Open);
-        let Some(target) = ready.filter(|_| healthy) else {
+        let head = self.head;
+        let ready = |p: &Position| {
+            let leg = self.leg(*p);
+            leg.session == Session::Open && leg.generations.head == head && self.has_caught_up(*p)
+        };
+        let Some(target) = outside.iter().find(ready) else {
             return;
         };
+        self.take_in(target, None, out);
+    }
+
+    /// The target gets all writes from here on. `snapshot`: one that is pending, which it was given.
+    pub(super) fn take_in(
+        &mut self,
+        target: Position,
+        snapshot: Option<Generation>,
+        out: &mut Outbox,
+    ) {
         self.abort_stable(out);
         let store = self.leg(target).store;
         self.resilver = Some(Resilver {
@@ -115,12 +169,15 @@ impl Replicator {
             adding_marks: false,
             own: RegionSet::new(),
             presence_next: RegionIndex(0),
+            present: BlockSet::new(),
+            undecided: BlockSet::new(),
+            snapshot,
+            doubtful: false,
             cursor: Lba(0),
             blocks_missed: 0,
             blocks_moved: 0,
             started: self.now,
-            next_copy_at: self.now,
-            pace: Pace::new(self.now),
+            throttle: Throttle::new(self.now),
             reported_at: self.now,
         });
         self.trace(TraceEvent::StartRs { store }, out);
@@ -177,13 +234,11 @@ impl Replicator {
     /// from marks otherwise, from everything the sources hold if it is blank.
     fn plan(&mut self, out: &mut Outbox) {
         let target = self.resilver_mut().target;
-        let leg = self.leg(target);
-        let (incomplete, witnessed) = (leg.facts.incomplete, leg.witnessed);
-        if incomplete && leg.planned_for != leg.incarnation {
+        if self.is_blank(target) {
             self.resilver_mut().phase = ResilverPhase::Presence;
             return self.ask_presence(out);
         }
-        if !witnessed {
+        if !self.leg(target).witnessed {
             let mut regions = self.resilver_mut().inherited.clone();
             regions.merge(&self.resilver_mut().own);
             regions.retain(|r| self.homes_of_region(r).has(target));
@@ -193,7 +248,17 @@ impl Replicator {
                 .iter()
                 .for_each(|r| leg.dirty.insert_region(r, size_blocks));
         }
-        self.planned(out);
+        if self.generations.newest_complete() == Generation(0) {
+            return self.planned(out);
+        }
+        self.resilver_mut().phase = ResilverPhase::Presence;
+        self.ask_presence(out);
+    }
+
+    /// The target is blank: all that is present anywhere is dirty.
+    fn is_blank(&self, target: Position) -> bool {
+        let leg = self.leg(target);
+        leg.facts.incomplete && leg.planned_for != leg.incarnation
     }
 
     /// One window of regions at a time, from a source of its shard and from the target.
@@ -203,26 +268,40 @@ impl Replicator {
             return;
         }
         let (target, turn) = (rs.target, rs.started.0);
+        let blank = self.is_blank(target);
         loop {
             let from = self.resilver_mut().presence_next;
-            let Some(range) = self.region_range(from) else {
+            let Some(window) = self.window_of(from) else {
                 break;
             };
-            let homes = self.homes(range);
-            if !homes.has(target) {
-                self.resilver_mut().presence_next.0 += 1;
+            let homes = self.homes(window);
+            let rs = self.resilver.as_ref().expect("asks");
+            let missed = self.leg(target).dirty.intersects(window) || !rs.undecided.is_empty();
+            if !homes.has(target) || !blank && !missed {
+                self.resilver_mut().presence_next = after_window(window);
                 continue;
             }
             let Some(source) = self.choose_reader(homes, Members::EMPTY, turn) else {
                 return;
             };
-            let regions = self.regions_of_one_shard(from);
             let asked = Members::one(source).with(target);
             for at in asked.iter() {
-                let what = Command::ReadPresence { from, regions };
+                let what = Command::ReadPresence {
+                    from,
+                    regions: regions_of(window),
+                    after: self.generations.newest_complete(),
+                    upto: Generation(0),
+                };
                 self.send(at, Purpose::ResilverPresence(from), what, out);
             }
-            self.resilver_mut().awaiting = asked;
+            let rs = self.resilver.as_mut().expect("asks");
+            if !blank {
+                // What is added from here on stays, whatever the answers say.
+                rs.undecided
+                    .merge(&self.legs[target.index()].dirty.take(window));
+            }
+            rs.present.clear();
+            rs.awaiting = asked;
             return;
         }
         let incarnation = self.leg(target).incarnation;
@@ -232,7 +311,7 @@ impl Replicator {
         self.planned(out);
     }
 
-    fn regions_of_one_shard(&self, from: RegionIndex) -> u32 {
+    pub(super) fn regions_of_one_shard(&self, from: RegionIndex) -> u32 {
         let per_shard = self.map.shape.shard_blocks / REGION_BLOCKS;
         (per_shard - from.0 % per_shard).min(PRESENCE_REGIONS)
     }
@@ -248,13 +327,19 @@ impl Replicator {
             return;
         }
         rs.awaiting.remove(at);
-        let (target, answered) = (rs.target, rs.awaiting.is_empty());
-        self.leg_mut(target).dirty.merge(blocks);
-        if answered {
-            let regions = self.regions_of_one_shard(from);
-            self.resilver_mut().presence_next.0 += regions;
-            self.changed = true;
+        rs.present.merge(blocks);
+        if !rs.awaiting.is_empty() {
+            return;
         }
+        let (target, mut present) = (rs.target, std::mem::take(&mut rs.present));
+        let undecided = std::mem::take(&mut rs.undecided);
+        if !self.is_blank(target) {
+            present.intersect(&undecided);
+        }
+        self.leg_mut(target).dirty.merge(&present);
+        let window = self.window_of(from).expect("was asked about");
+        self.resilver_mut().presence_next = after_window(window);
+        self.changed = true;
     }
 
     fn planned(&mut self, out: &mut Outbox) {
@@ -305,8 +390,7 @@ impl Replicator {
         let window = if busy { COPIES_BUSY_MAX } else { COPIES_MAX };
         while self.resilver_copies() < window && self.usable(self.target()) == self.target() {
             let (now, rs) = (self.now, self.resilver_mut());
-            let limit = Some(rs.next_copy_at).filter(|at| *at > now);
-            let at = rs.pace.held_until(now, busy).max(limit);
+            let at = rs.throttle.held_until(now, busy);
             let Some(range) = self.next_run() else { break };
             if let Some(at) = at {
                 self.resilver_mut().cursor = range.start();
@@ -366,14 +450,11 @@ impl Replicator {
     }
 
     fn start_copy(&mut self, range: BlockRange, out: &mut Outbox) {
-        let (now, limit) = (self.now, self.config.resilver_bytes_per_s_max);
+        let (now, limit, head) = (self.now, self.config.resilver_bytes_per_s_max, self.head);
         let rs = self.resilver_mut();
-        if let Some(cost_ns) = (range.len_bytes() * 1_000_000_000).checked_div(limit) {
-            rs.next_copy_at = Moment(rs.next_copy_at.max(now).0.saturating_add(cost_ns));
-        }
-        rs.pace.on_copy(now, range.len_bytes());
+        rs.throttle.on_copy(now, range.len_bytes(), limit);
         let target = Members::one(rs.target);
-        let id = self.new_copy(CopyFor::Resilver, range, target);
+        let id = self.new_copy(CopyFor::Resilver, (range, head), target);
         self.try_copy(id, out);
     }
 
@@ -420,13 +501,32 @@ impl Replicator {
         let some: RegionSet = rs.inherited.iter().take(MARKS_PER_COMMAND_MAX).collect();
         if some.is_empty() {
             rs.phase = ResilverPhase::Completing;
-            let what = Command::CompleteSlice(self.stamp());
-            return self.send(target, Purpose::ResilverComplete, what, out);
+            return self.complete_target(out);
         }
         rs.inherited.retain(|r| !some.contains(r));
         rs.adding_marks = true;
         let what = Command::AddMarks(some);
         self.send(target, Purpose::ResilverAddMarks, what, out);
+    }
+
+    /// A snapshot that was pending when the target was taken in may be complete by now. It joins with
+    /// the same, or with one that is still pending everywhere.
+    fn complete_target(&mut self, out: &mut Outbox) {
+        let target = self.resilver_mut().target;
+        let what = if let Some(snapshot) = self.unsealed(target) {
+            let what = Command::CompleteGeneration(snapshot);
+            return self.send(target, Purpose::ResilverSeal(snapshot), what, out);
+        } else {
+            Command::CompleteSlice(self.stamp())
+        };
+        self.send(target, Purpose::ResilverComplete, what, out);
+    }
+
+    /// A snapshot that is complete on the members and pending on the target.
+    fn unsealed(&self, target: Position) -> Option<Generation> {
+        let slice = &self.leg(target).generations.snapshots;
+        let pending = |s: &Generation| slice.get(s) == Some(&SnapshotState::Pending);
+        self.generations.known().complete().find(pending)
     }
 
     /// A write that failed everywhere has made the target dirty again.
@@ -442,7 +542,10 @@ impl Replicator {
     }
 
     /// The target took the marks, or the completion. Model: `Join`.
-    pub(super) fn on_resilver_step(&mut self, step: Purpose, out: &mut Outbox) {
+    pub(super) fn on_resilver_step(&mut self, at: Position, step: Purpose, out: &mut Outbox) {
+        if let Purpose::ResilverSeal(snapshot) = step {
+            self.on_sealed(at, snapshot);
+        }
         let Some((phase, target)) = self.resilver.as_ref().map(|r| (r.phase, r.target)) else {
             return;
         };
@@ -451,8 +554,12 @@ impl Replicator {
         }
         match (step, phase) {
             (Purpose::ResilverAddMarks, ResilverPhase::Inheriting) => self.add_marks(out),
+            (Purpose::ResilverSeal(_), ResilverPhase::Completing) => self.complete_target(out),
             (Purpose::ResilverComplete, ResilverPhase::Completing) => {
                 self.leg_mut(target).facts.incomplete = false;
+                if self.unsealed(target).is_some() {
+                    return self.complete_target(out);
+                }
                 if self.pending.is_some() {
                     // A member is being removed: flush again and ask after that is settled.
                     self.resilver_mut().phase = ResilverPhase::Copying;
@@ -522,6 +629,7 @@ impl Replicator {
             "metad decides about a joining target"
         );
         let at = rs.target;
+        self.leg_mut(at).dirty.merge(&rs.undecided);
         let copies = self
             .copies
             .iter()

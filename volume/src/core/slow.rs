@@ -73,6 +73,7 @@ impl Replicator {
         }
         if !self.ack_set().has(at) {
             self.keep_out(at);
+            self.drop_catch_up(out);
             return self.drop_resilver(out);
         }
         let leg = self.leg_mut(at);

@@ -1,11 +1,13 @@
 //! The machine's state and the small questions every handler asks of it.
 
+use super::catch_up::CatchUp;
 use super::copy::Copy;
 use super::event::{
     Command, CommandId, CopyId, Effect, Event, Grant, HostFault, HostWhat, OpId, Payload,
     RequestId, Stamp, StoreState, TraceEvent,
 };
 use super::flush::{FlushId, FlushTicket};
+use super::generations::Generations;
 use super::leg::{Leg, Session};
 use super::members::{Members, Position, STRIDE_MAX};
 use super::range_lock::{Holder, RangeLock};
@@ -172,6 +174,8 @@ pub(super) struct HostOp {
     /// Order in which operations started.
     pub(super) start_no: u64,
     pub(super) fault: Option<HostFault>,
+    /// What it writes carries this: the head when it got its lock.
+    pub(super) generation: Generation,
 }
 
 impl HostOp {
@@ -185,6 +189,7 @@ impl HostOp {
 pub(super) enum Purpose {
     Open,
     State,
+    Generations,
     /// Is it there?
     Hear,
     AttachMarks,
@@ -201,11 +206,20 @@ pub(super) enum Purpose {
     Flush,
     CopyRead(CopyId),
     CopyWrite(CopyId),
-    Hash(RegionIndex),
+    Hash(RegionIndex, Generation),
     ResilverMarks,
     ResilverPresence(RegionIndex),
     ResilverAddMarks,
+    /// The target is whole in a snapshot that has become complete meanwhile.
+    ResilverSeal(Generation),
     ResilverComplete,
+    /// Of a snapshot: its steps at the members.
+    Begin(Generation),
+    Seal(Generation),
+    CatchUpMarks,
+    CatchUpBegin(Generation),
+    CatchUpPresence(RegionIndex),
+    CatchUpSeal(Generation),
     /// With the number of the pass, as below.
     Tick(u64),
     Stable(u64),
@@ -225,7 +239,9 @@ pub struct Replicator {
     pub(super) config: Config,
     pub(super) map: VolumeMap,
     pub(super) epoch: Epoch,
+    /// What new writes carry.
     pub(super) head: Generation,
+    pub(super) generations: Generations,
     pub(super) seq: MembershipSeq,
     pub(super) isr: Members,
     pub(super) pending: Option<Pending>,
@@ -257,6 +273,7 @@ pub struct Replicator {
     pub(super) copies: BTreeMap<CopyId, Copy>,
     pub(super) reconcile: Reconcile,
     pub(super) resilver: Option<Resilver>,
+    pub(super) catch_up: Option<CatchUp>,
     pub(super) stable: Stable,
     pub(super) detach: super::detach::Detach,
     /// Something changed that may let waiting work go on.
@@ -300,7 +317,8 @@ impl Replicator {
             legs,
             config,
             epoch: grant.epoch,
-            head: grant.head,
+            head: Generations::tag(&grant.generations),
+            generations: Generations::new(grant.generations),
             seq: grant.seq,
             isr: grant.isr,
             map: grant.map,
@@ -326,6 +344,7 @@ impl Replicator {
             copies: BTreeMap::new(),
             reconcile: Reconcile::default(),
             resilver: None,
+            catch_up: None,
             stable: Stable::default(),
             detach: super::detach::Detach::default(),
             changed: false,
@@ -399,6 +418,12 @@ impl Replicator {
         among.iter().filter(|p| self.leg(*p).usable()).collect()
     }
 
+    /// Who may be sent writes: those that get all of them, and a store that is given old generations.
+    pub(super) fn copy_set(&self) -> Members {
+        let catching_up = self.catch_up.as_ref().map(|c| Members::one(c.target));
+        self.write_set().or(catching_up.unwrap_or_default())
+    }
+
     /// Every in-sync member knows the current membership. Model: `Stamped`.
     pub(super) fn is_stamped(&self) -> bool {
         self.seq == MembershipSeq(0) || self.stamped.covers(self.isr)
@@ -470,7 +495,8 @@ impl Replicator {
     /// Where a store stands.
     pub fn store_state(&self, at: Position) -> StoreState {
         let leg = self.leg(at);
-        if self.target().has(at) {
+        let catches_up = self.catch_up.as_ref().is_some_and(|c| c.target == at);
+        if self.target().has(at) || catches_up {
             StoreState::Resilvering
         } else if !self.isr.has(at) {
             StoreState::Out

@@ -53,6 +53,7 @@ impl Volumes {
             | Effect::AttachFailed(_)
             | Effect::Detached
             | Effect::Failed(_)
+            | Effect::SnapshotComplete(_)
             | Effect::Progress(_) => hosted.tell(effect, events),
         }
     }
@@ -114,8 +115,13 @@ impl Volumes {
         let hosted = self.slots[slot as usize].hosted.as_mut();
         let hosted = hosted.expect("its core just spoke");
         let (server, Nsid(nsid)) = hosted.slices[to.index()];
-        let request = if let Command::Read { range, into } = &what {
-            let (slba, blocks) = (range.start().0, range.blocks().0);
+        let request = if let Command::Read {
+            range,
+            into,
+            generation,
+        } = &what
+        {
+            let (slba, blocks, tag) = (range.start().0, range.blocks().0, generation.0);
             match into {
                 Payload::Host { op, first_block } => {
                     let call = hosted.calls.get_mut(op).expect("being read");
@@ -125,12 +131,13 @@ impl Volumes {
                         slba,
                         blocks,
                         into,
+                        tag,
                     }
                 }
                 Payload::Copy(copy) => {
                     hosted.copies.insert(*copy, CopyBuffer::Away(false));
-                    self.starved
-                        .push_back((slot, turn, command, to, *copy, *range));
+                    let read = (*copy, *range, *generation);
+                    self.starved.push_back((slot, turn, command, to, read));
                     return self.feed_starved(io);
                 }
             }
@@ -185,7 +192,8 @@ impl Volumes {
 
     /// Starts copy reads as far as the arena has memory. They wait in order.
     pub(super) fn feed_starved(&mut self, io: &mut dyn Driver) {
-        while let Some((slot, turn, command, to, copy, range)) = self.starved.front().copied() {
+        while let Some((slot, turn, command, to, read)) = self.starved.front().copied() {
+            let (copy, range, generation) = read;
             let Some(hosted) = self.hosted(slot, turn) else {
                 self.starved.pop_front();
                 continue;
@@ -206,10 +214,12 @@ impl Volumes {
                 slba,
                 blocks,
                 into,
+                tag: generation.0,
             };
             let what = Command::Read {
                 range,
                 into: Payload::Copy(copy),
+                generation,
             };
             self.submit_request(
                 io,
@@ -289,7 +299,7 @@ impl Volumes {
 
     fn forget_starved(&mut self, slot: u32, at: Position) {
         self.starved
-            .retain(|(s, _, _, to, _, _)| (*s, *to) != (slot, at));
+            .retain(|(s, _, _, to, _)| (*s, *to) != (slot, at));
     }
 
     fn on_request_done(

@@ -8,7 +8,7 @@ use crate::core::{
 };
 use reactor::{Buf, BufMut, TimerId};
 use shardmap::map::VolumeMap;
-use shardmap::units::{BLOCK_BYTES, Epoch, Nsid, StoreId, VolumeId};
+use shardmap::units::{BLOCK_BYTES, Epoch, Generation, Nsid, StoreId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A host request's buffer while the core works on it.
@@ -203,6 +203,15 @@ impl Hosted {
         }
     }
 
+    fn snapshot_complete(&mut self, generation: Generation) -> VolumeEvent {
+        self.counters.metad_requests += 1;
+        VolumeEvent::SnapshotComplete {
+            volume: self.volume,
+            epoch: self.epoch,
+            generation,
+        }
+    }
+
     /// What the program must know.
     pub(super) fn tell(&mut self, effect: Effect, events: &mut Vec<VolumeEvent>) {
         let volume = self.volume;
@@ -257,6 +266,9 @@ impl Hosted {
             Effect::Failed(why) => {
                 tracing::error!(%volume, %why, "device fails");
                 events.push(VolumeEvent::Failed { volume, why });
+            }
+            Effect::SnapshotComplete(generation) => {
+                events.push(self.snapshot_complete(generation));
             }
             Effect::Progress(progress) => {
                 events.push(VolumeEvent::Progress { volume, progress });

@@ -22,6 +22,7 @@ use hosted::{Call, CallBuffer, Hosted};
 use nvmf::initiator::{self, Initiator, InitiatorEvent};
 use reactor::{Buf, Completion, Driver, Token};
 use servers::{Link, Server};
+use shardmap::generations::VolumeGenerations;
 use shardmap::units::{BlockRange, Generation, Nsid, StoreId, VolumeId};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -48,6 +49,9 @@ pub enum GrantFault {
     /// A store of the map has no slice in the grant.
     #[error("{0} of the volume's map has no slice in the grant")]
     NoSlice(StoreId),
+    /// Head and snapshots contradict each other.
+    #[error("head and snapshots of volume {0} contradict each other")]
+    BadGenerations(VolumeId),
     /// The in-sync set is empty or names a stranger.
     #[error("the in-sync set of volume {0} is empty or names a store outside its map")]
     BadIsr(VolumeId),
@@ -61,6 +65,9 @@ struct Ticket {
     command: CommandId,
     what: Command,
 }
+
+/// A read of a copy: into which buffer, where, of which generation.
+type CopyRead = (CopyId, BlockRange, Generation);
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -81,7 +88,7 @@ pub struct Volumes {
     /// Core events that follow from what is being handled.
     work: VecDeque<(u32, u32, Event)>,
     /// Copy reads that wait for arena memory.
-    starved: VecDeque<(u32, u32, CommandId, Position, CopyId, BlockRange)>,
+    starved: VecDeque<(u32, u32, CommandId, Position, CopyRead)>,
     events: Vec<VolumeEvent>,
     from_initiator: Vec<InitiatorEvent>,
 }
@@ -131,6 +138,9 @@ impl Volumes {
         if !fits {
             return Err(GrantFault::BadMap(id));
         }
+        if !grant.generations.is_sound() {
+            return Err(GrantFault::BadGenerations(id));
+        }
         let isr = Hosted::members(map, &grant.isr).filter(|isr| !isr.is_empty());
         let isr = isr.ok_or(GrantFault::BadIsr(id))?;
         if let Some(store) = map.stores.iter().find(|s| !grant.slices.contains_key(s)) {
@@ -148,7 +158,7 @@ impl Volumes {
             isr,
             verified: grant.verified,
             survived: grant.survived.as_ref().map(|s| Hosted::by_position(map, s)),
-            head: Generation(0),
+            generations: grant.generations.clone(),
         };
         let core = Replicator::new(self.core_config(grant), core_grant);
         let slot = self.free_slot();
@@ -299,6 +309,22 @@ impl Volumes {
         self.step(io, slot, Event::Metad { request, verdict });
     }
 
+    /// metad has made or deleted snapshots of the volume: its head and snapshots now. What is older than
+    /// what is known is ignored. A new snapshot ends in [`VolumeEvent::SnapshotComplete`]. False for an
+    /// unknown volume.
+    pub fn set_generations(
+        &mut self,
+        io: &mut dyn Driver,
+        volume: VolumeId,
+        generations: VolumeGenerations,
+    ) -> bool {
+        let Some(slot) = self.by_id.get(&volume).copied() else {
+            return false;
+        };
+        self.step(io, slot, Event::Generations(generations));
+        true
+    }
+
     /// Finishes what is outstanding and lets go; ends in [`VolumeEvent::Detached`] (or, if the
     /// volume was still attaching, [`VolumeEvent::AttachFailed`]). False for an unknown volume.
     pub fn detach(&mut self, io: &mut dyn Driver, volume: VolumeId) -> bool {
@@ -364,6 +390,7 @@ impl Volumes {
             epoch: hosted.epoch,
             seq,
             isr: hosted.stores(isr),
+            generations: hosted.core.known_generations().clone(),
             serving: hosted.core.is_serving(),
             regions_to_reconcile: hosted.core.regions_to_reconcile(),
             stores: stores.collect(),
@@ -429,6 +456,7 @@ fn timer_value(timer: Timer) -> u64 {
         Timer::Resilver => 5,
         Timer::Stable => 6,
         Timer::Slow => 7,
+        Timer::Snapshot => 8,
     }
 }
 
@@ -442,6 +470,7 @@ fn timer_of(value: u64) -> Timer {
         5 => Timer::Resilver,
         6 => Timer::Stable,
         7 => Timer::Slow,
+        8 => Timer::Snapshot,
         other => unreachable!("timer {other}"),
     }
 }

@@ -91,6 +91,7 @@ impl Slice {
         let bytes = match *op {
             opcode::SLICE_STATE => {
                 let mut state = SliceState::new_zeroed();
+                state.head_generation = 1.into();
                 state.incarnation = 77.into();
                 (state.stamp_seq, state.stamp_isr) = (medium.stamp.0.into(), medium.stamp.1.into());
                 state.as_bytes().to_vec()
@@ -120,6 +121,7 @@ impl Slice {
                 slba,
                 blocks,
                 mut into,
+                ..
             } => {
                 let parts = into.bytes_mut().chunks_exact_mut(BLOCK_BYTES as usize);
                 for (block, part) in (slba..slba + u64::from(blocks)).zip(parts) {

@@ -4,14 +4,19 @@ use crate::core::{Answer, Command, Fault, Members, SliceFacts, Stamp};
 use nvmf::initiator::{Reply, Request};
 use nvmf::proto::status::Status;
 use nvmf::proto::vendor::{
-    OpenSlice, PROTOCOL_VERSION, STATE_INCOMPLETE, SliceStamp, SliceState, VENDOR_DATA_BYTES_MAX,
-    opcode,
+    GENERATION_PENDING, OpenSlice, PROTOCOL_VERSION, STATE_INCOMPLETE, SliceGeneration, SliceStamp,
+    SliceState, VENDOR_DATA_BYTES_MAX, opcode,
 };
 use shardmap::dirty::{BlockSet, RegionSet};
+use shardmap::generations::{SnapshotState, VolumeGenerations};
 use shardmap::units::{
-    EXTENT_BLOCKS, Incarnation, Lba, MembershipSeq, REGION_BLOCKS, RegionIndex, VolumeId, WriteTick,
+    EXTENT_BLOCKS, Generation, Incarnation, Lba, MembershipSeq, REGION_BLOCKS, RegionIndex,
+    VolumeId, WriteTick,
 };
 use zerocopy::{FromBytes, IntoBytes};
+
+/// Snapshots and head of a slice: what a store has room for.
+const GENERATIONS_MAX: usize = 1025;
 
 /// What identifies us to a slice.
 #[derive(Clone, Copy, Debug)]
@@ -29,12 +34,14 @@ pub(super) fn request(nsid: u32, who: &Credentials, what: &Command) -> Request {
             range,
             deallocate,
             fua,
+            generation,
         } => Request::WriteZeroes {
             nsid,
             slba: range.start().0,
             blocks: range.blocks().0,
             deallocate: *deallocate,
             fua: *fua,
+            tag: generation.0,
         },
         Command::OpenSlice { epoch } => {
             let data = OpenSlice {
@@ -49,7 +56,7 @@ pub(super) fn request(nsid: u32, who: &Credentials, what: &Command) -> Request {
         }
         Command::SliceState => {
             let len_bytes = u32::try_from(size_of::<SliceState>()).expect("128");
-            vendor_out(nsid, opcode::SLICE_STATE, [0; 3], len_bytes)
+            vendor_out(nsid, opcode::SLICE_STATE, [0; 4], len_bytes)
         }
         Command::CloseSlice => vendor(nsid, opcode::CLOSE_SLICE, [0; 4], None, 0),
         Command::Stamp(stamp) => vendor_in(nsid, opcode::STAMP_SLICE, stamp_bytes(stamp)),
@@ -66,28 +73,69 @@ pub(super) fn request(nsid: u32, who: &Credentials, what: &Command) -> Request {
             let cdws = [low, high, *idle_ticks, *keep_max];
             vendor(nsid, opcode::STABLE, cdws, None, 0)
         }
+        Command::AddMarks(regions) => vendor_in(nsid, opcode::ADD_MARKS, regions.to_bytes()),
+        Command::ReadMarks { .. }
+        | Command::ReadPresence { .. }
+        | Command::Hash(..)
+        | Command::ReadGenerations
+        | Command::BeginGeneration(_)
+        | Command::CompleteGeneration(_) => numbered(nsid, what),
+    }
+}
+
+/// A command that is made of dwords only.
+fn numbered(nsid: u32, what: &Command) -> Request {
+    match what {
         Command::ReadMarks { from } => vendor_out(
             nsid,
             opcode::READ_MARKS,
-            [from.0, 0, 0],
+            [from.0, 0, 0, 0],
             VENDOR_DATA_BYTES_MAX,
         ),
-        Command::AddMarks(regions) => vendor_in(nsid, opcode::ADD_MARKS, regions.to_bytes()),
-        Command::ReadPresence { from, regions } => {
-            let cdws = [from.0, *regions, 0];
+        Command::ReadPresence {
+            from,
+            regions,
+            after,
+            upto,
+        } => {
+            let cdws = [from.0, *regions, after.0, upto.0];
             vendor_out(nsid, opcode::READ_PRESENCE, cdws, VENDOR_DATA_BYTES_MAX)
         }
-        Command::Hash(range) => {
+        Command::ReadGenerations => {
+            let len_bytes = size_of::<SliceGeneration>() * GENERATIONS_MAX;
+            let len_bytes = u32::try_from(len_bytes).expect("small");
+            vendor_out(nsid, opcode::READ_GENERATIONS, [0; 4], len_bytes)
+        }
+        Command::BeginGeneration(head) => {
+            vendor(nsid, opcode::BEGIN_GENERATION, [head.0, 0, 0, 0], None, 0)
+        }
+        Command::CompleteGeneration(snapshot) => {
+            let cdws = [snapshot.0, 0, 0, 0];
+            vendor(nsid, opcode::COMPLETE_GENERATION, cdws, None, 0)
+        }
+        Command::Hash(range, generation) => {
             let [low, high] = halves(range.start().0);
             let chunks = range.split_at_multiples(EXTENT_BLOCKS).count();
             let len_bytes = u32::try_from(chunks * 8).expect("of one region");
             vendor_out(
                 nsid,
                 opcode::HASH_RANGE,
-                [low, high, range.blocks().0],
+                [low, high, range.blocks().0, generation.0],
                 len_bytes,
             )
         }
+        Command::Read { .. }
+        | Command::Write { .. }
+        | Command::Zero { .. }
+        | Command::Flush
+        | Command::OpenSlice { .. }
+        | Command::SliceState
+        | Command::CloseSlice
+        | Command::Stamp(_)
+        | Command::CompleteSlice(_)
+        | Command::Tick
+        | Command::Stable { .. }
+        | Command::AddMarks(_) => unreachable!("{what:?} is made elsewhere"),
     }
 }
 
@@ -111,9 +159,8 @@ fn vendor_in(nsid: u32, op: u8, data: Vec<u8>) -> Request {
     vendor(nsid, op, [0; 4], Some(data), 0)
 }
 
-fn vendor_out(nsid: u32, op: u8, cdws: [u32; 3], reply_len_bytes: u32) -> Request {
-    let [cdw11, cdw12, cdw13] = cdws;
-    vendor(nsid, op, [cdw11, cdw12, cdw13, 0], None, reply_len_bytes)
+fn vendor_out(nsid: u32, op: u8, cdws: [u32; 4], reply_len_bytes: u32) -> Request {
+    vendor(nsid, op, cdws, None, reply_len_bytes)
 }
 
 fn stamp_bytes(stamp: &Stamp) -> Vec<u8> {
@@ -139,7 +186,10 @@ pub(super) fn answer(what: &Command, reply: &Reply) -> Result<Answer, Fault> {
         | Command::CloseSlice
         | Command::Stamp(_)
         | Command::CompleteSlice(_)
+        | Command::BeginGeneration(_)
+        | Command::CompleteGeneration(_)
         | Command::AddMarks(_) => Ok(Answer::Done),
+        Command::ReadGenerations => generations(&reply.data),
         Command::OpenSlice { .. } => Ok(Answer::Opened(Incarnation(reply.result))),
         Command::Stable { .. } => Ok(Answer::MarksLeft(reply.result)),
         Command::Tick => Ok(Answer::Tick(WriteTick(reply.result))),
@@ -157,7 +207,7 @@ pub(super) fn answer(what: &Command, reply: &Reply) -> Result<Answer, Fault> {
                 .map_err(|_| Fault::Refused)?;
             Ok(Answer::Presence(blocks))
         }
-        Command::Hash(range) => {
+        Command::Hash(range, _) => {
             let chunks = range.split_at_multiples(EXTENT_BLOCKS).count();
             let words = reply.data.chunks_exact(8).take(chunks);
             let hashes: Vec<u64> = words
@@ -191,7 +241,36 @@ fn facts(data: &[u8]) -> Result<Answer, Fault> {
         stamp_seq: MembershipSeq(state.stamp_seq.get()),
         stamp_isr: Members(state.stamp_isr.get()),
         mark_count: state.mark_count.get(),
+        head: Generation(state.head_generation.get()),
+        snapshot_count: state.snapshot_count.get(),
     }))
+}
+
+/// The snapshots, ascending, and the head; what is behind them is padding.
+fn generations(data: &[u8]) -> Result<Answer, Fault> {
+    let entries = data.chunks_exact(size_of::<SliceGeneration>());
+    let entries = entries.filter_map(|raw| SliceGeneration::ref_from_bytes(raw).ok());
+    let mut all: Vec<&SliceGeneration> = entries.take_while(|e| e.generation.get() != 0).collect();
+    let head = all.pop().ok_or(Fault::Refused)?;
+    let state = |flags: u32| {
+        if flags & GENERATION_PENDING == 0 {
+            SnapshotState::Complete
+        } else {
+            SnapshotState::Pending
+        }
+    };
+    let snapshots = all.iter();
+    let snapshots = snapshots.map(|e| (Generation(e.generation.get()), state(e.flags.get())));
+    let generations = VolumeGenerations {
+        head: Generation(head.generation.get()),
+        snapshots: snapshots.collect(),
+    };
+    let below = generations.snapshots.keys().all(|s| *s < generations.head);
+    if below && generations.snapshots.len() == all.len() {
+        Ok(Answer::Generations(generations))
+    } else {
+        Err(Fault::Refused)
+    }
 }
 
 /// What a status means to the core.
@@ -269,8 +348,13 @@ mod test {
             Command::ReadPresence {
                 from: RegionIndex(0),
                 regions: 16,
+                after: Generation(1),
+                upto: Generation(2),
             },
-            Command::Hash(range),
+            Command::Hash(range, Generation(2)),
+            Command::ReadGenerations,
+            Command::BeginGeneration(Generation(2)),
+            Command::CompleteGeneration(Generation(1)),
         ];
         for what in all {
             let request = request(1, &WHO, &what);
@@ -312,11 +396,39 @@ mod test {
             Command::ReadPresence {
                 from: RegionIndex(0),
                 regions: 1,
+                after: Generation(0),
+                upto: Generation(0),
             },
-            Command::Hash(range),
+            Command::Hash(range, Generation(1)),
+            Command::ReadGenerations,
         ] {
             assert_eq!(answer(&what, &reply), Err(Fault::Refused), "{what:?}");
         }
+    }
+
+    #[test]
+    fn generations_are_told_oldest_first_and_padded() {
+        let entry = |generation: u32, flags: u32| SliceGeneration {
+            generation: generation.into(),
+            flags: flags.into(),
+        };
+        let told = |entries: &[SliceGeneration]| {
+            let mut data = entries.as_bytes().to_vec();
+            data.resize(8 * GENERATIONS_MAX, 0);
+            answer(&Command::ReadGenerations, &Reply { result: 0, data })
+        };
+        let found = VolumeGenerations {
+            head: Generation(4),
+            snapshots: [
+                (Generation(1), SnapshotState::Complete),
+                (Generation(3), SnapshotState::Pending),
+            ]
+            .into(),
+        };
+        let entries = [entry(1, 0), entry(3, GENERATION_PENDING), entry(4, 0)];
+        assert_eq!(told(&entries), Ok(Answer::Generations(found)));
+        assert_eq!(told(&[]), Err(Fault::Refused));
+        assert_eq!(told(&[entry(5, 0), entry(4, 0)]), Err(Fault::Refused));
     }
 
     #[test]

@@ -243,6 +243,7 @@ fn commands_without_payload_look_as_specified() {
         blocks: 1,
         deallocate: true,
         fua,
+        tag: 9,
     };
     world.ask(id, zeroes).1.unwrap();
     let ranges = vec![(11, 1), (13, 1)];
@@ -252,7 +253,7 @@ fn commands_without_payload_look_as_specified() {
         .unwrap();
     let expected = [
         (0x00, [0; 6]),
-        (0x08, [10, 0, CDW12_DEALLOCATE | CDW12_FUA, 0, 0, 0]),
+        (0x08, [10, 0, CDW12_DEALLOCATE | CDW12_FUA, 9, 0, 0]),
         (0x09, [1, 4, 0, 0, 0, 0]),
     ];
     assert_eq!(model.opcodes()[before..], expected);
@@ -348,6 +349,7 @@ fn a_full_queue_gives_the_request_back_and_takes_it_later() {
             slba: 5,
             blocks: 1,
             into,
+            tag: 0,
         },
     );
     for _ in 0..4 {

@@ -63,12 +63,12 @@ fn op(crashes: bool) -> impl Strategy<Value = Op> {
     ]
 }
 
-/// The generation to write to: the head, or the pending snapshot if the head has not been there yet: a
-/// client issues what is before a snapshot before what is after it.
+/// The generation to write to: the head, or the oldest pending snapshot if no later generation has been
+/// there yet: a client issues what is before a snapshot before what is after it.
 fn tag(world: &World, at: At, pending: bool) -> Generation {
     let range = range(at.start, at.blocks);
     let pending = world.model.pending(at.nsid).filter(|_| pending);
-    let pending = pending.filter(|_| !world.model.is_touched(at.nsid, range));
+    let pending = pending.filter(|p| !world.model.is_touched_after(at.nsid, *p, range));
     Generation(pending.unwrap_or(0))
 }
 
@@ -110,7 +110,7 @@ fn apply(world: &mut World, op: Op) {
             }
         }
         Op::Begin { nsid } => {
-            if world.model.snapshots(nsid).len() < 6 {
+            if world.model.generations(nsid).len() < 7 {
                 let head = Generation(world.model.head(nsid) + 1);
                 world.submit(nsid, Command::BeginGeneration(head));
             }
@@ -380,6 +380,34 @@ fn a_diff_is_what_was_written_in_between_also_after_deletions() {
         regions: 1,
     };
     assert!(world.run(1, gone).is_err());
+}
+
+#[test]
+fn a_store_that_was_away_takes_several_pending_snapshots_oldest_first() {
+    let mut world = World::new(32 << 20, BLOCKS);
+    let write = |start, generation| Command::Write {
+        range: range(start, 4),
+        fua: false,
+        generation: Generation(generation),
+    };
+    world.ok(1, write(0, 1));
+    for head in 2..5 {
+        world.ok(1, Command::BeginGeneration(Generation(head)));
+    }
+    for (start, generation) in [(2, 4), (0, 1), (3, 2), (20, 2), (1, 3)] {
+        world.ok(1, write(start, generation));
+    }
+    read_all(&mut world);
+    world.ok(1, Command::CompleteGeneration(Generation(1)));
+    assert!(world.run(1, write(0, 1)).is_err());
+    // Deleted while the store was away.
+    world.ok(1, Command::DropGeneration(Generation(2)));
+    assert!(world.run(1, write(0, 2)).is_err());
+    world.ok(1, write(21, 3));
+    read_all(&mut world);
+    world.ok(1, Command::Flush);
+    world.crash(false, 3);
+    read_all(&mut world);
 }
 
 #[test]

@@ -236,10 +236,10 @@ impl Model {
         }
     }
 
-    /// Whether the head has been written to in the range.
-    pub(super) fn is_touched(&self, nsid: u32, range: BlockRange) -> bool {
-        let head = self.layers.get(&(nsid, self.head(nsid)));
-        let mut own = head.into_iter().flat_map(|head| &head.layer);
+    /// Whether a later generation has been written to in the range.
+    pub(super) fn is_touched_after(&self, nsid: u32, generation: u32, range: BlockRange) -> bool {
+        let later = self.of(nsid).filter(|(g, _)| *g > generation);
+        let mut own = later.flat_map(|(_, later)| &later.layer);
         own.any(|(lba, history)| {
             let inside = (range.start().0..range.end().0).contains(lba);
             inside && history.versions.iter().any(|v| *v != UNTOUCHED)

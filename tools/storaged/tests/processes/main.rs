@@ -7,4 +7,5 @@ mod test {
     mod client;
     mod lab;
     mod maintenance;
+    mod snapshots;
 }

@@ -173,6 +173,7 @@ impl Engine for TargetEngine {
                 slba,
                 blocks,
                 into,
+                tag: 0,
             },
             Body::Write(data) => {
                 let (fua, tag) = (false, 0);

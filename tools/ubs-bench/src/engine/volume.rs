@@ -126,6 +126,7 @@ impl VolumeEngine {
             }
             // Nothing outlives a bench.
             VolumeEvent::Remember { .. }
+            | VolumeEvent::SnapshotComplete { .. }
             | VolumeEvent::Progress { .. }
             | VolumeEvent::Transition { .. } => {}
         }

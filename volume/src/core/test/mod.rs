@@ -10,6 +10,7 @@ mod resilvering;
 mod script;
 mod scripted;
 mod seeds;
+mod snapshots;
 mod steady;
 mod store;
 mod world;

@@ -3,7 +3,7 @@
 //! Time is a counter of host events. A write is *superseded* at a moment if another write began
 //! after it had completed, and itself completed before that moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -29,7 +29,21 @@ struct Block {
 pub(super) struct Oracle {
     now: u64,
     blocks: BTreeMap<u64, Block>,
+    /// Every write there was, by the first moment of its operation.
+    pub(super) history: BTreeMap<u64, Vec<Written>>,
 }
+
+/// A block of a write.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Written {
+    pub(super) block: u64,
+    pub(super) value: u64,
+    /// `u64::MAX` while it is under way.
+    pub(super) completed: u64,
+}
+
+/// Completion of a write that failed: it may have been done in part.
+pub(super) const FAILED: u64 = u64::MAX - 1;
 
 impl Block {
     fn start() -> Self {
@@ -80,12 +94,37 @@ impl Oracle {
             undecided: false,
             sure: true,
         };
-        let block = self.block(block);
-        block.readable.push(entry);
-        block.survivable.push(entry);
+        let of_block = self.block(block);
+        of_block.readable.push(entry);
+        of_block.survivable.push(entry);
+        self.history.entry(issued).or_default().push(Written {
+            block,
+            value,
+            completed: u64::MAX,
+        });
+    }
+
+    /// What a snapshot that is made now may show of each block that was ever written: if its client
+    /// lives until it is complete, and if not.
+    pub(super) fn may_show(&mut self) -> BTreeMap<u64, [BTreeSet<u64>; 2]> {
+        let now = self.stamp();
+        let values = |entries: &[Entry]| entries.iter().map(|e| e.value).collect::<BTreeSet<_>>();
+        let blocks = self.blocks.iter_mut();
+        let shown = blocks.map(|(at, block)| {
+            drop_superseded(&mut block.readable, now, &[]);
+            let readable = values(&block.readable);
+            let survivable = values(&block.survivable);
+            (*at, [readable.clone(), &readable | &survivable])
+        });
+        shown.collect()
     }
 
     pub(super) fn write_completed(&mut self, block: u64, issued: u64, now: u64, fua: bool) {
+        for written in self.history.get_mut(&issued).into_iter().flatten() {
+            if written.block == block {
+                written.completed = now;
+            }
+        }
         let block = self.block(block);
         for entry in block.readable.iter_mut().chain(&mut block.survivable) {
             if entry.issued == issued && entry.completed == u64::MAX {
@@ -102,6 +141,9 @@ impl Oracle {
 
     /// The write ended with an error: it may have taken effect by now, or never.
     pub(super) fn write_failed(&mut self, block: u64, issued: u64, now: u64) {
+        for written in self.history.get_mut(&issued).into_iter().flatten() {
+            written.completed = FAILED;
+        }
         let block = self.block(block);
         for entry in block.readable.iter_mut().chain(&mut block.survivable) {
             if entry.issued == issued && entry.completed == u64::MAX {

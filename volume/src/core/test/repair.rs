@@ -7,7 +7,7 @@ use crate::core::{
     Answer, Command, CommandId, CopyId, Effect, Event, Fault, HostWhat, Payload, RequestId,
     TraceEvent,
 };
-use shardmap::units::{Lba, MembershipSeq, StoreId};
+use shardmap::units::{Generation, Lba, MembershipSeq, StoreId};
 
 const WHERE: fn() -> shardmap::units::BlockRange = || range(40, 2);
 
@@ -35,7 +35,12 @@ fn what_one_member_cannot_read_is_written_to_it_again() {
     let copy = CopyId(0);
     let into = Payload::Copy(copy);
     let range = WHERE();
-    let read = command_to(&after, good, |c| *c == Command::Read { range, into });
+    let what = Command::Read {
+        range,
+        into,
+        generation: Generation(1),
+    };
+    let read = command_to(&after, good, |c| *c == what);
     let sent = script.answer(read, copied());
     let [
         (

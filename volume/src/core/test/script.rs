@@ -5,10 +5,11 @@ use crate::core::{
     Outbox, Position, Replicator, RequestId, SliceFacts, Timer, TraceEvent, Verdict,
 };
 use shardmap::dirty::{BlockSet, RegionSet};
+use shardmap::generations::VolumeGenerations;
 use shardmap::map::{Layout, Shape, VolumeMap};
 use shardmap::units::{
-    BlockRange, Blocks, Epoch, Generation, Incarnation, Lba, MembershipSeq, Moment, RegionIndex,
-    StoreId, WriteTick,
+    BlockRange, Blocks, Epoch, Incarnation, Lba, MembershipSeq, Moment, RegionIndex, StoreId,
+    WriteTick,
 };
 use std::collections::BTreeMap;
 
@@ -23,6 +24,7 @@ pub(super) struct Told {
     pub(super) marks: Vec<u32>,
     /// For reads of presence.
     pub(super) present: Vec<BlockRange>,
+    pub(super) generations: VolumeGenerations,
 }
 
 /// A machine, and the effects of its last step without traces, alarms and what is remembered.
@@ -127,7 +129,7 @@ pub(super) fn grant(stores: u16, shards: u64) -> Grant {
         isr: (0..usize::from(stores)).map(at).collect(),
         verified: true,
         survived: None,
-        head: Generation(0),
+        generations: VolumeGenerations::default(),
     }
 }
 
@@ -151,6 +153,7 @@ impl Script {
             incomplete: false,
             marks: Vec::new(),
             present: Vec::new(),
+            generations: VolumeGenerations::default(),
         };
         Self {
             told: vec![told; grant.map.stores.len()],
@@ -244,7 +247,11 @@ impl Script {
         let sent = self.answer(open, Answer::Opened(incarnation));
         let state = command_to(&sent, store, |c| matches!(c, Command::SliceState));
         let facts = self.told[store].facts();
-        let sent = self.answer(state, Answer::Facts(facts));
+        let mut sent = self.answer(state, Answer::Facts(facts));
+        if let [(id, _, Command::ReadGenerations)] = sends(&sent)[..] {
+            let generations = self.told[store].generations.clone();
+            sent = self.answer(id, Answer::Generations(generations));
+        }
         if self.told[store].marks.is_empty() {
             return sent;
         }
@@ -318,6 +325,8 @@ impl Told {
             stamp_seq: MembershipSeq(self.stamp.0),
             stamp_isr: self.stamp.1,
             mark_count: u32::try_from(self.marks.len()).unwrap(),
+            head: self.generations.head,
+            snapshot_count: u32::try_from(self.generations.snapshots.len()).unwrap(),
         }
     }
 
@@ -338,7 +347,10 @@ impl Told {
             | Command::CloseSlice
             | Command::Stamp(_)
             | Command::AddMarks(_)
+            | Command::BeginGeneration(_)
+            | Command::CompleteGeneration(_)
             | Command::CompleteSlice(_) => Answer::Done,
+            Command::ReadGenerations => Answer::Generations(self.generations.clone()),
             Command::OpenSlice { .. } => Answer::Opened(Incarnation(self.incarnation)),
             Command::SliceState => Answer::Facts(self.facts()),
             Command::Tick => Answer::Tick(WriteTick(1)),
@@ -349,7 +361,7 @@ impl Told {
                 self.present.iter().for_each(|range| blocks.insert(*range));
                 Answer::Presence(blocks)
             }
-            Command::Hash(range) => {
+            Command::Hash(range, _) => {
                 let chunks = range.split_at_multiples(shardmap::units::EXTENT_BLOCKS);
                 Answer::Hashes(chunks.map(|_| 7).collect())
             }

@@ -20,6 +20,16 @@ fn plan(seed: u64) -> Plan {
         },
         restarts: seed % 8 == 3 || seed % 40 == 32,
         restores: seed.is_multiple_of(8),
+        snapshots: false,
+    }
+}
+
+/// The same with snapshots. metad is not restored: it would not know those that came after the backup.
+fn plan_with_snapshots(seed: u64) -> Plan {
+    Plan {
+        restores: false,
+        snapshots: true,
+        ..plan(seed)
     }
 }
 
@@ -50,31 +60,58 @@ fn add(into: &mut Seen, seen: Seen) {
     into.lost_above += seen.lost_above;
     into.verifies += seen.verifies;
     into.repairs += seen.repairs;
+    into.snapshots += seen.snapshots;
+    into.complete_snapshots += seen.complete_snapshots;
+    into.resumed_snapshots += seen.resumed_snapshots;
+    into.caught_up += seen.caught_up;
 }
 
-#[test]
-fn no_seed_breaks_a_promise() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|v| v.parse().ok())
+}
+
+/// Runs `UBS_SEED` and tells its story, or `UBS_SEEDS` of them from `UBS_FIRST` on.
+fn run_all(test: &str, plan: fn(u64) -> Plan) -> (u64, Seen) {
+    let mut all = Seen::default();
     if let Some(seed) = number("UBS_SEED") {
         run(plan(seed), true).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-        return;
+        return (1, all);
     }
-    let (first, count) = (
-        number("UBS_FIRST").unwrap_or(0),
-        number("UBS_SEEDS").unwrap_or(300),
-    );
-    let mut all = Seen::default();
+    let first = number("UBS_FIRST").unwrap_or(0);
+    let count = number("UBS_SEEDS").unwrap_or(300);
     for seed in first..first + count {
         match run(plan(seed), false) {
             Ok(seen) => add(&mut all, seen),
             Err(e) => panic!(
-                "{e}\nseed {seed}: UBS_SEED={seed} cargo test -p volume no_seed -- --nocapture\n\
-                 {:?}",
+                "{e}\nseed {seed}: UBS_SEED={seed} cargo test -p volume {test} -- --nocapture\n{:?}",
                 plan(seed)
             ),
         }
     }
     println!("{count} seeds: {all:?}");
+    (count, all)
+}
+
+#[test]
+fn no_seed_breaks_a_snapshot() {
+    let (count, all) = run_all("no_seed_breaks_a_snapshot", plan_with_snapshots);
+    let rare = [
+        all.complete_snapshots,
+        all.resumed_snapshots,
+        all.caught_up,
+        all.resilvers,
+        all.reconciles,
+        all.stables,
+    ];
+    assert!(
+        count < 300 || rare.iter().all(|n| *n > 0),
+        "a path was never taken: {all:?}"
+    );
+}
+
+#[test]
+fn no_seed_breaks_a_promise() {
+    let (count, all) = run_all("no_seed_breaks_a_promise", plan);
     let rare = [
         all.degrades,
         all.suspects,
@@ -122,6 +159,7 @@ fn record_runs(seeds: std::ops::Range<u64>, stores: u16) {
             min_in_sync: 1,
             restarts: false,
             restores: false,
+            snapshots: false,
         });
         world.record();
         world.run().unwrap_or_else(|e| panic!("seed {seed}: {e}"));

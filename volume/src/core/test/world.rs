@@ -6,6 +6,7 @@ use crate::core::{
     Answer, AttachFault, Command, CommandId, Config, CopyId, Effect, Event, Fault, Grant, HostWhat,
     Members, OpId, Outbox, Payload, Position, Replicator, RequestId, Timer, TraceEvent, Verdict,
 };
+use shardmap::generations::VolumeGenerations;
 use shardmap::map::{Layout, Shape, VolumeMap};
 use shardmap::units::{
     BlockRange, Blocks, Epoch, Generation, Incarnation, Lba, MembershipSeq, Moment, StoreId,
@@ -25,6 +26,7 @@ macro_rules! note {
 mod faults;
 mod metad;
 mod record;
+mod snapshots;
 
 use metad::Metad;
 
@@ -47,6 +49,8 @@ pub(super) struct Plan {
     pub(super) restarts: bool,
     /// metad is restored from an older backup.
     pub(super) restores: bool,
+    /// Snapshots are made and deleted.
+    pub(super) snapshots: bool,
 }
 
 #[derive(Debug)]
@@ -117,6 +121,18 @@ enum Happening {
         verdict: Verdict,
     },
     StoreStarts(Position),
+    /// The client hears of snapshots.
+    Generations {
+        client: u64,
+        generations: VolumeGenerations,
+    },
+    CompleteSnapshot {
+        client: u64,
+        epoch: Epoch,
+        snapshot: Generation,
+    },
+    /// A store hears which snapshots are deleted.
+    DropDeleted(Position),
     Attach,
     HostTurn,
     Fault,
@@ -139,6 +155,11 @@ pub(super) struct Seen {
     pub(super) lost_above: u64,
     pub(super) verifies: u64,
     pub(super) repairs: u64,
+    pub(super) snapshots: u64,
+    pub(super) complete_snapshots: u64,
+    /// Attaches with a snapshot pending.
+    pub(super) resumed_snapshots: u64,
+    pub(super) caught_up: u64,
 }
 
 #[derive(Debug)]
@@ -154,6 +175,7 @@ pub(super) struct World {
     clients: u64,
     associations: u64,
     oracle: Oracle,
+    snapshots: snapshots::Snapshots,
     map: VolumeMap,
     next_value: u64,
     next_op: u64,
@@ -201,6 +223,7 @@ impl World {
                 verified: true,
                 down_until: 0,
                 backup: (0, (0..stores.len()).map(Position::new).collect()),
+                generations: VolumeGenerations::default(),
             },
             map: VolumeMap {
                 size_blocks: u64::from(SHARD_BLOCKS) * 3 - 100,
@@ -211,6 +234,7 @@ impl World {
             clients: 0,
             associations: 0,
             oracle: Oracle::default(),
+            snapshots: snapshots::Snapshots::default(),
             next_value: 0,
             next_op: 0,
             ops_left: plan.host_ops,
@@ -277,6 +301,7 @@ impl World {
         let healed = self.calm
             && self.ops_left == 0
             && self.metad.isr == all
+            && self.metad.generations.pending().is_none()
             && self
                 .client
                 .as_ref()
@@ -335,6 +360,19 @@ impl World {
                 self.stores[at.index()].up = true;
                 Ok(())
             }
+            Happening::Generations {
+                client,
+                generations,
+            } => self.hear_generations(client, generations),
+            Happening::CompleteSnapshot {
+                client,
+                epoch,
+                snapshot,
+            } => self.complete_snapshot(client, epoch, snapshot),
+            Happening::DropDeleted(at) => {
+                self.drop_deleted(at);
+                Ok(())
+            }
             Happening::HostTurn => self.host_turn(),
             Happening::Fault => self.fault(),
         }
@@ -359,8 +397,9 @@ impl World {
             isr: self.metad.isr,
             verified: self.metad.verified,
             survived: self.surviving.as_ref().map(|_| self.remembered.clone()),
-            head: Generation(0),
+            generations: self.metad.generations.clone(),
         };
+        self.seen.resumed_snapshots += u64::from(grant.generations.pending().is_some());
         note!(
             self,
             "attach epoch {} isr {}",
@@ -464,6 +503,16 @@ impl World {
                 return self.client_dies();
             }
             Effect::Progress(_) => {}
+            Effect::SnapshotComplete(snapshot) => {
+                let (client, epoch) = (client.life, client.epoch);
+                let delay = self.delay();
+                let what = Happening::CompleteSnapshot {
+                    client,
+                    epoch,
+                    snapshot,
+                };
+                self.after(delay, what);
+            }
             Effect::Trace(event) => self.trace(event),
         }
         Ok(())
@@ -494,7 +543,7 @@ impl World {
             AttachFault::DataLost => {
                 self.seen.lost_above += 1;
                 self.surviving = None;
-                self.oracle.crash();
+                self.host_is_gone();
             }
             // A blank disk cannot say what the restored metad does not know: an operator must decide.
             AttachFault::StoresNeeded(needed) => {
@@ -521,6 +570,7 @@ impl World {
             TraceEvent::Stable => self.seen.stables += 1,
             TraceEvent::Verify { .. } => self.seen.verifies += 1,
             TraceEvent::Repaired { .. } => self.seen.repairs += 1,
+            TraceEvent::CaughtUp { .. } => self.seen.caught_up += 1,
             TraceEvent::Slow { .. }
             | TraceEvent::Open { .. }
             | TraceEvent::ConnBreak { .. }
@@ -530,6 +580,9 @@ impl World {
             | TraceEvent::Establish { .. }
             | TraceEvent::StartRs { .. }
             | TraceEvent::Planned { .. }
+            | TraceEvent::Begun { .. }
+            | TraceEvent::Sealed { .. }
+            | TraceEvent::CatchUp { .. }
             | TraceEvent::RsFlush { .. } => {}
         }
     }
@@ -539,12 +592,17 @@ impl World {
         self.after(delay, Happening::Attach);
     }
 
+    fn host_is_gone(&mut self) {
+        self.oracle.crash();
+        self.client_died_with_snapshots();
+    }
+
     /// kill -9 of clientd, or the end of a failed device: what is in the network stays there.
     fn client_dies(&mut self) -> Result<(), String> {
         self.record_gone();
         self.client = None;
         self.surviving = None;
-        self.oracle.crash();
+        self.host_is_gone();
         self.attach_again();
         self.check_survivors("when the client died")
     }
@@ -559,7 +617,7 @@ impl World {
                 "reissued when it attached"
             );
         } else if self.surviving.is_none() {
-            self.oracle.crash(); // there was no device yet, so nothing survives it
+            self.host_is_gone(); // there was no device yet, so nothing survives it
         }
         self.attach_again();
         Ok(())
@@ -807,6 +865,9 @@ impl World {
             return Ok(());
         }
         self.after(pause, Happening::HostTurn);
+        if self.plan.snapshots && !self.calm {
+            self.snapshot_turn();
+        }
         if ready && !self.quiet {
             self.ops_left -= 1;
             return self.host_call();
@@ -919,13 +980,13 @@ impl World {
                 if store.incomplete {
                     continue;
                 }
-                for value in store.survivors(block) {
+                for value in store.survivors(block, store.generations.head) {
                     let legal = self.oracle.may_survive(block, value);
                     legal.map_err(|e| format!("{when}, store {at}: {e}"))?;
                 }
             }
         }
-        Ok(())
+        self.check_snapshots(when)
     }
 
     fn final_check(&mut self) -> Result<(), String> {
@@ -947,6 +1008,7 @@ impl World {
             self.oracle.read(block, *values.first().unwrap(), issued)?;
         }
         self.check_survivors("at the end")?;
+        self.check_generations_at_end()?;
         for (at, store) in self.stores.iter().enumerate() {
             if !store.marks.is_empty() {
                 return Err(format!("store {at} keeps marks after a clean detach"));

@@ -5,8 +5,9 @@ use control::client::MetadClient;
 use control::core::{CLIENTD_NQN_PREFIX, NewHost};
 use nvmf::initiator;
 use reactor::{App, ArenaConfig, Completion, Driver, Mailbox, Token, UringConfig, UringDriver};
+use shardmap::generations::{SnapshotState, VolumeGenerations};
 use shardmap::grant::MembershipRequest;
-use shardmap::units::{BlockRange, Blocks, Epoch, Lba, StoreId, VolumeId};
+use shardmap::units::{BlockRange, Blocks, Epoch, Generation, Lba, StoreId, VolumeId};
 use std::collections::BTreeSet;
 use std::thread::JoinHandle;
 use tokio::sync::mpsc;
@@ -30,6 +31,7 @@ enum Order {
     Write { chunk: u64, version: u64 },
     Flush,
     Metad(MetadAnswer),
+    Generations(VolumeGenerations),
     Detach,
     Die,
 }
@@ -40,6 +42,7 @@ enum Seen {
     Done,
     Ask(MembershipRequest),
     Resilvered(StoreId),
+    Snapshot(Generation),
     Detached,
     Failed(String),
 }
@@ -78,6 +81,9 @@ impl Host {
             }
             Order::Flush => HostOp::Flush,
             Order::Metad(answer) => return self.volumes.on_metad(io, answer),
+            Order::Generations(now) => {
+                return assert!(self.volumes.set_generations(io, volume, now));
+            }
             Order::Detach => return assert!(self.volumes.detach(io, volume)),
             Order::Die => return self.dead = true,
         };
@@ -102,6 +108,7 @@ impl Host {
                     what: TraceEvent::Resilvered(record),
                     ..
                 } => Seen::Resilvered(record.store),
+                VolumeEvent::SnapshotComplete { generation, .. } => Seen::Snapshot(generation),
                 VolumeEvent::Detached { .. } => Seen::Detached,
                 VolumeEvent::AttachFailed { why, .. } => Seen::Failed(why.to_string()),
                 VolumeEvent::Failed { why, .. } => Seen::Failed(why.to_string()),
@@ -238,7 +245,11 @@ impl Client {
                 }
                 Seen::Failed(why) => panic!("{why}"),
                 seen if done(&seen) => return,
-                Seen::Attached | Seen::Done | Seen::Resilvered(_) | Seen::Detached => {}
+                Seen::Attached
+                | Seen::Done
+                | Seen::Resilvered(_)
+                | Seen::Snapshot(_)
+                | Seen::Detached => {}
             }
         }
     }
@@ -259,6 +270,21 @@ impl Client {
         while !self.resilvered.contains(&store) {
             self.until(|seen| matches!(seen, Seen::Resilvered(_))).await;
         }
+    }
+
+    /// The first, second … snapshot is made, as metad would say; waits until it is complete.
+    pub(super) async fn snapshot(&mut self, number: u32) {
+        let earlier = (1..number).map(|g| (Generation(g), SnapshotState::Complete));
+        let mut now = VolumeGenerations {
+            head: Generation(number),
+            snapshots: earlier.collect(),
+        };
+        now.begin(Generation(number + 1));
+        self.order(Order::Generations(now.clone()));
+        let is = |seen: &Seen| matches!(seen, Seen::Snapshot(of) if of.0 == number);
+        self.until(is).await;
+        now.set_complete(Generation(number));
+        self.order(Order::Generations(now));
     }
 
     pub(super) async fn detach(mut self) {

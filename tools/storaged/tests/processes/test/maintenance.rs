@@ -5,25 +5,25 @@ use super::lab::{Metad, PATIENCE, Setup, Storaged, run};
 use control::api::{Filter, ResilverOutcome, ResilverReport, Resilvers, VolumeView};
 use control::core::{Domain, NewVolume};
 use shardmap::map::Layout;
-use shardmap::units::{BlockRange, Blocks, Lba, MembershipSeq, StoreId, VolumeId};
+use shardmap::units::{BlockRange, Blocks, Generation, Lba, MembershipSeq, StoreId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use store::Examined;
 
-const VOLUME: VolumeId = VolumeId([7; 16]);
+pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
 const SIZE_BYTES: u64 = 32 << 20;
-const CHUNKS: u64 = SIZE_BYTES / (CHUNK_BLOCKS as u64 * 4096);
+pub(super) const CHUNKS: u64 = SIZE_BYTES / (CHUNK_BLOCKS as u64 * 4096);
 
 /// Three servers with a store each, and a volume on all of them.
-struct Cluster {
+pub(super) struct Cluster {
     dir: PathBuf,
-    metad: Metad,
+    pub(super) metad: Metad,
     /// By number, from 1.
     servers: BTreeMap<usize, Storaged>,
     listen: BTreeMap<usize, String>,
     more: String,
     /// Version of every chunk that was written.
-    written: BTreeMap<u64, u64>,
+    pub(super) written: BTreeMap<u64, u64>,
 }
 
 fn store(dir: &Path, number: usize) -> PathBuf {
@@ -31,7 +31,7 @@ fn store(dir: &Path, number: usize) -> PathBuf {
 }
 
 impl Cluster {
-    async fn begin(dir: &Path, more: &str) -> Self {
+    pub(super) async fn begin(dir: &Path, more: &str) -> Self {
         let metad = Metad::with(dir, |config| {
             config.suspect_after_ms = 3_000;
             config.offline_after_ms = 6_000;
@@ -79,7 +79,7 @@ impl Cluster {
         it
     }
 
-    fn start(&mut self, number: usize) {
+    pub(super) fn start(&mut self, number: usize) {
         let listen = self.listen.get(&number).map_or("127.0.0.1:0", |l| l);
         let path = store(&self.dir, number).display().to_string();
         let setup = Setup {
@@ -95,11 +95,11 @@ impl Cluster {
         self.servers.insert(number, storaged);
     }
 
-    fn kill(&mut self, number: usize) {
+    pub(super) fn kill(&mut self, number: usize) {
         self.servers.remove(&number).unwrap().kill_9();
     }
 
-    async fn write(
+    pub(super) async fn write(
         &mut self,
         client: &mut Client,
         chunks: impl Iterator<Item = u64>,
@@ -165,24 +165,44 @@ impl Cluster {
 
     /// Every server stops in order; then every replica holds what was written, without a mark.
     fn check_replicas(&mut self) {
+        let written = self.written.clone();
+        self.check_generations(&[(0, written)]);
+    }
+
+    /// The same for generations, each as it was; zero is the head.
+    pub(super) fn check_generations(&mut self, all: &[(u32, BTreeMap<u64, u64>)]) {
         let servers = std::mem::take(&mut self.servers);
         servers.into_values().for_each(Storaged::stop);
         for number in 1..=3 {
             let examined = Examined::open(&store(&self.dir, number)).unwrap();
             let slice = examined.slices().next().unwrap();
             assert!(!slice.incomplete && slice.mark_count == 0, "{slice:?}");
-            let (all, mut bytes) = (7, vec![0; CHUNK_BLOCKS as usize * 4096]);
-            assert_eq!(slice.stamp.in_sync, all, "store {number}: {slice:?}");
-            for chunk in 0..CHUNKS {
-                let start = chunk * u64::from(CHUNK_BLOCKS);
-                let range = BlockRange::new(Lba(start), Blocks(CHUNK_BLOCKS)).unwrap();
-                examined.read(slice.spec.nsid, range, &mut bytes).unwrap();
-                for (lba, block) in (start..).zip(bytes.chunks(4096)) {
-                    let version = self.written.get(&chunk).copied();
-                    let expected = version.map_or([0; 4096], |v| content(lba, v));
-                    assert!(block == expected, "store {number}, lba {lba}");
-                }
+            let members = 7;
+            assert_eq!(slice.stamp.in_sync, members, "store {number}: {slice:?}");
+            for (generation, written) in all {
+                check_chunks(&examined, (number, *generation), written);
             }
+        }
+    }
+}
+
+fn check_chunks(
+    examined: &Examined,
+    (number, generation): (usize, u32),
+    written: &BTreeMap<u64, u64>,
+) {
+    let nsid = examined.slices().next().unwrap().spec.nsid;
+    let mut bytes = vec![0; CHUNK_BLOCKS as usize * 4096];
+    for chunk in 0..CHUNKS {
+        let start = chunk * u64::from(CHUNK_BLOCKS);
+        let range = BlockRange::new(Lba(start), Blocks(CHUNK_BLOCKS)).unwrap();
+        let read = examined.read_in(nsid, Generation(generation), range, &mut bytes);
+        read.unwrap();
+        for (lba, block) in (start..).zip(bytes.chunks(4096)) {
+            let version = written.get(&chunk).copied();
+            let expected = version.map_or([0; 4096], |v| content(lba, v));
+            let place = format!("store {number}, generation {generation}, lba {lba}");
+            assert!(block == expected, "{place}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the world's metad records: one membership, witnessed.
 
 use crate::core::{Members, Verdict};
+use shardmap::generations::VolumeGenerations;
 use shardmap::units::{Epoch, MembershipSeq};
 
 #[derive(Debug)]
@@ -11,6 +12,7 @@ pub(super) struct Metad {
     pub(super) verified: bool,
     pub(super) down_until: u64,
     pub(super) backup: (u64, Members),
+    pub(super) generations: VolumeGenerations,
 }
 
 impl Metad {

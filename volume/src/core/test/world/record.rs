@@ -160,7 +160,15 @@ impl World {
             | Purpose::HostRead { .. }
             | Purpose::CopyRead(_)
             | Purpose::CopyWrite(_)
-            | Purpose::Hash(_)
+            | Purpose::Hash(..)
+            | Purpose::Generations
+            | Purpose::Begin(_)
+            | Purpose::Seal(_)
+            | Purpose::CatchUpMarks
+            | Purpose::CatchUpBegin(_)
+            | Purpose::CatchUpPresence(_)
+            | Purpose::CatchUpSeal(_)
+            | Purpose::ResilverSeal(_)
             | Purpose::ResilverMarks
             | Purpose::ResilverPresence(_)
             | Purpose::ResilverAddMarks
@@ -227,6 +235,10 @@ impl World {
             | TraceEvent::Verify { .. }
             | TraceEvent::Slow { .. }
             | TraceEvent::Repaired { .. }
+            | TraceEvent::Begun { .. }
+            | TraceEvent::Sealed { .. }
+            | TraceEvent::CatchUp { .. }
+            | TraceEvent::CaughtUp { .. }
             | TraceEvent::Resilvered(_) => {}
         }
     }

@@ -1,0 +1,387 @@
+//! Snapshots (protocol §10): a generation ends and the next one begins, without a pause.
+//!
+//! ```text
+//! Beginning --every store that counts has begun the head--> Draining --writes of before have ended,
+//!   regions are equal--> Flushing --all of it is durable--> Completing --every store that counts says
+//!   so--> told
+//! ```
+//!
+//! A write carries the generation that was the head when it got its lock. Locks order overlapping
+//! writes, so no block sees a later generation before an earlier one; and what was answered before
+//! another write began is in every snapshot that has that other write.
+//!
+//! After a crash in between the next attach goes on: everybody begins before anything is served, marked
+//! regions are made equal in both generations, and the snapshot is completed. If one member has it
+//! complete already, all members have all of it.
+
+use super::event::{Command, Effect, Fault, Timer, TraceEvent};
+use super::flush::FlushFor;
+use super::leg::{Condemned, Session};
+use super::members::{Members, Position};
+use super::state::{Outbox, Phase, Purpose, Replicator};
+use shardmap::generations::{SnapshotState, VolumeGenerations};
+use shardmap::units::{Generation, Moment};
+
+/// A snapshot whose writes have not ended for so long waits for something that takes its time, perhaps
+/// for a store that is out.
+const STUCK_MS: u64 = 2_000;
+/// How long to wait for a store to have room for another snapshot.
+const NO_ROOM_MS: u64 = 1_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Beginning,
+    Draining,
+    Flushing,
+    Completing,
+}
+
+/// A snapshot that is pending.
+#[derive(Clone, Copy, Debug)]
+struct Barrier {
+    snapshot: Generation,
+    stage: Stage,
+    /// Sent the step and not answered.
+    asked: Members,
+    /// An earlier client's: what it had written is durable only after a flush that is not ours to spare.
+    inherited: bool,
+    /// When it began to drain.
+    since: Moment,
+}
+
+/// The volume's generations as this client knows them.
+#[derive(Debug)]
+pub(super) struct Generations {
+    /// As metad has them, and a snapshot that we have completed is complete.
+    known: VolumeGenerations,
+    barrier: Option<Barrier>,
+}
+
+impl Generations {
+    pub(super) fn new(known: VolumeGenerations) -> Self {
+        assert!(known.is_sound(), "{known:?}");
+        let barrier = known.pending().map(|snapshot| Barrier {
+            snapshot,
+            stage: Stage::Beginning,
+            asked: Members::EMPTY,
+            inherited: true,
+            since: Moment::default(),
+        });
+        Self { known, barrier }
+    }
+
+    /// What writes carry before anything is begun.
+    pub(super) fn tag(known: &VolumeGenerations) -> Generation {
+        known.pending().unwrap_or(known.head)
+    }
+
+    pub(super) const fn known(&self) -> &VolumeGenerations {
+        &self.known
+    }
+
+    /// The newest complete snapshot; zero: there is none.
+    pub(super) fn newest_complete(&self) -> Generation {
+        self.known.complete().next_back().unwrap_or_default()
+    }
+
+    /// The snapshot whose writes are under way, once new ones carry the head.
+    pub(super) fn draining(&self) -> Option<Generation> {
+        let draining = self.barrier.filter(|b| b.stage == Stage::Draining);
+        draining.map(|b| b.snapshot)
+    }
+
+    /// Whether a snapshot is not durable everywhere.
+    pub(super) fn is_unsealed(&self) -> bool {
+        self.barrier.is_some_and(|b| b.stage != Stage::Completing)
+    }
+
+    /// Whether a store that is out may be brought up to date now. While a snapshot is pending only if
+    /// that may be what its writes wait for: it costs such a store space.
+    pub(super) fn let_resilver(&self, now: Moment) -> bool {
+        self.barrier
+            .is_none_or(|b| b.stage == Stage::Draining && now >= b.since.plus_ms(STUCK_MS))
+    }
+
+    /// The commands of an ended session are not answered.
+    pub(super) fn forget_asked(&mut self, at: Position) {
+        if let Some(barrier) = &mut self.barrier {
+            barrier.asked.remove(at);
+        }
+    }
+
+    /// Whether an in-sync store can have these.
+    fn fit(&self, slice: &VolumeGenerations) -> bool {
+        let pending = self.barrier.map(|b| b.snapshot);
+        let behind = |(snapshot, state): (&Generation, &SnapshotState)| {
+            let known = self.known.snapshots.contains_key(snapshot);
+            *state == SnapshotState::Pending && known && pending != Some(*snapshot)
+        };
+        let head = slice.head == self.known.head || pending == Some(slice.head);
+        head && !slice.snapshots.iter().any(behind)
+    }
+
+    /// Whether metad can have come to this from what is known.
+    fn leads_to(&self, new: &VolumeGenerations) -> bool {
+        let next = new.pending() == Some(self.known.head) && self.barrier.is_none();
+        new.is_sound() && (new.head == self.known.head || next)
+    }
+}
+
+impl Replicator {
+    /// metad has made or deleted a snapshot.
+    pub(super) fn on_generations(&mut self, new: VolumeGenerations, out: &mut Outbox) {
+        let live = matches!(self.phase, Phase::New | Phase::Attaching | Phase::Serving);
+        if !live || !self.generations.leads_to(&new) {
+            return;
+        }
+        let known = &mut self.generations.known.snapshots;
+        let gone = known.keys().filter(|s| !new.snapshots.contains_key(s));
+        let gone: Vec<_> = gone.copied().collect();
+        known.retain(|s, _| !gone.contains(s));
+        if gone.into_iter().any(|s| self.catches_up_with(s)) {
+            self.drop_catch_up(out);
+        }
+        if new.head > self.generations.known.head {
+            return self.begin_snapshot(new.head, out);
+        }
+        let known = &self.generations.known;
+        if let Some(unheard) = new.pending()
+            && known.snapshots.get(&unheard) == Some(&SnapshotState::Complete)
+        {
+            out.push(Effect::SnapshotComplete(unheard));
+        }
+    }
+
+    fn begin_snapshot(&mut self, head: Generation, out: &mut Outbox) {
+        let snapshot = self.generations.known.head;
+        self.generations.known.begin(head);
+        self.generations.barrier = Some(Barrier {
+            snapshot,
+            stage: Stage::Beginning,
+            asked: Members::EMPTY,
+            inherited: false,
+            since: self.now,
+        });
+        // Begun again, it goes on from where it is. A store that catches up is given this one next.
+        if !self.is_joining() {
+            self.drop_resilver(out);
+        }
+        self.changed = true;
+    }
+
+    /// Goes on with a snapshot that is pending.
+    pub(super) fn snapshot_forward(&mut self, out: &mut Outbox) {
+        let live = match self.phase {
+            Phase::Serving => true,
+            Phase::Detaching => self.detach.is_draining(),
+            Phase::New | Phase::Attaching | Phase::Failed | Phase::Ended => false,
+        };
+        let Some(barrier) = self.generations.barrier.filter(|_| live) else {
+            return;
+        };
+        match barrier.stage {
+            Stage::Beginning => {
+                if self.have_begun(out) {
+                    self.switch(Stage::Draining, out);
+                }
+            }
+            Stage::Draining => {
+                if self.has_drained(barrier.snapshot) {
+                    self.barrier_mut().stage = Stage::Flushing;
+                    let over = self.write_set();
+                    self.start_flush(FlushFor::Snapshot, over, barrier.inherited, out);
+                }
+            }
+            Stage::Flushing => {}
+            Stage::Completing => self.complete_members(barrier.snapshot, out),
+        }
+    }
+
+    fn barrier_mut(&mut self) -> &mut Barrier {
+        let barrier = self.generations.barrier.as_mut();
+        barrier.expect("a snapshot is pending")
+    }
+
+    /// Whether every store that counts has begun the head durably; those that have not are told to.
+    /// True if no snapshot is pending.
+    pub(super) fn have_begun(&mut self, out: &mut Outbox) -> bool {
+        let Some(barrier) = self.generations.barrier else {
+            return true;
+        };
+        let head = self.generations.known.head;
+        let members = self.ack_set();
+        let missing = members
+            .iter()
+            .filter(|at| self.leg(*at).generations.head < head);
+        let missing: Members = missing.collect();
+        let ask = self.usable(missing).minus(barrier.asked);
+        self.barrier_mut().asked = barrier.asked.or(ask);
+        for at in ask.iter() {
+            let what = Command::BeginGeneration(head);
+            self.send(at, Purpose::Begin(head), what, out);
+        }
+        missing.is_empty()
+    }
+
+    /// From here on writes carry the head.
+    fn switch(&mut self, stage: Stage, out: &mut Outbox) {
+        let head = self.generations.known.head;
+        self.head = head;
+        let now = self.now;
+        let barrier = self.barrier_mut();
+        (barrier.stage, barrier.since) = (stage, now);
+        self.trace(TraceEvent::Begun { head }, out);
+        let (timer, at) = (Timer::Snapshot, now.plus_ms(STUCK_MS));
+        out.push(Effect::Arm { timer, at });
+        self.changed = true;
+    }
+
+    /// The volume is about to serve with a snapshot that an earlier client has not completed, begun by
+    /// every member.
+    pub(super) fn resume_snapshot(&mut self, out: &mut Outbox) {
+        let Some(barrier) = self.generations.barrier else {
+            return;
+        };
+        let complete = |at: Position| {
+            let state = self.leg(at).generations.snapshots.get(&barrier.snapshot);
+            state == Some(&SnapshotState::Complete)
+        };
+        // It is complete anywhere only if it was durable on every member.
+        let complete = self.isr.iter().any(complete);
+        self.switch(
+            if complete {
+                Stage::Completing
+            } else {
+                Stage::Draining
+            },
+            out,
+        );
+    }
+
+    /// Whether nothing that carries the snapshot's number is on its way, and all members are equal in it.
+    fn has_drained(&self, snapshot: Generation) -> bool {
+        use super::copy::{Copy, CopyFor};
+        let under_way = |op: &super::state::HostOp| {
+            !op.is_read() && op.start_no > 0 && op.generation == snapshot
+        };
+        let repair = |c: &Copy| c.purpose == CopyFor::Repair && c.generation == snapshot;
+        self.reconcile.regions.is_empty()
+            && !self.ops.values().any(under_way)
+            && !self.copies.values().any(repair)
+    }
+
+    /// Whether the end of a write of that generation may let a snapshot go on.
+    pub(super) fn snapshot_waits_for(&self, generation: Generation) -> bool {
+        self.generations.draining() == Some(generation)
+    }
+
+    pub(super) fn on_snapshot_flushed(&mut self, out: &mut Outbox) {
+        let barrier = self.barrier_mut();
+        assert_eq!(barrier.stage, Stage::Flushing);
+        barrier.stage = Stage::Completing;
+        let snapshot = barrier.snapshot;
+        self.changed = true;
+        self.trace(TraceEvent::Sealed { snapshot }, out);
+    }
+
+    /// Tells every store that counts, and metad once all have it durably.
+    fn complete_members(&mut self, snapshot: Generation, out: &mut Outbox) {
+        let pending = |at: &Position| {
+            let state = self.leg(*at).generations.snapshots.get(&snapshot);
+            state == Some(&SnapshotState::Pending)
+        };
+        let missing: Members = self.ack_set().iter().filter(pending).collect();
+        let barrier = self.barrier_mut();
+        let asked = barrier.asked;
+        let ask = self.usable(missing).minus(asked);
+        self.barrier_mut().asked = asked.or(ask);
+        for at in ask.iter() {
+            let what = Command::CompleteGeneration(snapshot);
+            self.send(at, Purpose::Seal(snapshot), what, out);
+        }
+        if missing.is_empty() && self.is_stamped() {
+            self.generations.known.set_complete(snapshot);
+            self.generations.barrier = None;
+            self.changed = true;
+            out.push(Effect::SnapshotComplete(snapshot));
+        }
+    }
+
+    /// A store has begun the head, durably.
+    pub(super) fn on_begun(&mut self, at: Position, head: Generation) {
+        self.leg_mut(at).generations.begin(head);
+        self.generations.forget_asked(at);
+        self.changed = true;
+    }
+
+    /// A store has completed the snapshot, durably.
+    pub(super) fn on_sealed(&mut self, at: Position, snapshot: Generation) {
+        self.leg_mut(at).generations.set_complete(snapshot);
+        self.generations.forget_asked(at);
+        self.changed = true;
+    }
+
+    /// A store has no room for another snapshot until one that was deleted is gone there; anything else
+    /// that it refuses makes it useless.
+    pub(super) fn on_snapshot_refused(&mut self, at: Position, fault: Fault, out: &mut Outbox) {
+        if fault == Fault::NoSpace {
+            let (timer, at) = (Timer::Snapshot, self.now.plus_ms(NO_ROOM_MS));
+            out.push(Effect::Arm { timer, at });
+        } else {
+            self.condemn_or_drop(at, out);
+        }
+    }
+
+    pub(super) fn on_snapshot_timer(&mut self) {
+        if let Some(barrier) = &mut self.generations.barrier {
+            barrier.asked = Members::EMPTY; // whoever answers twice has done it once
+            self.changed = true;
+        }
+    }
+
+    /// In which generation a region is to be made equal, and in which then.
+    pub(super) fn generations_to_reconcile(&self) -> (Generation, Option<Generation>) {
+        let pending = self.generations.draining();
+        pending.map_or((self.head, None), |snapshot| (snapshot, Some(self.head)))
+    }
+
+    /// A member whose generations cannot be those of a member is not trusted.
+    pub(super) fn doubt_generations(&mut self, at: Position) {
+        let member = self.verified && self.ack_set().has(at);
+        let leg = self.leg(at);
+        if member && leg.session == Session::Open && !self.generations.fit(&leg.generations) {
+            let leg = self.leg_mut(at);
+            leg.suspect = true;
+            leg.condemned = Some(Condemned::Diverged);
+        }
+    }
+
+    /// metad commits a snapshot before any store begins a generation, so a newer one means that metad
+    /// has lost commits without saying so.
+    pub(super) fn knows_newer_generations(&self) -> bool {
+        let newer = |at: &Position| {
+            let leg = self.leg(*at);
+            leg.session == Session::Open && leg.generations.head > self.generations.known.head
+        };
+        self.all.iter().any(|at| newer(&at))
+    }
+
+    pub(super) fn check_generations(&self) {
+        let known = &self.generations.known;
+        assert!(known.is_sound());
+        match self.generations.barrier {
+            None => assert_eq!(self.head, known.head),
+            Some(barrier) => {
+                assert_eq!(known.pending(), Some(barrier.snapshot));
+                let begun = barrier.stage != Stage::Beginning;
+                let head = if begun { known.head } else { barrier.snapshot };
+                assert_eq!(self.head, head);
+            }
+        }
+    }
+
+    /// Head and snapshots as this client knows them.
+    pub const fn known_generations(&self) -> &VolumeGenerations {
+        self.generations.known()
+    }
+}
