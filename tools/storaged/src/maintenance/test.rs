@@ -37,6 +37,7 @@ fn status(state: StoreState, dirty_blocks: u64) -> VolumeStatus {
         isr: [StoreId(1)].into(),
         serving: true,
         regions_to_reconcile: 0,
+        generations: VolumeGenerations::default(),
         stores: [first, second].into(),
         counters: VolumeCounters::default(),
     }
