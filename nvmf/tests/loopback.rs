@@ -271,7 +271,7 @@ mod test {
         let vendor = |opcode, data, reply_len_bytes| Request::Vendor {
             nsid: NSID,
             opcode,
-            cdw10_15: [1, 0, 0, 0, 0, 0],
+            cdw10_15: [vendor::PROTOCOL_VERSION.into(), 0, 0, 0, 0, 0],
             data,
             reply_len_bytes,
         };

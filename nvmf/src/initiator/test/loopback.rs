@@ -2,6 +2,7 @@
 
 use super::loss::{collect, fill};
 use super::*;
+use crate::proto::vendor::PROTOCOL_VERSION;
 use crate::target::{
     AssociationId as TheirAssociation, Command, CommandKind, Identity, NamespaceFacts, Namespaces,
     Reply as Answer, ReplyData, Target, TargetConfig,
@@ -217,7 +218,7 @@ fn vendor_commands_pass_between_our_two_ends() {
         let request = Request::Vendor {
             nsid: 1,
             opcode: 0xc9,
-            cdw10_15: [1, 0, 0, 0, 0, 0],
+            cdw10_15: [PROTOCOL_VERSION.into(), 0, 0, 0, 0, 0],
             data: Some((0..len).map(low_byte).collect()),
             reply_len_bytes: 0,
         };
@@ -230,7 +231,7 @@ fn vendor_commands_pass_between_our_two_ends() {
         let request = Request::Vendor {
             nsid: 1,
             opcode: 0xc6,
-            cdw10_15: [1, 0, 0, 0, 0, 0],
+            cdw10_15: [PROTOCOL_VERSION.into(), 0, 0, 0, 0, 0],
             data: None,
             reply_len_bytes: len,
         };

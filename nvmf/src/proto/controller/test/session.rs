@@ -342,7 +342,7 @@ fn vendor_commands_carry_data_both_ways() {
         vec![0x5a; 128]
     );
     let open = vendor::OpenSlice {
-        version: 1.into(),
+        version: vendor::PROTOCOL_VERSION.into(),
         ..vendor::OpenSlice::new_zeroed()
     };
     let sqe = vendor::command(vendor::opcode::OPEN_SLICE, 6, NSID, [0; 3]);
@@ -354,7 +354,7 @@ fn vendor_commands_carry_data_both_ways() {
     let tick = vendor::command(vendor::opcode::TICK, 7, NSID, [0; 3]);
     assert_eq!(bench.command(0, tick), Status::SUCCESS);
     let mut wrong = tick;
-    wrong.cdw[0] = 2.into();
+    wrong.cdw[0] = (u32::from(vendor::PROTOCOL_VERSION) + 1).into();
     assert_eq!(bench.command(0, wrong), Status::PROTOCOL_VERSION);
 }
 
