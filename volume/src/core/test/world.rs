@@ -11,7 +11,7 @@ use shardmap::map::{Layout, Shape, VolumeMap};
 use shardmap::units::{
     BlockRange, Blocks, Epoch, Generation, Incarnation, Lba, MembershipSeq, Moment, StoreId,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Adds a line to the story, if somebody wants to read it.
 macro_rules! note {
@@ -23,6 +23,7 @@ macro_rules! note {
     };
 }
 
+mod checks;
 mod faults;
 mod metad;
 mod record;
@@ -960,59 +961,6 @@ impl World {
                 return self.check_survivors("after a flush");
             }
             (HostWhat::Read(_) | HostWhat::Flush, Err(_)) => {}
-        }
-        Ok(())
-    }
-
-    fn holders(&self, block: u64) -> Members {
-        let shard = self.map.shape.shard_of(Lba(block));
-        super::super::state::homes_of(&self.map, shard)
-    }
-
-    /// Whatever a power cut leaves on a recorded member must be legal. Model: `DurOK`.
-    fn check_survivors(&self, when: &str) -> Result<(), String> {
-        if !self.metad.verified {
-            return Ok(());
-        }
-        for block in self.oracle.touched() {
-            for at in self.holders(block).and(self.metad.isr).iter() {
-                let store = &self.stores[at.index()];
-                if store.incomplete {
-                    continue;
-                }
-                for value in store.survivors(block, store.generations.head) {
-                    let legal = self.oracle.may_survive(block, value);
-                    legal.map_err(|e| format!("{when}, store {at}: {e}"))?;
-                }
-            }
-        }
-        self.check_snapshots(when)
-    }
-
-    fn final_check(&mut self) -> Result<(), String> {
-        if self.lost_volume {
-            return Ok(());
-        }
-        let issued = self.oracle.stamp();
-        for block in self.oracle.touched().collect::<Vec<_>>() {
-            let homes = self.holders(block);
-            let values: BTreeSet<u64> = homes
-                .iter()
-                .map(|at| self.stores[at.index()].value(block))
-                .collect();
-            if values.len() != 1 {
-                return Err(format!(
-                    "block {block} differs between replicas: {values:?}"
-                ));
-            }
-            self.oracle.read(block, *values.first().unwrap(), issued)?;
-        }
-        self.check_survivors("at the end")?;
-        self.check_generations_at_end()?;
-        for (at, store) in self.stores.iter().enumerate() {
-            if !store.marks.is_empty() {
-                return Err(format!("store {at} keeps marks after a clean detach"));
-            }
         }
         Ok(())
     }
