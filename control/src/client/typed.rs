@@ -202,6 +202,24 @@ impl MetadClient {
         self.run_unless_fenced(command).await
     }
 
+    /// As [`complete_snapshot`](Self::complete_snapshot), until metad has answered. The answer is logged: who
+    /// has the volume has nothing else to do with it.
+    pub async fn record_snapshot(&self, volume: VolumeId, epoch: Epoch, generation: Generation) {
+        loop {
+            match self.complete_snapshot(volume, epoch, generation).await {
+                Err(error @ MetadError::Unreachable { .. }) => {
+                    tracing::warn!(%volume, %generation, %error, "cannot tell metad of a snapshot yet");
+                }
+                Err(error) => {
+                    return tracing::warn!(%volume, %generation, %error, "a snapshot is not recorded");
+                }
+                Ok(ours) => {
+                    return tracing::info!(%volume, %generation, ours, "a snapshot is complete");
+                }
+            }
+        }
+    }
+
     /// Asks a host to attach a volume.
     ///
     /// # Errors

@@ -86,6 +86,10 @@ impl Clientd {
         match order {
             Order::Attach { grant, held_since } => self.attach(io, *grant, held_since),
             Order::Detach { volume } => self.detach(io, volume),
+            Order::Generations(volume, generations) => {
+                // One that has left meanwhile needs none.
+                self.volumes.set_generations(io, volume, generations);
+            }
             Order::Metad(answer) => self.volumes.on_metad(io, answer),
             Order::Status(volume, answer) => drop(answer.send(self.volumes.status(volume))),
             Order::Metrics(answer) => {
@@ -158,10 +162,14 @@ impl Clientd {
                 }
             }
             VolumeEvent::SnapshotComplete {
-                volume, generation, ..
-            } => {
-                tracing::warn!(%volume, %generation, "a snapshot is complete, and metad is not told")
-            }
+                volume,
+                epoch,
+                generation,
+            } => self.tell(News::SnapshotComplete {
+                volume,
+                epoch,
+                generation,
+            }),
             VolumeEvent::Detached { volume }
             | VolumeEvent::Failed { volume, .. }
             | VolumeEvent::Progress { volume, .. }

@@ -2,7 +2,8 @@
 
 use control::client::MembershipRequest;
 use prometheus_client::registry::Registry;
-use shardmap::units::{Epoch, VolumeId};
+use shardmap::generations::VolumeGenerations;
+use shardmap::units::{Epoch, Generation, VolumeId};
 use tokio::sync::{mpsc, oneshot};
 use volume::{AttachGrant, MetadAnswer, VolumeStatus};
 
@@ -27,6 +28,8 @@ pub(crate) enum Order {
         /// Which.
         volume: VolumeId,
     },
+    /// Head and snapshots of a volume, as metad has them now.
+    Generations(VolumeId, VolumeGenerations),
     /// metad has answered.
     Metad(MetadAnswer),
     /// How a volume looks now.
@@ -88,6 +91,15 @@ pub(crate) enum News {
     },
     /// Ask metad for another in-sync set; the answer goes back as [`Order::Metad`].
     AskMetad(MembershipRequest),
+    /// A snapshot never changes any more: metad is to record it, under this epoch.
+    SnapshotComplete {
+        /// Which volume.
+        volume: VolumeId,
+        /// Ours.
+        epoch: Epoch,
+        /// The snapshot.
+        generation: Generation,
+    },
     /// The volume changed in a way that its status shows.
     Changed(VolumeId),
     /// A resilver moved.

@@ -16,6 +16,7 @@ use control::wall_clock::unix_ms;
 use daemon::identity::Identity;
 use daemon::service;
 use reactor::Mailbox;
+use shardmap::generations::VolumeGenerations;
 use shardmap::units::{Epoch, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,6 +43,8 @@ struct Held {
     retry: Duration,
     /// Why it could not be taken away, while it should go.
     refusal: Option<Refusal>,
+    /// What the volume was last told of its snapshots.
+    generations: Option<VolumeGenerations>,
 }
 
 impl Held {
@@ -55,6 +58,7 @@ impl Held {
             stage,
             retry: RETRY_MIN,
             refusal: None,
+            generations: None,
         }
     }
 
@@ -227,7 +231,10 @@ impl Control {
                 held.health = VolumeHealth::Detaching;
                 self.order(Order::Detach { volume });
             }
-            (true, Some(held)) if held.stage == Stage::Here => held.refusal = None,
+            (true, Some(held)) if held.stage == Stage::Here => {
+                held.refusal = None;
+                self.pass_generations(volume);
+            }
             // A turn that is not ours ends by itself and comes back here.
             (_, Some(_)) => {}
             // metad thinks we hold it, and we do not (a clientd before us did).
@@ -240,6 +247,21 @@ impl Control {
                 }
             }
             (true, None) => {}
+        }
+    }
+
+    /// Hands a volume that is here the snapshots that metad has; it ignores what is older than it knows.
+    fn pass_generations(&mut self, volume: VolumeId) {
+        let (Some(desired), Some(held)) = (self.wanted.get(&volume), self.held.get_mut(&volume))
+        else {
+            return;
+        };
+        let now = Some(desired.generations.clone());
+        if held.generations != now
+            && let Some(generations) = now.clone()
+        {
+            held.generations = now;
+            self.order(Order::Generations(volume, generations));
         }
     }
 
@@ -336,9 +358,12 @@ impl Control {
                 };
                 held.epoch = Some(grant.epoch);
                 held.stage = Stage::Here;
+                held.generations = None;
                 let held_since = grant.held_since;
                 let grant = Box::new(self.grant(*grant));
                 self.order(Order::Attach { grant, held_since });
+                // metad may have said more since it granted the volume.
+                self.pass_generations(volume);
             }
             Outcome::Granted(volume, Err(error)) => {
                 self.retry_later(volume, &error.to_string());
@@ -428,6 +453,16 @@ impl Control {
                 }
             }
             News::AskMetad(ask) => self.ask_metad(ask),
+            News::SnapshotComplete {
+                volume,
+                epoch,
+                generation,
+            } => {
+                let client = self.client.clone();
+                tokio::task::spawn_local(async move {
+                    client.record_snapshot(volume, epoch, generation).await;
+                });
+            }
             News::Changed(volume) => self.look(volume),
             News::Progress { volume, progress } => {
                 let moved = (progress.bytes_done, progress.bytes_total);

@@ -113,6 +113,9 @@ impl Storaged {
             }
             Order::Maintain(grant) => self.hosting.begin(io, &grant),
             Order::LetGo(volume) => self.hosting.let_go(io, volume),
+            Order::Generations(volume, generations) => {
+                self.hosting.set_generations(io, volume, generations);
+            }
             Order::Metad(answer) => self.hosting.on_metad(io, answer),
             Order::Look(look) => (look.0)(Figures {
                 slices: &self.slices,

@@ -6,6 +6,7 @@ use crate::orders::MaintenanceNews;
 use control::core::storaged_host_nqn;
 use nvmf::initiator;
 use reactor::{Completion, Driver};
+use shardmap::generations::VolumeGenerations;
 use shardmap::units::VolumeId;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -108,6 +109,16 @@ impl Hosting {
         }
     }
 
+    /// One that has been let go meanwhile needs none.
+    pub(crate) fn set_generations(
+        &mut self,
+        io: &mut dyn Driver,
+        volume: VolumeId,
+        generations: VolumeGenerations,
+    ) {
+        self.volumes.set_generations(io, volume, generations);
+    }
+
     pub(crate) fn on_metad(&mut self, io: &mut dyn Driver, answer: MetadAnswer) {
         self.volumes.on_metad(io, answer);
     }
@@ -194,10 +205,14 @@ impl Hosting {
                     .push(MaintenanceNews::Resilvered { volume, record });
             }
             VolumeEvent::SnapshotComplete {
-                volume, generation, ..
-            } => {
-                tracing::warn!(%volume, %generation, "a snapshot is complete, and metad is not told")
-            }
+                volume,
+                epoch,
+                generation,
+            } => self.news.push(MaintenanceNews::SnapshotComplete {
+                volume,
+                epoch,
+                generation,
+            }),
             VolumeEvent::AskMetad { .. } | VolumeEvent::AskVerify { .. } => {
                 unreachable!("passed on as a request")
             }

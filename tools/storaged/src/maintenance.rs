@@ -74,7 +74,7 @@ struct Work {
     /// How it looked when it last moved, and when that was.
     sight: Sight,
     moved_at: Moment,
-    /// Every store is in sync and the marks can go.
+    /// Every store is in sync, no snapshot is pending and the marks can go.
     whole: bool,
 }
 
@@ -105,7 +105,8 @@ fn is_whole(status: &VolumeStatus) -> bool {
         .stores
         .values()
         .all(|s| s.state == StoreState::InSync);
-    status.serving && status.regions_to_reconcile == 0 && in_sync
+    let complete = status.generations.pending().is_none();
+    status.serving && status.regions_to_reconcile == 0 && in_sync && complete
 }
 
 /// The machine.
@@ -137,6 +138,12 @@ impl Maintenance {
             return Some(Step::LetGo(work.volume));
         }
         self.next(now)
+    }
+
+    /// The volume that the reactor has.
+    pub fn here(&self) -> Option<VolumeId> {
+        let work = self.work.as_ref().filter(|w| w.stage == Stage::Here);
+        work.map(|w| w.volume)
     }
 
     /// metad has granted the volume.

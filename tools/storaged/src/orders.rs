@@ -6,7 +6,7 @@ use crate::namespaces::Slices;
 use nvmf::target::Target;
 use shardmap::generations::VolumeGenerations;
 use shardmap::grant::MembershipRequest;
-use shardmap::units::{Nsid, VolumeId};
+use shardmap::units::{Epoch, Generation, Nsid, VolumeId};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use store::{OpenFacts, SliceSpec, StoreUsage};
@@ -51,6 +51,8 @@ pub enum Order {
     Maintain(Box<AttachGrant>),
     /// Detach a volume that was to be brought up to date.
     LetGo(VolumeId),
+    /// Head and snapshots of a volume that is brought up to date, as metad has them now.
+    Generations(VolumeId, VolumeGenerations),
     /// metad has answered [`MaintenanceNews::AskMetad`].
     Metad(MetadAnswer),
     /// Let somebody look at the figures.
@@ -134,6 +136,15 @@ pub enum MaintenanceNews {
     Changed(VolumeId),
     /// Ask metad for another in-sync set; the answer goes back as [`Order::Metad`].
     AskMetad(MembershipRequest),
+    /// A snapshot never changes any more: metad is to record it, under this epoch.
+    SnapshotComplete {
+        /// Which volume.
+        volume: VolumeId,
+        /// Ours.
+        epoch: Epoch,
+        /// The snapshot.
+        generation: Generation,
+    },
     /// A resilver moved.
     Progress {
         /// Which volume.

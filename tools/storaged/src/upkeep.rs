@@ -113,6 +113,11 @@ impl Upkeep {
     }
 
     pub(crate) async fn on_desire(&mut self, desired: Vec<DesiredMaintenance>) {
+        let here = desired.iter().find(|d| Some(d.volume) == self.machine.here());
+        if let Some(d) = here {
+            let order = Order::Generations(d.volume, d.generations.clone());
+            send(&self.orders, order).await;
+        }
         let step = self.machine.on_desire(self.now(), desired);
         self.carry_out(step).await;
     }
@@ -121,6 +126,16 @@ impl Upkeep {
         match news {
             MaintenanceNews::Changed(volume) => self.look(volume).await,
             MaintenanceNews::AskMetad(request) => self.ask_metad(request),
+            MaintenanceNews::SnapshotComplete {
+                volume,
+                epoch,
+                generation,
+            } => {
+                let client = self.client.clone();
+                tokio::task::spawn_local(async move {
+                    client.record_snapshot(volume, epoch, generation).await;
+                });
+            }
             MaintenanceNews::Progress { volume, progress } => {
                 let moved = (progress.bytes_done, progress.bytes_total);
                 let of = (volume, progress.store);
