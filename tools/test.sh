@@ -37,13 +37,14 @@ units() {
         *) failed+=("units") ;;
     esac
 }
-# The regression seeds, and a range that is the same for every run, so that a change is judged by what it
-# changes. Fresh ranges are `make sim FIRST=n`; UBS_SIM_FIRST and UBS_SIM_SEEDS choose one here.
+# The regression seeds, and fresh ones from a range that the time of day names. UBS_SIM_FIRST and
+# UBS_SIM_SEEDS repeat a run; on a slow machine it ends after UBS_SIM_SECONDS with fewer seeds.
 simulate() {
-    local first=${UBS_SIM_FIRST:-179563612000} seeds=${UBS_SIM_SEEDS:-200}
-    printf 'seeds [%d, %d) and tools/ubs-sim/seeds.txt\n' "$first" $((first + seeds))
+    local first=${UBS_SIM_FIRST:-$(date +%s)000} seeds=${UBS_SIM_SEEDS:-300} seconds=${UBS_SIM_SECONDS:-240}
+    printf 'tools/ubs-sim/seeds.txt and seeds [%d, %d); again: UBS_SIM_FIRST=%d\n' \
+        "$first" $((first + seeds)) "$first"
     "$cargo" run -q --profile sim -p ubs-sim -- run --file tools/ubs-sim/seeds.txt \
-        --first "$first" --seeds "$seeds"
+        --first "$first" --seeds "$seeds" --seconds "$seconds"
 }
 canaries() {
     "$cargo" run -q --profile sim -p ubs-sim --features canary -- \

@@ -21,6 +21,8 @@ pub(crate) enum Ease {
     Disk(usize),
     /// It answers again.
     Unstick(usize),
+    /// None of its ops is held for long any more.
+    Laggards(usize),
     /// A host goes on.
     GoOn(usize),
     /// metad is back.
@@ -29,6 +31,21 @@ pub(crate) enum Ease {
     Answers,
     /// A party reaches it again.
     Uncut(Party),
+}
+
+/// What a trouble waits for, to come at a bad moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Prey {
+    /// A write is under way.
+    Write,
+    /// The client is about something: a membership, a resilver, a join.
+    Change,
+    /// It has just cleaned marks: all that is unmarked must be durable everywhere.
+    Clean,
+    /// A client is about to open the stores, and to compare what is marked.
+    Attach,
+    /// It compares and copies.
+    Reconcile,
 }
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -40,7 +57,8 @@ type Strike = fn(&mut Sim);
 const KINDS: &[(u64, Strike)] = &[
     (16, Sim::kill_a_store),
     (7, Sim::cut_a_store),
-    (2, Sim::cut_all_stores),
+    (3, Sim::cut_all_stores),
+    (3, Sim::cut_some_stores),
     (5, Sim::stop_a_store),
     (6, Sim::kill_a_client),
     (6, Sim::make_a_zombie),
@@ -51,29 +69,28 @@ const KINDS: &[(u64, Strike)] = &[
     (4, Sim::storm),
     (5, Sim::slow_disk),
     (4, Sim::stuck_disk),
+    (8, Sim::hold_ops),
     (4, Sim::read_errors),
     (4, Sim::write_errors),
     (1, Sim::flush_error),
     (5, Sim::metad_down),
     (4, Sim::lose_answers),
     (4, Sim::cut_from_metad),
-    (3, Sim::wipe_a_store),
+    (4, Sim::wipe_a_store),
 ];
 
 impl Sim {
-    /// Something goes wrong; the next trouble is on its way.
+    /// Something goes wrong, now or at the next bad moment; the next trouble is on its way.
     pub(crate) fn on_fault(&mut self) {
         if self.calm {
             return;
         }
-        let total = KINDS.iter().map(|(weight, _)| weight).sum();
-        let mut luck = self.fate.below(total);
-        for (weight, strike) in KINDS {
-            if luck < *weight {
-                strike(self);
-                break;
-            }
-            luck -= weight;
+        match self.fate.below(8) {
+            0..=2 => self.strike(),
+            3 | 4 => self.lie_in_wait(Prey::Write),
+            5 => self.lie_in_wait(Prey::Change),
+            6 => self.lie_in_wait(Prey::Clean),
+            _ => self.lie_in_wait(Prey::Attach),
         }
         // Troubles come in company.
         let mean_ns = self.plan.fault_every_ms * 1_000_000;
@@ -83,6 +100,83 @@ impl Sim {
             self.fate.within(mean_ns / 10, mean_ns * 2)
         };
         self.schedule(pause, Task::Fault);
+    }
+
+    /// One trouble at a time waits for a moment; a second does not.
+    fn lie_in_wait(&mut self, prey: Prey) {
+        if !self.lurking.insert(prey) {
+            self.strike();
+        }
+    }
+
+    /// A moment that a trouble may be waiting for.
+    pub(crate) fn pass(&mut self, prey: Prey) {
+        let odds = match prey {
+            Prey::Write => 8,
+            Prey::Change => 3,
+            Prey::Clean | Prey::Attach | Prey::Reconcile => 1,
+        };
+        if self.lurking.contains(&prey) && self.fate.chance(1, odds) {
+            self.lurking.remove(&prey);
+            let most_ns = match prey {
+                Prey::Reconcile => 800_000_000,
+                Prey::Attach => 100_000,
+                Prey::Write | Prey::Change | Prey::Clean => {
+                    [100_000, 1_000_000, 30_000_000][index(&mut self.fate, 3)]
+                }
+            };
+            let pause = self.fate.within(0, most_ns);
+            self.schedule(pause, Task::Strike(prey));
+        }
+    }
+
+    /// What was waiting for the moment, with a liking for what would hurt most just then.
+    pub(crate) fn on_strike(&mut self, prey: Prey) {
+        if self.calm {
+            return;
+        }
+        let likely = self.fate.chance(2, 3);
+        match prey {
+            // What was written during a long pass is in caches when it ends.
+            Prey::Clean if !likely => {
+                self.hold_all_ops(8);
+                self.lurking.insert(Prey::Clean);
+            }
+            // Soon back: nobody is removed, and what differs now stays.
+            Prey::Clean => {
+                let servers = self.some_servers();
+                self.cut_stores(servers, true, 1);
+            }
+            Prey::Write if !likely => {
+                let servers = self.some_servers();
+                self.cut_stores(servers, true, 1);
+                self.lurking.insert(Prey::Attach);
+            }
+            Prey::Attach if likely => {
+                self.hold_all_ops(3);
+                self.lurking.insert(Prey::Reconcile);
+            }
+            Prey::Reconcile => {
+                self.reset_a_member();
+                if likely {
+                    let pause = self.fate.within(0, 500_000_000);
+                    self.schedule(pause, Task::Strike(Prey::Reconcile));
+                }
+            }
+            Prey::Write | Prey::Change | Prey::Attach => self.strike(),
+        }
+    }
+
+    /// Some trouble.
+    fn strike(&mut self) {
+        let total = KINDS.iter().map(|(weight, _)| weight).sum();
+        let mut luck = self.fate.below(total);
+        for (weight, strike) in KINDS {
+            if luck < *weight {
+                return strike(self);
+            }
+            luck -= weight;
+        }
     }
 
     fn trouble(&mut self, what: std::fmt::Arguments<'_>) {
@@ -130,14 +224,30 @@ impl Sim {
     }
 
     fn cut_all_stores(&mut self) {
-        let hosts_too = self.fate.chance(1, 2);
-        self.trouble(format_args!(
-            "all servers: power cut, hosts too {hosts_too}"
-        ));
         self.rare.note(Rare::PowerLostEverywhere);
-        for index in 0..self.servers.len() {
+        let hosts_too = self.fate.chance(1, 2);
+        self.cut_stores((0..self.servers.len()).collect(), hosts_too, 20);
+    }
+
+    /// What hangs on one fuse.
+    fn cut_some_stores(&mut self) {
+        let hosts_too = self.fate.chance(1, 2);
+        let servers = self.some_servers();
+        self.cut_stores(servers, hosts_too, 20);
+    }
+
+    fn some_servers(&mut self) -> Vec<usize> {
+        let all = 0..self.servers.len();
+        all.filter(|_| self.fate.chance(1, 2)).collect()
+    }
+
+    fn cut_stores(&mut self, servers: Vec<usize>, hosts_too: bool, most_s: u64) {
+        self.trouble(format_args!(
+            "servers {servers:?}: power cut, hosts too {hosts_too}"
+        ));
+        for index in servers {
             self.cut_server(index);
-            let after = self.duration_ns(20);
+            let after = self.duration_ns(most_s);
             self.schedule(after, Task::Boot(Party::Server(index)));
         }
         if !hosts_too {
@@ -145,7 +255,7 @@ impl Sim {
         }
         for index in 0..self.hosts.len() {
             self.crash_host(index, true);
-            let after = self.duration_ns(20);
+            let after = self.duration_ns(most_s);
             self.schedule(after, Task::Boot(Party::Host(index)));
         }
     }
@@ -242,6 +352,22 @@ impl Sim {
         self.world.reset_between(nodes[a], nodes[b]);
     }
 
+    /// The client loses a member for a moment: perhaps the one that it copies from.
+    fn reset_a_member(&mut self) {
+        let Some(host) = self.the_client() else {
+            return;
+        };
+        let members: Vec<StoreId> = self.recorded().isr.iter().copied().collect();
+        let store = members[index(&mut self.fate, members.len())];
+        let server = self.servers.iter().position(|s| s.store == Some(store));
+        let server = server.expect("stores have servers");
+        self.trouble(format_args!(
+            "connections between host {host} and server {server} are reset"
+        ));
+        self.world
+            .reset_between(self.hosts[host].node, self.servers[server].node);
+    }
+
     fn partition(&mut self) {
         let (a, b) = self.any_pair();
         let way = self.fate.below(3);
@@ -280,6 +406,32 @@ impl Sim {
         self.trouble(format_args!("server {index}: disk is stuck"));
         self.world.set_stuck(self.servers[index].node, path(), true);
         self.ease_later(20, Ease::Unstick(index));
+    }
+
+    /// A device that tries again inside: single ops take very long, and later ones pass them.
+    fn hold_ops(&mut self) {
+        let index = self.any_server();
+        let one_in = [2, 8, 40][crate::plan::index(&mut self.fate, 3)];
+        let most = self.fate.within(20, 8_000);
+        self.hold_ops_of(index, one_in, most, 20);
+    }
+
+    fn hold_all_ops(&mut self, one_in: u64) {
+        for index in 0..self.servers.len() {
+            let most = self.fate.within(20, 2_000);
+            self.hold_ops_of(index, one_in, most, 5);
+        }
+    }
+
+    fn hold_ops_of(&mut self, index: usize, one_in: u64, most: u64, ease_s: u64) {
+        self.trouble(format_args!(
+            "server {index}: one op of its disk in {one_in} takes up to {most} ms"
+        ));
+        let node = self.servers[index].node;
+        let held = (1_000_000, most * 1_000_000);
+        self.world
+            .set_disk_laggards(node, path(), Some((one_in, held)));
+        self.ease_later(ease_s, Ease::Laggards(index));
     }
 
     fn disk_errors(&mut self, kind: FaultKind, times: u32) {
@@ -402,6 +554,10 @@ impl Sim {
                 self.world
                     .set_stuck(self.servers[index].node, path(), false);
             }
+            Ease::Laggards(index) => {
+                let node = self.servers[index].node;
+                self.world.set_disk_laggards(node, path(), None);
+            }
             Ease::GoOn(index) => self.host_goes_on(index),
             Ease::Metad => self.metad.up = true,
             Ease::Answers => self.metad.lossy = false,
@@ -425,6 +581,7 @@ impl Sim {
             }
             self.on_ease(Ease::Disk(server));
             self.on_ease(Ease::Unstick(server));
+            self.on_ease(Ease::Laggards(server));
             let node = self.servers[server].node;
             self.world.disk(node, path()).forgive();
             self.schedule(0, Task::Boot(Party::Server(server)));

@@ -1,5 +1,6 @@
 //! A client host: the real volume shell on a simulated machine, and what its control thread does.
 
+use crate::faults::Prey;
 use crate::metad::{Ask, VOLUME, Why, host_index};
 use crate::rare::Rare;
 use crate::sim::{Item, Party, Sim, Task};
@@ -90,6 +91,36 @@ pub(crate) struct Host {
     dropped: BTreeSet<StoreId>,
     /// Ends of bursts left, see the workload.
     pub(crate) burst_left: u32,
+    /// What it reads before it does anything else.
+    pub(crate) to_read: Vec<(u64, u64)>,
+}
+
+/// A pass that cleans marks beside writes has had one since.
+const LATELY_NS: u64 = 30_000_000;
+
+/// Whether trouble likes to come then.
+fn prey_of(what: TraceEvent) -> Option<Prey> {
+    match what {
+        TraceEvent::Propose { .. }
+        | TraceEvent::Join { .. }
+        | TraceEvent::Learn { .. }
+        | TraceEvent::StartRs { .. }
+        | TraceEvent::Planned { .. }
+        | TraceEvent::RsFlush { .. } => Some(Prey::Change),
+        TraceEvent::Stable => Some(Prey::Clean),
+        TraceEvent::Establish { regions: 1.. } => Some(Prey::Reconcile),
+        TraceEvent::Establish { regions: 0 }
+        | TraceEvent::Open { .. }
+        | TraceEvent::ConnBreak { .. }
+        | TraceEvent::Suspect { .. }
+        | TraceEvent::Verify { .. }
+        | TraceEvent::Slow { .. }
+        | TraceEvent::Repaired { .. }
+        | TraceEvent::Stamp { .. }
+        | TraceEvent::Reconciled
+        | TraceEvent::DropRs { .. }
+        | TraceEvent::Resilvered(_) => None,
+    }
 }
 
 fn nqn(uuid: Uuid) -> String {
@@ -118,6 +149,7 @@ impl Host {
             resilvering: None,
             dropped: BTreeSet::new(),
             burst_left: 0,
+            to_read: Vec::new(),
         }
     }
 
@@ -130,6 +162,7 @@ impl Host {
         (self.serving, self.failed, self.reconciling) = (None, false, false);
         self.resilvering = None;
         self.dropped.clear();
+        self.to_read.clear();
     }
 }
 
@@ -322,6 +355,7 @@ impl Sim {
         let grant = AttachGrant::new(grant, self.plan.options);
         let epoch = grant.epoch;
         self.say(format_args!("host {index}: granted epoch {epoch:?}"));
+        self.pass(Prey::Attach);
         let begun = self.on_host(index, |io, volumes| volumes.attach(io, &grant));
         if let Some(Err(fault)) = begun {
             self.find(format!("host {index}: {fault}"));
@@ -447,6 +481,7 @@ impl Sim {
         host.serving = Some(era);
         host.attach_failures = 0;
         self.say(format_args!("host {index}: attached, era {era}"));
+        self.plan_reading(index);
         self.work_soon(index);
         if let Held::Leaving(_) = self.hosts[index].held {
             self.on_host(index, |io, volumes| volumes.detach(io, VOLUME));
@@ -520,6 +555,12 @@ impl Sim {
 
     fn on_transition(&mut self, index: usize, what: TraceEvent) {
         self.say(format_args!("host {index}: {what:?}"));
+        if let Some(prey) = prey_of(what) {
+            let quiet_ns = self.world.now_ns() - self.wrote_at_ns;
+            if prey != Prey::Clean || quiet_ns < LATELY_NS {
+                self.pass(prey);
+            }
+        }
         let up = self.metad.up;
         let stores = self.recorded().map.stores.clone();
         let host = &mut self.hosts[index];

@@ -10,6 +10,71 @@ pub(crate) const DEVICE_BYTES: u64 = 64 << 20;
 /// Size of its journal, in bytes: the smallest, so that it is checkpointed now and then.
 pub(crate) const JOURNAL_BYTES: u64 = 1 << 20;
 
+/// Pauses of a load that comes in bursts, within and between them, and of a steady one.
+const THINK_NS: (u64, u64) = (50_000, 12_000_000);
+const PAUSE_NS: (u64, u64) = (100_000_000, 9_000_000_000);
+const STEADY_NS: (u64, u64) = (5_000_000, 200_000_000);
+
+/// How much of the volume a load uses.
+#[derive(Clone, Copy, Debug)]
+struct Reach {
+    /// Hot spots, at most.
+    spots: usize,
+    spread_blocks: u64,
+    sizes: usize,
+}
+
+const fn reach(spots: usize, spread_blocks: u64, sizes: usize) -> Reach {
+    Reach {
+        spots,
+        spread_blocks,
+        sizes,
+    }
+}
+
+/// Many places; a few blocks that are written again and again; many chunks of few regions.
+const REACHES: [Reach; 6] = [
+    reach(usize::MAX, 20, 5),
+    reach(usize::MAX, 20, 5),
+    reach(usize::MAX, 20, 5),
+    reach(1, 4, 3),
+    reach(3, 4, 3),
+    reach(2, 300, 3),
+];
+
+/// How many of a hundred requests are of which kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mix {
+    pub(crate) read: u64,
+    pub(crate) write: u64,
+    pub(crate) write_fua: u64,
+    pub(crate) zero: u64,
+    /// The rest.
+    pub(crate) flush: u64,
+}
+
+impl Mix {
+    const fn new(read: u64, write: u64, write_fua: u64, zero: u64) -> Self {
+        Self {
+            read,
+            write,
+            write_fua,
+            zero,
+            flush: 100 - read - write - write_fua - zero,
+        }
+    }
+}
+
+/// A little of everything; hardly a read; none at all, so that nobody notices by reading; hardly a
+/// flush, so that much is in caches.
+const MIXES: [Mix; 5] = [
+    Mix::new(32, 34, 8, 8),
+    Mix::new(32, 34, 8, 8),
+    Mix::new(4, 70, 6, 12),
+    Mix::new(0, 62, 8, 12),
+    Mix::new(20, 68, 2, 8),
+];
+
 /// The cluster of a seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -27,8 +92,19 @@ pub(crate) struct Plan {
     pub(crate) options: VolumeOptions,
     /// Requests a host keeps outstanding.
     pub(crate) depth: usize,
+    /// What it asks for.
+    pub(crate) mix: Mix,
+    /// A host that comes up reads all that was written first.
+    pub(crate) reads_first: bool,
+    /// Pause between two looks at the queue in a burst, and between bursts, in nanoseconds.
+    pub(crate) think_ns: (u64, u64),
+    pub(crate) pause_ns: (u64, u64),
     /// Where it likes to read and write: first blocks.
     pub(crate) hot: Vec<u64>,
+    /// How far from there its requests begin at most, and how long they are at most: the indices of
+    /// a few sizes.
+    pub(crate) spread_blocks: u64,
+    pub(crate) sizes: usize,
     pub(crate) header_digest: bool,
     pub(crate) data_digest: bool,
     pub(crate) kato_ms: u32,
@@ -75,9 +151,13 @@ impl Plan {
             may_shrink: true,
             slow_ms: pick(prng, &[0, 1_000, 3_000]),
             resilver_bytes_per_s_max: pick(prng, &[0, 0, 256 << 10]),
-            stable_period_ms: pick(prng, &[400, 2_000, 10_000]),
+            stable_period_ms: pick(prng, &[30, 400, 2_000, 10_000]),
         };
-        let hot = hot_spots(prng, size_bytes, shard_bytes);
+        let mut hot = hot_spots(prng, size_bytes, shard_bytes);
+        let reach = REACHES[index(prng, REACHES.len())];
+        hot.truncate(reach.spots);
+        let steady = prng.chance(1, 4);
+        let mix = MIXES[index(prng, MIXES.len())];
         Self {
             servers: usize::try_from(servers).expect("small"),
             hosts: usize::try_from(prng.within(1, 3)).expect("small"),
@@ -88,12 +168,18 @@ impl Plan {
             size_bytes,
             options,
             depth: usize::try_from(prng.within(1, 12)).expect("small"),
+            mix,
+            reads_first: mix.read > 0 && prng.chance(1, 2),
+            think_ns: if steady { STEADY_NS } else { THINK_NS },
+            pause_ns: if steady { STEADY_NS } else { PAUSE_NS },
             hot,
+            spread_blocks: reach.spread_blocks,
+            sizes: reach.sizes,
             header_digest: prng.chance(1, 4),
             data_digest: prng.chance(1, 4),
             kato_ms: u32::try_from(pick(prng, &[2_000, 5_000, 15_000])).expect("small"),
             deadline_ms: u32::try_from(pick(prng, &[1_000, 3_000, 8_000])).expect("small"),
-            fault_every_ms: pick(prng, &[3_000, 4_000, 5_000]),
+            fault_every_ms: pick(prng, &[3_000, 4_000, 5_000, 10_000]),
         }
     }
 
@@ -113,6 +199,8 @@ fn hot_spots(prng: &mut Prng, size_bytes: u64, shard_bytes: u64) -> Vec<u64> {
     let (size, shard) = (size_bytes / 4096, shard_bytes / 4096);
     let (extent, region) = (u64::from(EXTENT_BLOCKS), u64::from(REGION_BLOCKS));
     let mut spots = vec![0, size - 1, shard, region, region - extent];
+    let first = index(prng, spots.len());
+    spots.rotate_left(first);
     for _ in 0..prng.within(2, 6) {
         let unit = [shard, region, extent][index(prng, 3)];
         spots.push(prng.below(size.div_ceil(unit)) * unit);

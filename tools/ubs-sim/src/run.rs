@@ -172,7 +172,19 @@ impl Sim {
         }
         self.ease_all();
         self.run_for(NOTICE_S);
+        self.ask_who_is_superseded();
         self.prove_health("the volume is healthy again");
+    }
+
+    /// A host whose volume was forced away and given back before it looked believes that it has it
+    /// still, and learns better with its next request.
+    fn ask_who_is_superseded(&mut self) {
+        for host in 0..self.hosts.len() {
+            let serving = self.hosts[host].serving;
+            if let Some(era) = serving.filter(|era| *era < self.oracle.era()) {
+                self.start(host, era, Kind::Read, (0, 1));
+            }
+        }
     }
 
     /// It gets healthy, everything can be read, and it is healthy still: reads may show that a store
@@ -309,7 +321,7 @@ impl Sim {
 }
 
 /// Ascending blocks as runs of at most 32.
-fn runs_of(blocks: &[u64]) -> Vec<(u64, u64)> {
+pub(crate) fn runs_of(blocks: &[u64]) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for block in blocks {
         match runs.last_mut() {

@@ -1,6 +1,6 @@
 //! A cluster in one thread: the world, who lives in it, and what is due when.
 
-use crate::faults::Ease;
+use crate::faults::{Ease, Prey};
 use crate::host::Host;
 use crate::metad::{Ask, Metad, VOLUME, Why};
 use crate::oracle::Oracle;
@@ -14,7 +14,7 @@ use reactor::ArenaConfig;
 use reactor::sim::{Prng, SimConfig, SimWorld};
 use shardmap::units::MembershipSeq;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use storaged::News;
 use uuid::Uuid;
@@ -53,8 +53,10 @@ pub(crate) enum Task {
     Replug(Party, u32),
     /// The operator tries again.
     Operate,
-    /// Something goes wrong.
+    /// Something may go wrong.
     Fault,
+    /// Something goes wrong: the moment that it waited for has come.
+    Strike(Prey),
     /// A trouble ends.
     Ease(Ease),
 }
@@ -117,6 +119,10 @@ pub(crate) struct Sim {
     pub(crate) next_op: u64,
     pub(crate) timeline: Timeline,
     pub(crate) rare: Counts,
+    /// What troubles that wait for a bad moment wait for.
+    pub(crate) lurking: BTreeSet<Prey>,
+    /// When a write was last issued.
+    pub(crate) wrote_at_ns: u64,
     pub(crate) faults_count: u64,
     pub(crate) ops_count: u64,
     /// Version of the membership when a store was last wiped.
@@ -165,6 +171,8 @@ impl Sim {
             next_op: 1,
             timeline: Timeline::new(show),
             rare: Counts::default(),
+            lurking: BTreeSet::new(),
+            wrote_at_ns: 0,
             faults_count: 0,
             ops_count: 0,
             wiped: None,
@@ -356,6 +364,7 @@ impl Sim {
             }
             Task::Operate => self.operate(),
             Task::Fault => self.on_fault(),
+            Task::Strike(prey) => self.on_strike(prey),
             Task::Ease(ease) => self.on_ease(ease),
             Task::Boot(Party::Operator) => unreachable!("people do not boot"),
         }
@@ -379,7 +388,12 @@ impl Sim {
             | Task::Work(party, _)
             | Task::AttachAgain(party, _)
             | Task::Replug(party, _) => *party,
-            Task::MetadHears(..) | Task::Boot(_) | Task::Operate | Task::Fault | Task::Ease(_) => {
+            Task::MetadHears(..)
+            | Task::Boot(_)
+            | Task::Operate
+            | Task::Fault
+            | Task::Strike(_)
+            | Task::Ease(_) => {
                 return None;
             }
         };

@@ -1,8 +1,10 @@
 //! What hosts do with the volume, and what the oracle says to it.
 
+use crate::faults::Prey;
 use crate::metad::VOLUME;
 use crate::plan::index;
 use crate::rare::Rare;
+use crate::run::runs_of;
 use crate::sim::{Party, Sim, Task};
 use crate::stamp;
 use shardmap::units::{BLOCK_BYTES, BlockRange, Blocks, EXTENT_BLOCKS, Lba};
@@ -32,9 +34,6 @@ pub(crate) struct InFlight {
 
 /// Requests of one burst.
 const BURST: (u64, u64) = (10, 120);
-/// Pause between two looks at the queue in a burst, and between bursts, in nanoseconds.
-const THINK_NS: (u64, u64) = (50_000, 12_000_000);
-const PAUSE_NS: (u64, u64) = (100_000_000, 9_000_000_000);
 
 impl Sim {
     pub(crate) fn work_soon(&mut self, host: usize) {
@@ -59,33 +58,36 @@ impl Sim {
             1 + index(&mut self.load, room)
         };
         for _ in 0..some {
-            self.issue(host, era);
+            if let Some(range) = self.hosts[host].to_read.pop() {
+                self.start(host, era, Kind::Read, range);
+            } else {
+                self.issue(host, era);
+            }
         }
         let it = &mut self.hosts[host];
         it.burst_left = it
             .burst_left
             .saturating_sub(u32::try_from(some).expect("small"));
         let pause = if it.burst_left == 0 {
-            PAUSE_NS
+            self.plan.pause_ns
         } else {
-            THINK_NS
+            self.plan.think_ns
         };
         let life = it.life;
         let pause = self.load.within(pause.0, pause.1);
         self.schedule(pause, Task::Work(Party::Host(host), life));
     }
 
+    /// What a host that comes up reads, twice: which value holds is decided then, and stays.
+    pub(crate) fn plan_reading(&mut self, host: usize) {
+        if self.plan.reads_first {
+            let runs = runs_of(&self.oracle.touched());
+            self.hosts[host].to_read = [runs.clone(), runs].concat();
+        }
+    }
+
     fn issue(&mut self, host: usize, era: u32) {
-        let luck = self.load.below(100);
-        let kind = match luck {
-            0..32 => Kind::Read,
-            32..66 => Kind::Write { fua: false },
-            66..74 => Kind::Write { fua: true },
-            74..82 => Kind::Zero {
-                fua: self.load.chance(1, 6),
-            },
-            _ => Kind::Flush,
-        };
+        let kind = self.draw_kind();
         let (start, end) = match kind {
             Kind::Flush => (0, 0),
             Kind::Read | Kind::Write { .. } | Kind::Zero { .. } => self.place(kind),
@@ -93,11 +95,32 @@ impl Sim {
         self.start(host, era, kind, (start, end));
     }
 
+    fn draw_kind(&mut self) -> Kind {
+        let mix = self.plan.mix;
+        let kinds = [
+            (mix.read, Kind::Read),
+            (mix.write, Kind::Write { fua: false }),
+            (mix.write_fua, Kind::Write { fua: true }),
+            (mix.zero, Kind::Zero { fua: false }),
+            (mix.flush, Kind::Flush),
+        ];
+        let total = kinds.iter().map(|(share, _)| share).sum();
+        let mut luck = self.load.below(total);
+        for (share, kind) in kinds {
+            if luck < share {
+                let fua = kind == Kind::Zero { fua: false } && self.load.chance(1, 6);
+                return if fua { Kind::Zero { fua } } else { kind };
+            }
+            luck -= share;
+        }
+        unreachable!("luck is below the sum of the shares")
+    }
+
     fn place(&mut self, kind: Kind) -> (u64, u64) {
         let size = self.plan.size_blocks();
         let spot = self.plan.hot[index(&mut self.load, self.plan.hot.len())];
-        let start = (spot + self.load.below(20)).min(size - 1);
-        let most = [1, 2, 4, 8, 32][index(&mut self.load, 5)];
+        let start = (spot + self.load.below(self.plan.spread_blocks)).min(size - 1);
+        let most = [1, 2, 4, 8, 32][index(&mut self.load, self.plan.sizes)];
         let mut blocks = self.load.within(1, most);
         let mut start = start;
         if matches!(kind, Kind::Zero { .. }) && self.load.chance(1, 3) {
@@ -174,6 +197,10 @@ impl Sim {
         self.hosts[host].ops.insert(id, op);
         self.ops_count += 1;
         self.say(format_args!("host {host}: #{id} {kind:?} [{start}, {end})"));
+        if value.is_some() && current {
+            self.wrote_at_ns = self.world.now_ns();
+            self.pass(Prey::Write);
+        }
         true
     }
 
