@@ -113,7 +113,9 @@ impl Upkeep {
     }
 
     pub(crate) async fn on_desire(&mut self, desired: Vec<DesiredMaintenance>) {
-        let here = desired.iter().find(|d| Some(d.volume) == self.machine.here());
+        let here = desired
+            .iter()
+            .find(|d| Some(d.volume) == self.machine.here());
         if let Some(d) = here {
             let order = Order::Generations(d.volume, d.generations.clone());
             send(&self.orders, order).await;

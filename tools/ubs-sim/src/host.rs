@@ -106,7 +106,11 @@ fn prey_of(what: TraceEvent) -> Option<Prey> {
         | TraceEvent::Learn { .. }
         | TraceEvent::StartRs { .. }
         | TraceEvent::Planned { .. }
-        | TraceEvent::RsFlush { .. } => Some(Prey::Change),
+        | TraceEvent::RsFlush { .. }
+        | TraceEvent::Begun { .. }
+        | TraceEvent::Sealed { .. }
+        | TraceEvent::CatchUp { .. }
+        | TraceEvent::CaughtUp { .. } => Some(Prey::Change),
         TraceEvent::Stable => Some(Prey::Clean),
         TraceEvent::Establish { regions: 1.. } => Some(Prey::Reconcile),
         TraceEvent::Establish { regions: 0 }
