@@ -37,10 +37,13 @@ units() {
         *) failed+=("units") ;;
     esac
 }
-# The regression seeds, and fresh ones from a range that the time of day names. UBS_SIM_FIRST and
-# UBS_SIM_SEEDS repeat a run; on a slow machine it ends after UBS_SIM_SECONDS with fewer seeds.
+# The regression seeds, and fresh ones from a range that the commit names, so that every change meets
+# others and the same commit the same. UBS_SIM_FIRST and UBS_SIM_SEEDS choose; on a slow machine it
+# ends after UBS_SIM_SECONDS with fewer seeds.
 simulate() {
-    local first=${UBS_SIM_FIRST:-$(date +%s)000} seeds=${UBS_SIM_SEEDS:-300} seconds=${UBS_SIM_SECONDS:-240}
+    local commit
+    commit=$(git rev-parse HEAD 2> /dev/null) || commit=1
+    local first=${UBS_SIM_FIRST:-$((16#${commit:0:8}))000} seeds=${UBS_SIM_SEEDS:-300} seconds=${UBS_SIM_SECONDS:-240}
     printf 'tools/ubs-sim/seeds.txt and seeds [%d, %d); again: UBS_SIM_FIRST=%d\n' \
         "$first" $((first + seeds)) "$first"
     "$cargo" run -q --profile sim -p ubs-sim -- run --file tools/ubs-sim/seeds.txt \

@@ -3,6 +3,7 @@ use crate::bridge::{NEWS_MAX, ORDERS_MAX};
 use reactor::sim::{SimConfig, SimWorld};
 use reactor::{App, Completion, Driver};
 use shardmap::generations::VolumeGenerations;
+use shardmap::units::Generation;
 
 const VOLUME: VolumeId = VolumeId([7; 16]);
 
@@ -93,8 +94,29 @@ fn a_volume_that_is_wanted_again_is_not_detached() {
         want(&mut control, true);
         control.pursue(HOST, VOLUME);
         control.on_outcome(HOST, Outcome::DetachAgain(VOLUME));
+        assert!(is_generations(control.orders.recv()));
         assert!(control.orders.recv().is_none());
         assert_eq!(control.held[&VOLUME].note(), "");
+    });
+}
+
+fn is_generations(order: Option<Order>) -> bool {
+    matches!(order, Some(Order::Generations(VOLUME, _)))
+}
+
+#[test]
+fn a_volume_is_told_of_its_snapshots_when_they_change() {
+    with_tasks(|| {
+        let mut control = holding(true);
+        control.pursue(HOST, VOLUME);
+        assert!(is_generations(control.orders.recv()));
+        control.pursue(HOST, VOLUME);
+        assert!(control.orders.recv().is_none());
+        let desired = control.wanted.get_mut(&VOLUME).expect("wanted");
+        let next = desired.generations.head.0 + 1;
+        desired.generations.begin(Generation(next));
+        control.pursue(HOST, VOLUME);
+        assert!(is_generations(control.orders.recv()));
     });
 }
 
