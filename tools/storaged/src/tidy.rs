@@ -65,10 +65,10 @@ impl Tidy {
         let Some(wanted) = self.wanted.get(&nsid).filter(|_| !incomplete) else {
             return;
         };
+        // One that is pending here was completed and deleted while the store was away; nobody will complete
+        // it here.
         let deleted = |g: &&GenerationState| {
-            !g.pending
-                && g.generation < wanted.head
-                && !wanted.snapshots.contains_key(&g.generation)
+            g.generation < wanted.head && !wanted.snapshots.contains_key(&g.generation)
         };
         // The last one is the store's head.
         let snapshots = has.split_last().map_or(&[][..], |(_, snapshots)| snapshots);
@@ -147,18 +147,25 @@ mod test {
     }
 
     #[test]
-    fn the_stores_head_a_pending_one_and_those_after_metads_head_stay() {
+    fn the_stores_head_and_those_from_metads_head_on_stay() {
         let mut tidy = Tidy::default();
         tidy.want(N, wanted(4, &[]));
         assert_eq!(asked(&mut tidy), [Ask::Read(N)]);
         tidy.found(N, &has(&[3]), false);
         assert_eq!(asked(&mut tidy), [], "it is behind: 3 is its head");
-        tidy.found(N, &has(&[-3, 4]), false);
-        assert_eq!(asked(&mut tidy), [], "on its way");
         tidy.completed(N);
         assert_eq!(asked(&mut tidy), [Ask::Read(N)]);
-        tidy.found(N, &has(&[3, 4, 5]), false);
+        tidy.found(N, &has(&[3, -4, 5]), false);
         assert_eq!(asked(&mut tidy), [drop_of(3)], "metad's news of 4 is old");
+    }
+
+    #[test]
+    fn one_that_was_deleted_before_the_store_could_complete_it_goes_too() {
+        let mut tidy = Tidy::default();
+        tidy.want(N, wanted(6, &[5]));
+        assert_eq!(asked(&mut tidy), [Ask::Read(N)]);
+        tidy.found(N, &has(&[-3, -5, 6]), false);
+        assert_eq!(asked(&mut tidy), [drop_of(3)]);
     }
 
     #[test]
