@@ -270,13 +270,6 @@ impl Node {
         let Ok(_permit) = self.proposals.try_acquire() else {
             return Answer::Unavailable("too many commands at once".into());
         };
-        if matches!(command, Command::CreateSnapshot { .. }) && !self.config.snapshots {
-            return Answer::Refused(Refusal::new(
-                RefusalCode::NotReady,
-                "clientd and storaged of this version do not complete snapshots",
-                "upgrade when there is a version that does",
-            ));
-        }
         if let Command::Maintain { volume, .. } = &command
             && let Err(refusal) = self.scene(|scene| scene.may_maintain(*volume))
         {

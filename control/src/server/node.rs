@@ -51,8 +51,6 @@ pub struct NodeConfig {
     pub suspect_after_ms: u64,
     /// A daemon that is silent this long is offline.
     pub offline_after_ms: u64,
-    /// Snapshots may be made: the daemons complete them.
-    pub snapshots: bool,
 }
 
 impl NodeConfig {
@@ -71,7 +69,6 @@ impl NodeConfig {
             state_map_bytes: 4 << 30,
             suspect_after_ms: 12_000,
             offline_after_ms: 30_000,
-            snapshots: false,
         }
     }
 }

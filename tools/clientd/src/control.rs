@@ -251,17 +251,16 @@ impl Control {
     }
 
     /// Hands a volume that is here the snapshots that metad has; it ignores what is older than it knows.
+    /// One that is pending is handed over again: the news of its end may have been lost on the way.
     fn pass_generations(&mut self, volume: VolumeId) {
         let (Some(desired), Some(held)) = (self.wanted.get(&volume), self.held.get_mut(&volume))
         else {
             return;
         };
-        let now = Some(desired.generations.clone());
-        if held.generations != now
-            && let Some(generations) = now.clone()
-        {
-            held.generations = now;
-            self.order(Order::Generations(volume, generations));
+        let now = desired.generations.clone();
+        if now.pending().is_some() || held.generations.as_ref() != Some(&now) {
+            held.generations = Some(now.clone());
+            self.order(Order::Generations(volume, now));
         }
     }
 

@@ -49,6 +49,8 @@ pub enum Ending {
 #[derive(Debug)]
 struct Wanted {
     name: String,
+    /// metad has a snapshot of it that it does not know to be complete.
+    snapshot_pending: bool,
     due_index: u64,
     not_before: Moment,
     /// Next pause.
@@ -123,13 +125,15 @@ impl Maintenance {
         for d in desired {
             let known = before.remove(&d.volume);
             let known = known.filter(|w| w.due_index >= d.due_index);
-            let wanted = known.unwrap_or(Wanted {
+            let mut wanted = known.unwrap_or(Wanted {
                 name: d.name,
+                snapshot_pending: false,
                 due_index: d.due_index,
                 not_before: now,
                 pause_ms: PAUSE_MS.0,
                 note: String::new(),
             });
+            wanted.snapshot_pending = d.generations.pending().is_some();
             self.wanted.insert(d.volume, wanted);
         }
         let gone = |w: &&mut Work| w.stage == Stage::Here && !self.wanted.contains_key(&w.volume);
@@ -186,11 +190,14 @@ impl Maintenance {
         if work.stage == Stage::Leaving {
             return None;
         }
+        // Let go earlier, it could not be recorded under our epoch any more.
+        let wanted = self.wanted.get(&volume);
+        let unrecorded = wanted.is_some_and(|w| w.snapshot_pending);
         let sight = Sight::of(status);
         if sight != work.sight {
             (work.sight, work.moved_at) = (sight, now);
         }
-        work.whole = is_whole(status);
+        work.whole = is_whole(status) && !unrecorded;
         if work.whole || now >= work.moved_at.plus_ms(STILL_MS) {
             work.stage = Stage::Leaving;
             return Some(Step::LetGo(volume));

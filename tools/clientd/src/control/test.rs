@@ -2,7 +2,7 @@ use super::*;
 use crate::bridge::{NEWS_MAX, ORDERS_MAX};
 use reactor::sim::{SimConfig, SimWorld};
 use reactor::{App, Completion, Driver};
-use shardmap::generations::VolumeGenerations;
+use shardmap::generations::{SnapshotState, VolumeGenerations};
 use shardmap::units::Generation;
 
 const VOLUME: VolumeId = VolumeId([7; 16]);
@@ -105,22 +105,6 @@ fn is_generations(order: Option<Order>) -> bool {
 }
 
 #[test]
-fn a_volume_is_told_of_its_snapshots_when_they_change() {
-    with_tasks(|| {
-        let mut control = holding(true);
-        control.pursue(HOST, VOLUME);
-        assert!(is_generations(control.orders.recv()));
-        control.pursue(HOST, VOLUME);
-        assert!(control.orders.recv().is_none());
-        let desired = control.wanted.get_mut(&VOLUME).expect("wanted");
-        let next = desired.generations.head.0 + 1;
-        desired.generations.begin(Generation(next));
-        control.pursue(HOST, VOLUME);
-        assert!(is_generations(control.orders.recv()));
-    });
-}
-
-#[test]
 fn a_volume_of_an_earlier_clientd_is_cleared_away_before_it_is_taken_again() {
     with_tasks(|| {
         let mut control = holding(false);
@@ -131,4 +115,40 @@ fn a_volume_of_an_earlier_clientd_is_cleared_away_before_it_is_taken_again() {
         control.pursue(HOST, VOLUME);
         assert_eq!(control.held[&VOLUME].stage, Stage::LettingGo);
     });
+}
+
+/// metad has one snapshot, which is (not) complete.
+fn has_snapshot(control: &mut Control, state: SnapshotState) -> VolumeGenerations {
+    let generations = VolumeGenerations {
+        head: Generation(2),
+        snapshots: [(Generation(1), state)].into(),
+    };
+    let desired = control.wanted.get_mut(&VOLUME).unwrap();
+    desired.generations.clone_from(&generations);
+    generations
+}
+
+#[test]
+fn a_volume_is_told_of_snapshots_while_it_is_here_and_again_while_one_is_pending() {
+    let mut control = holding(true);
+    let told = |control: &mut Control| {
+        control.pursue(HOST, VOLUME);
+        match control.orders.recv() {
+            None => None,
+            Some(Order::Generations(_, generations)) => Some(generations),
+            Some(order) => panic!("{order:?}"),
+        }
+    };
+    assert_eq!(told(&mut control), Some(VolumeGenerations::default()));
+    assert_eq!(told(&mut control), None, "it knows");
+    let pending = has_snapshot(&mut control, SnapshotState::Pending);
+    for _ in 0..2 {
+        assert_eq!(told(&mut control), Some(pending.clone()));
+    }
+    let complete = has_snapshot(&mut control, SnapshotState::Complete);
+    assert_eq!(told(&mut control), Some(complete));
+    assert_eq!(told(&mut control), None);
+    control.held.get_mut(&VOLUME).unwrap().stage = Stage::Pausing;
+    has_snapshot(&mut control, SnapshotState::Pending);
+    assert_eq!(told(&mut control), None, "the next grant says it");
 }

@@ -1,6 +1,6 @@
 use super::*;
-use shardmap::generations::VolumeGenerations;
-use shardmap::units::MembershipSeq;
+use shardmap::generations::{SnapshotState, VolumeGenerations};
+use shardmap::units::{Generation, MembershipSeq};
 use volume::{StoreStatus, VolumeCounters};
 
 fn id(n: u8) -> VolumeId {
@@ -149,4 +149,23 @@ fn an_end_that_was_not_heard_of_is_seen_at_the_next_look() {
     assert_eq!(it.on_time(ms(LOOK_MS)), None);
     let step = it.on_status(ms(LOOK_MS), id(1), None);
     assert_eq!(step, Some(Step::TellGone(id(1), Epoch(5))));
+}
+
+#[test]
+fn a_volume_stays_until_metad_has_recorded_its_snapshot() {
+    let mut it = working();
+    let whole = status(StoreState::InSync, 0);
+    let with = |state| {
+        let mut wanted = desired(&[(1, 8)]);
+        wanted[0].generations = VolumeGenerations {
+            head: Generation(2),
+            snapshots: [(Generation(1), state)].into(),
+        };
+        wanted
+    };
+    assert_eq!(it.on_desire(ms(1), with(SnapshotState::Pending)), None);
+    assert_eq!(it.on_status(ms(2), id(1), Some(&whole)), None);
+    assert_eq!(it.on_desire(ms(3), with(SnapshotState::Complete)), None);
+    let step = it.on_status(ms(4), id(1), Some(&whole));
+    assert_eq!(step, Some(Step::LetGo(id(1))));
 }

@@ -2,7 +2,7 @@
 
 use super::client::{CHUNK_BLOCKS, Client, content};
 use super::lab::{Metad, PATIENCE, Setup, Storaged, run};
-use control::api::{Filter, ResilverOutcome, ResilverReport, Resilvers, VolumeView};
+use control::api::{Filter, ResilverOutcome, ResilverReport, Resilvers, StoreView, VolumeView};
 use control::core::{Domain, NewVolume};
 use shardmap::map::Layout;
 use shardmap::units::{BlockRange, Blocks, Generation, Lba, MembershipSeq, StoreId, VolumeId};
@@ -301,6 +301,44 @@ fn another_server_goes_on_when_the_one_at_work_dies() {
         let view = it.metad.volume_until("given to another one", other).await;
         assert_eq!(in_sync(&view), [1, 2], "nobody is removed for being away");
         it.start(number);
+        it.metad.volume_until("whole", is_whole).await;
+        it.check_replicas();
+    });
+}
+
+fn used_bytes(stores: &[StoreView]) -> u64 {
+    let reports = stores.iter().filter_map(|s| s.report.as_ref());
+    reports.map(|r| r.used_bytes).sum()
+}
+
+#[test]
+fn a_snapshot_is_completed_with_nobody_attached_and_gives_its_space_back() {
+    run(async |dir| {
+        let mut it = Cluster::begin(dir, "").await;
+        let client = it.metad.client.clone();
+        let mut host = Client::attach(&it.metad, VOLUME, "h1").await;
+        it.write(&mut host, 0..CHUNKS, 1).await;
+        host.detach().await;
+        let filled = |stores: &[StoreView]| used_bytes(stores) >= 3 * SIZE_BYTES;
+        let plain = used_bytes(&it.metad.stores_until(filled).await);
+        let volumes = [VOLUME].into();
+        client.create_snapshot(volumes, "a".into()).await.unwrap();
+        let complete = |v: &VolumeView| v.pending_snapshot.is_empty() && v.maintained_by.is_empty();
+        let view = it.metad.volume_until("complete", complete).await;
+        assert_eq!((view.head, view.snapshots), (Generation(2), 1));
+        let mut host = Client::attach(&it.metad, VOLUME, "h2").await;
+        it.write(&mut host, 0..CHUNKS / 2, 2).await;
+        host.detach().await;
+        let grown = |stores: &[StoreView]| used_bytes(stores) >= plain + 3 * SIZE_BYTES / 2;
+        it.metad.stores_until(grown).await;
+        // A store that is away drops it when it is back.
+        it.kill(3);
+        let snapshot = client.snapshots(Filter::default()).await.unwrap();
+        let generation = snapshot.list[0].generation;
+        client.delete_snapshot(VOLUME, generation).await.unwrap();
+        it.start(3);
+        let back = |stores: &[StoreView]| used_bytes(stores) <= plain;
+        it.metad.stores_until(back).await;
         it.metad.volume_until("whole", is_whole).await;
         it.check_replicas();
     });

@@ -44,7 +44,6 @@ impl Lab {
                     election_max_ms: 300,
                     log_map_bytes: 64 << 20,
                     state_map_bytes: 64 << 20,
-                    snapshots: true,
                     ..NodeConfig::new(1, data, members)
                 };
                 let node = Node::start(config, listener).await.unwrap();

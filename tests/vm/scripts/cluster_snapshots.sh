@@ -1,0 +1,71 @@
+#!/bin/sh
+# Snapshots of a volume under fio with verification: none costs an IO error, one is made while a server
+# is away and reaches it when it is back, one completes with nobody having the volume; deleted, in any
+# order, their space comes back. In the end all replicas are the same.
+# vm: build=metad build=storaged build=clientd build=ubsctl build=ubs-verify mem=3G limit=600 disk=2G,serial=cluster alone
+# vm: file=tests/vm/guest/cluster.sh:/usr/lib/ubs/cluster.sh
+. /usr/lib/ubs/prelude.sh
+. /usr/lib/ubs/cluster.sh
+
+new_cluster
+ubsctl volume create v1 --size 64MiB --replicas 3 --wait
+attach v1 dev
+
+now_ms() { cut -d. -f1,2 /proc/uptime | sed 's/ .*//; s/\.//; s/$/0/'; }
+# Bytes that all stores have in use, as their servers reported last.
+used() { ubsctl store ls -o json | awk -F'[:,]' '/"usedBytes"/ {sum += $2} END {print sum + 0}'; }
+whole() { state_is v1 online; }
+snap() { # snap NAME: under load, and how long it took
+    _begin=$(now_ms)
+    ubsctl snapshot create v1 "$1" --timeout 60 > /tmp/snap.out || { cat /tmp/snap.out; ubsctl volume explain v1; lose "snapshot $1"; }
+    say "snapshot $1 took $(($(now_ms) - _begin)) ms"
+}
+
+say "the volume is full once"
+fio --name=fill --filename=$dev --size=64M --rw=write --bs=128k --direct=1 --ioengine=libaio --iodepth=4 --eta=never > /tmp/fill.out 2>&1 \
+    || { cat /tmp/fill.out; lose "fill"; }
+sleep 6 # the next report
+plain=$(used)
+[ "$plain" -ge $((3 * 64 * 1024 * 1024)) ] || lose "only $plain bytes are in use"
+
+say "snapshots under fio"
+fio --name=v --filename=$dev --size=64M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=8 --rate_iops=600 \
+    --verify=crc32c --verify_fatal=1 --do_verify=1 --time_based --runtime=40 --randseed=5 --eta=never > /tmp/fio.out 2>&1 &
+fio=$!
+sleep 2
+snap a
+sleep 2
+snap b
+refuses "a second snapshot of that name" ubsctl snapshot create v1 b
+ubsctl dev kill --dir $dir storaged2 > /dev/null
+sleep 3
+snap c
+ubsctl dev start --dir $dir storaged2 > /dev/null
+wait_for 90 "a whole volume" whole
+snap d
+ubsctl snapshot ls v1
+same "snapshots" 4 "$(ubsctl volume show v1 -o json | field snapshots)"
+ends $fio 0 "fio"
+grep -E 'err=|IOPS=' /tmp/fio.out
+grep -q 'err= 0' /tmp/fio.out || lose "fio saw errors"
+sleep 6
+with=$(used)
+say "$plain bytes in use, $with with snapshots"
+[ "$with" -gt "$plain" ] || lose "the snapshots keep nothing"
+
+say "with nobody having the volume"
+ubsctl volume detach v1 --wait || lose "detach"
+snap e
+refuses "to delete a volume with snapshots" ubsctl volume delete v1 --yes
+
+say "space comes back, in any order"
+attach v1 dev
+for name in c a e d b; do ubsctl snapshot rm v1@$name; done
+same "snapshots left" 0 "$(ubsctl volume show v1 -o json | field snapshots)"
+back() { [ "$(used)" -le "$plain" ]; }
+wait_for 60 "the space of $with bytes to come back" back
+ubsctl meta fsck
+ubsctl events | grep -i snapshot
+ubsctl volume detach v1 --wait || lose "detach"
+same_replicas v1
+cluster_down
