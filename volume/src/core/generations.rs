@@ -22,9 +22,6 @@ use super::state::{Outbox, Phase, Purpose, Replicator};
 use shardmap::generations::{SnapshotState, VolumeGenerations};
 use shardmap::units::{Generation, Moment};
 
-/// A snapshot whose writes have not ended for so long waits for something that takes its time, perhaps
-/// for a store that is out.
-const STUCK_MS: u64 = 2_000;
 /// How long to wait for a store to have room for another snapshot.
 const NO_ROOM_MS: u64 = 1_000;
 
@@ -97,9 +94,9 @@ impl Generations {
 
     /// Whether a store that is out may be brought up to date now. While a snapshot is pending only if
     /// that may be what its writes wait for: it costs such a store space.
-    pub(super) fn let_resilver(&self, now: Moment) -> bool {
+    pub(super) fn let_resilver(&self, now: Moment, stuck_ms: u64) -> bool {
         self.barrier
-            .is_none_or(|b| b.stage == Stage::Draining && now >= b.since.plus_ms(STUCK_MS))
+            .is_none_or(|b| b.stage == Stage::Draining && now >= b.since.plus_ms(stuck_ms))
     }
 
     /// The commands of an ended session are not answered.
@@ -231,7 +228,7 @@ impl Replicator {
         let barrier = self.barrier_mut();
         (barrier.stage, barrier.since) = (stage, now);
         self.trace(TraceEvent::Begun { head }, out);
-        let (timer, at) = (Timer::Snapshot, now.plus_ms(STUCK_MS));
+        let (timer, at) = (Timer::Snapshot, now.plus_ms(self.config.snapshot_stuck_ms));
         out.push(Effect::Arm { timer, at });
         self.changed = true;
     }

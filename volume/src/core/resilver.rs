@@ -59,7 +59,7 @@ pub(super) struct Resilver {
     undecided: BlockSet,
     /// The target was given what a snapshot had while that is pending; of what changes there since it
     /// is sent the writes only.
-    snapshot: Option<Generation>,
+    pub(super) snapshot: Option<Generation>,
     /// Something else has changed there.
     doubtful: bool,
     cursor: Lba,
@@ -126,7 +126,9 @@ impl Replicator {
             && self.isr.iter().all(|p| self.is_source(p))
             && self.is_stamped()
             && self.reconcile.lets_resilver()
-            && self.generations.let_resilver(self.now)
+            && self
+                .generations
+                .let_resilver(self.now, self.config.snapshot_stuck_ms)
     }
 
     /// A member that only failed a write which is still held is a good source: what it lacks was

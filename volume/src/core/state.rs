@@ -73,6 +73,9 @@ pub struct Config {
     pub resilver_bytes_per_s_max: u64,
     /// How long after a write marks are cleaned; zero is never.
     pub stable_period_ms: u64,
+    /// How long the writes of a snapshot may take before a store that is out counts as what they wait
+    /// for.
+    pub snapshot_stuck_ms: u64,
     /// Spreads the pauses.
     pub seed: u64,
 }
@@ -90,6 +93,7 @@ impl Default for Config {
             may_shrink: true,
             resilver_bytes_per_s_max: 0,
             stable_period_ms: 45_000,
+            snapshot_stuck_ms: 2_000,
             seed: 1,
         }
     }

@@ -17,6 +17,7 @@ const PATIENT: Config = Config {
     may_shrink: false,
     resilver_bytes_per_s_max: 0,
     stable_period_ms: 0,
+    snapshot_stuck_ms: 2_000,
     seed: 1,
 };
 

@@ -31,6 +31,8 @@ pub(super) struct Oracle {
     blocks: BTreeMap<u64, Block>,
     /// Every write there was, by the first moment of its operation.
     pub(super) history: BTreeMap<u64, Vec<Written>>,
+    /// Operations that were under way when their client died and the next one was asked for them.
+    pub(super) taken_over: BTreeSet<u64>,
 }
 
 /// A block of a write.

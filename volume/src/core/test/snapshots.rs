@@ -96,6 +96,18 @@ fn a_snapshot_is_complete_when_its_writes_have_ended_and_are_flushed_and_all_mem
 }
 
 #[test]
+fn a_durable_write_of_the_head_covers_nothing_of_what_the_snapshot_keeps() {
+    let mut script = Script::attached(1);
+    assert_eq!(script.run(1, write(7, false)), [done(1)]);
+    let held = script.host(2, write(9, true));
+    let sent = snapshot(&mut script);
+    script.serve(sent);
+    assert_eq!(script.run(3, write(7, true)), [done(3)]);
+    let after = script.answer(command_to(&held, 0, is_write), Answer::Done);
+    command_to(&after, 0, |c| *c == Command::Flush);
+}
+
+#[test]
 fn a_write_that_waits_for_an_overlapping_one_belongs_to_the_generation_in_which_it_starts() {
     let mut script = Script::attached(2);
     let first = script.host(1, write(7, false));

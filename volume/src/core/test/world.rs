@@ -161,6 +161,8 @@ pub(super) struct Seen {
     /// Attaches with a snapshot pending.
     pub(super) resumed_snapshots: u64,
     pub(super) caught_up: u64,
+    /// Resilvers of stores that were given a pending snapshot.
+    pub(super) given_pending: u64,
 }
 
 #[derive(Debug)]
@@ -411,6 +413,11 @@ impl World {
             seed: self.plan.seed,
             min_in_sync: self.plan.min_in_sync,
             stable_period_ms: 400,
+            snapshot_stuck_ms: if self.plan.seed.is_multiple_of(2) {
+                20
+            } else {
+                2_000
+            },
             resilver_bytes_per_s_max: if self.plan.seed.is_multiple_of(3) {
                 4 << 20
             } else {
@@ -572,6 +579,14 @@ impl World {
             TraceEvent::Verify { .. } => self.seen.verifies += 1,
             TraceEvent::Repaired { .. } => self.seen.repairs += 1,
             TraceEvent::CaughtUp { .. } => self.seen.caught_up += 1,
+            TraceEvent::StartRs { .. } => {
+                let resilver = self
+                    .client
+                    .as_ref()
+                    .and_then(|c| c.machine.resilver.as_ref());
+                let pending = resilver.is_some_and(|r| r.snapshot.is_some());
+                self.seen.given_pending += u64::from(pending);
+            }
             TraceEvent::Slow { .. }
             | TraceEvent::Open { .. }
             | TraceEvent::ConnBreak { .. }
@@ -579,7 +594,6 @@ impl World {
             | TraceEvent::Learn { .. }
             | TraceEvent::Stamp { .. }
             | TraceEvent::Establish { .. }
-            | TraceEvent::StartRs { .. }
             | TraceEvent::Planned { .. }
             | TraceEvent::Begun { .. }
             | TraceEvent::Sealed { .. }
@@ -635,6 +649,7 @@ impl World {
         self.seen.takeovers += 1;
         for (op, call) in calls {
             note!(self, "again {op:?} {:?}", call.what);
+            self.oracle.taken_over.insert(call.issued);
             let what = call.what;
             let Some(client) = self.client.as_mut().filter(|c| c.life == life) else {
                 return Ok(()); // its device failed

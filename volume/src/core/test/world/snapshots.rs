@@ -271,7 +271,8 @@ impl Snapshot {
             let (issued, all) = all;
             let is_in = |w: &&Written| image.get(&w.block) == Some(&w.value);
             let failed = all.iter().any(|w| w.completed == FAILED);
-            if failed || !all.iter().any(|w| w.value != 0 && is_in(&w)) {
+            let torn = failed || oracle.taken_over.contains(issued);
+            if torn || !all.iter().any(|w| w.value != 0 && is_in(&w)) {
                 continue;
             }
             for part in all {
