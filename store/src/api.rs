@@ -22,8 +22,9 @@ pub struct StoreRequest {
 /// The commands. "Needs a session" means: an association that opened the slice (or `open_access`).
 #[derive(Debug)]
 pub enum StoreOp {
-    /// Needs a session. Fills `into` (as long as the range), absent blocks with zeroes. At most
-    /// 32 blocks. Answer: [`StoreReply::Read`].
+    /// Needs a session, unless it reads a complete snapshot of a slice that is not incomplete. Fills
+    /// `into` (as long as the range), absent blocks with zeroes. At most 32 blocks. Answer:
+    /// [`StoreReply::Read`].
     Read {
         /// Blocks of the volume.
         range: BlockRange,
@@ -115,7 +116,8 @@ pub enum StoreOp {
         /// First region to report.
         from: RegionIndex,
     },
-    /// Needs a session. Which blocks are present or zero. Answer: [`StoreReply::Presence`].
+    /// Needs a session, unless both generations are complete snapshots (or the first is zero) of a slice
+    /// that is not incomplete. Which blocks are present or zero. Answer: [`StoreReply::Presence`].
     ReadPresence {
         /// First region.
         from: RegionIndex,

@@ -83,7 +83,9 @@ impl Core {
                     .slices
                     .get(&nsid.0)
                     .ok_or(StoreFault::UnknownSlice { nsid })?;
-                slice.admit(association)?;
+                if !slice.is_of_a_snapshot(&command) {
+                    slice.admit(association)?;
+                }
                 self.admit_with_session(id, nsid, command, out)
             }
         }

@@ -10,7 +10,7 @@
 use super::facts::{GenerationState, StoreFault};
 use super::format::entry::Entry;
 use super::format::page::PAGE_SNAPSHOTS;
-use super::io::{Answer, CommandId, Effect, Outbox};
+use super::io::{Answer, Command, CommandId, Effect, Outbox};
 use super::journal::Ticket;
 use super::slice::Slice;
 use super::{Core, Waiter};
@@ -155,6 +155,20 @@ impl Slice {
                 asked,
             })
         }
+    }
+
+    /// Whether a command reads nothing but complete snapshots of a slice that has all of them. They never
+    /// change, so it makes no difference who else has the slice, and no session is needed.
+    pub(super) fn is_of_a_snapshot(&self, command: &Command) -> bool {
+        let complete = |g: Generation| self.generations.snapshots().get(&g.0) == Some(&false);
+        let only_complete = match command {
+            Command::Read { generation, .. } => complete(*generation),
+            Command::ReadPresence { after, upto, .. } => {
+                complete(*upto) && (after.0 == 0 || complete(*after))
+            }
+            _ => false,
+        };
+        only_complete && !self.incomplete && self.removing.is_none()
     }
 
     /// Writes go to the head and to snapshots that are pending: to the one before the head, or to all

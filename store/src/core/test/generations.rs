@@ -386,6 +386,42 @@ fn a_diff_is_what_was_written_in_between_also_after_deletions() {
 }
 
 #[test]
+fn complete_snapshots_are_read_without_a_session_and_nothing_else_is() {
+    const STRANGER: u64 = 99;
+    let mut world = World::new(32 << 20, BLOCKS);
+    let read = |generation| Command::Read {
+        range: range(0, 1),
+        generation: Generation(generation),
+    };
+    let presence = |after, upto| Command::ReadPresence {
+        from: RegionIndex(0),
+        regions: 1,
+        after: Generation(after),
+        upto: Generation(upto),
+    };
+    let ask = |world: &mut World, command| {
+        let id = world.submit_as(STRANGER, 1, command);
+        world.settle();
+        world.answer(id).is_ok()
+    };
+    world.ok(1, write(0, 2));
+    begin(&mut world, 2);
+    world.ok(1, Command::BeginGeneration(Generation(3)));
+    for complete in [read(1), presence(0, 1)] {
+        assert!(ask(&mut world, complete.clone()), "{complete:?}");
+    }
+    let pending_or_head = [read(2), read(3), read(0), presence(0, 2), presence(1, 0)];
+    for other in pending_or_head
+        .into_iter()
+        .chain([presence(2, 1), write(0, 1)])
+    {
+        assert!(!ask(&mut world, other.clone()), "{other:?}");
+    }
+    world.ok(1, Command::SetIncomplete);
+    assert!(!ask(&mut world, read(1)));
+}
+
+#[test]
 fn a_store_that_was_away_takes_several_pending_snapshots_oldest_first() {
     let mut world = World::new(32 << 20, BLOCKS);
     let write = |start, generation| Command::Write {

@@ -484,6 +484,11 @@ impl World {
     pub(super) fn run(&mut self, nsid: u32, command: Command) -> Answered {
         let id = self.submit(nsid, command);
         self.settle();
+        self.answer(id)
+    }
+
+    /// How a command was answered.
+    pub(super) fn answer(&mut self, id: u32) -> Answered {
         self.answers.remove(&id).expect("answered")
     }
 
