@@ -161,12 +161,12 @@ impl Slice {
     /// change, so it makes no difference who else has the slice, and no session is needed.
     pub(super) fn is_of_a_snapshot(&self, command: &Command) -> bool {
         let complete = |g: Generation| self.generations.snapshots().get(&g.0) == Some(&false);
-        let only_complete = match command {
-            Command::Read { generation, .. } => complete(*generation),
-            Command::ReadPresence { after, upto, .. } => {
-                complete(*upto) && (after.0 == 0 || complete(*after))
-            }
-            _ => false,
+        let only_complete = if let Command::Read { generation, .. } = command {
+            complete(*generation)
+        } else if let Command::ReadPresence { after, upto, .. } = command {
+            complete(*upto) && (after.0 == 0 || complete(*after))
+        } else {
+            false
         };
         only_complete && !self.incomplete && self.removing.is_none()
     }
