@@ -2,7 +2,8 @@
 (***************************************************************************)
 (* Runs of the real volume core with faults are behaviours of               *)
 (* ResilverRecovery: one block, two or three stores, clients one after the   *)
-(* other.                                                                    *)
+(* other.  The core runs in its own test world, or in a whole simulated      *)
+(* cluster (tools/ubs-sim): then it is one block of one shard among many.    *)
 (*                                                                          *)
 (* TraceData.tla, which is generated, holds Traces: sequences of records.   *)
 (* A record is explained by the action of its line; actions of the last     *)
@@ -10,10 +11,14 @@
 (* command.  TLC finds a moment that fits.                                   *)
 (*                                                                          *)
 (*   action of the model   event      logged where                          *)
-(*                                    (volume/src/core/test/world/record.rs) *)
-(*   StartWrite            write      the first command of a host's write    *)
+(*                                    (volume/src/core/test/world/record.rs, *)
+(*                                    tools/ubs-sim/src/recorder.rs)         *)
+(*   StartWrite            write,     the first command of a host's write    *)
+(*                         zero       or discard                             *)
 (*   Land                  land       an answer to Purpose::HostWrite        *)
-(*   FlushStore, FlushT    flush      an answer to Purpose::Flush            *)
+(*   FlushStore, FlushT    flush      an answer to Purpose::Flush, and       *)
+(*                                    whether all that was answered before   *)
+(*                                    had been when it left; a durable write *)
 (*   AckWrite, AckFlush    ack,       Effect::Complete                       *)
 (*                         flushed                                           *)
 (*   (no step)             read       Effect::Complete, with the value       *)
@@ -26,7 +31,8 @@
 (*   Attach                attach     TraceEvent::Establish without regions, *)
 (*                                    or the first Reconciled                *)
 (*   ClientGone            gone       the client was killed or failed        *)
-(*   StoreCrash            crash      the power cut, with what it left       *)
+(*   StoreCrash            crash      the power cut, with what it left; in a *)
+(*                                    cluster when the store is open again   *)
 (*   DiskLoss              loss       a blank disk in place of the store's   *)
 (*   StartRs               resilver   TraceEvent::StartRs                    *)
 (*   AskMarks, AskPresence marks,     answers to Purpose::ResilverMarks,     *)
@@ -37,6 +43,9 @@
 (*   Complete              complete   an answer to Purpose::ResilverComplete *)
 (*   ConnBreak             drop       TraceEvent::DropRs                     *)
 (*   Stable                stable     TraceEvent::Stable; marks may stay     *)
+(*   (more of AskMarks,    marks,     what is known of blocks that are not   *)
+(*   Reopen)               open       followed: the region may be marked, a  *)
+(*                                    store suspect, on their account        *)
 (*   LandLate, CopyLate, JoinLate, HalfAttach, AskPresenceOf, Inherit:       *)
 (*   silent                                                                  *)
 (***************************************************************************)
@@ -50,35 +59,64 @@ tvars == <<d, se, cl, w, cp, rs, g, k, l, owed>>
 Ev == Traces[k][l]
 B  == CHOOSE b \in Blocks : TRUE
 Reads(x) == IF x = -1 THEN 0 ELSE x
+Is(x, v) == v = -2 \/ Reads(x) = v       \* -2: the recorder does not know
+
+\* The target's last flush left before a write to it was answered.
+FlushTPart == /\ cl.up /\ rs.ph = "copying" /\ Copied /\ rs.t \in Usable
+              /\ rs' = [rs EXCEPT !.ph = "inheriting"]
+              /\ UNCHANGED <<d, se, cl, w, cp, g>>
+
+\* Another block of the region was written.
+AskMarksOfOthers(s) ==
+  /\ Others /\ cl.up /\ rs.ph = "marks" /\ s \in rs.wait \cap se
+  /\ d' = [d EXCEPT ![s].mark = Regions]
+  /\ rs' = IF s = rs.t THEN [rs EXCEPT !.wait = @ \ {s}, !.own = Regions]
+           ELSE [rs EXCEPT !.wait = @ \ {s}, !.inh = Regions]
+  /\ UNCHANGED <<se, cl, w, cp, g>>
+
+\* What it lost were writes to other blocks.
+ReopenOfOthers(s) ==
+  /\ Others /\ cl.up /\ s \in Counts \ se /\ cl.inc[s] \notin {0, d[s].inc} /\ cl.unf[s] = {}
+  /\ se' = se \cup {s}
+  /\ cl' = [cl EXCEPT !.inc[s] = d[s].inc, !.sus = @ \cup {s}]
+  /\ UNCHANGED <<d, w, cp, rs, g>>
 
 Nothing == UNCHANGED vars
+
+\* A member has restarted and the client has not heard of it yet; when it does, it gives this target up.
+StartRsUnheard(s) == s \in se \ cl.isr /\ ~(cl.isr \subseteq se) /\ Nothing
+
 Told(x) == owed' = x
 
 Step ==
-  CASE Ev.a = "write"    -> owed = 0 /\ StartWrite(B, FALSE) /\ w'[B].n = Ev.v /\ Told(0)
+  CASE Ev.a \in {"write", "zero"}
+                         -> owed = 0 /\ StartWrite(B, Ev.a = "zero") /\ w'[B].n = Ev.v /\ Told(0)
     [] Ev.a = "ack"      -> IF owed = Ev.v THEN Nothing /\ Told(0)
                             ELSE owed = 0 /\ AckWrite(B) /\ w[B].n = Ev.v /\ Told(0)
     [] Ev.a = "flushed"  -> /\ Told(owed)    \* before all is equal: about nothing
                             /\ (~cl.up /\ Nothing) \/ AckFlush \/ (g.leg[B] = {n \in g.leg[B] : n >= cl.cur[B]} /\ Nothing)
     [] Ev.a = "read"     -> cl.up /\ Reads(Cont(cl.cur[B])) = Ev.v /\ Nothing /\ Told(owed)
-    [] Ev.a = "open"     -> Reopen(Ev.s) /\ (Ev.s \in cl'.sus) = Ev.sus /\ Told(owed)
+    [] Ev.a = "open"     -> /\ (Reopen(Ev.s) /\ (Ev.s \in cl'.sus) = Ev.sus) \/ (Ev.sus /\ ReopenOfOthers(Ev.s))
+                            /\ Told(owed)
     [] Ev.a = "break"    -> (IF Ev.s \in se THEN ConnBreak(Ev.s) ELSE Nothing) /\ Told(owed)
     [] Ev.a = "propose"  -> Propose(cl.isr \ Ev.m) /\ Told(owed)
     [] Ev.a = "exclude"  -> Exclude(cl.isr \ Ev.m) /\ Told(owed)
     [] Ev.a = "join"     -> rs.t = Ev.s /\ Join /\ Told(owed)
-    [] Ev.a = "attach"   -> (\E src \in Ev.m : Attach(Ev.m, src)) /\ Reads(Cont(cl'.cur[B])) = Ev.v /\ Told(0)
+    [] Ev.a = "attach"   -> (\E src \in Ev.m : Attach(Ev.m, src)) /\ Is(Cont(cl'.cur[B]), Ev.v) /\ Told(0)
     [] Ev.a = "gone"     -> ClientGone /\ Told(0)
-    [] Ev.a = "crash"    -> StoreCrash(Ev.s) /\ Reads(Cont(d'[Ev.s].v[B])) = Ev.v /\ Told(owed)
+    [] Ev.a = "crash"    -> StoreCrash(Ev.s) /\ Is(Cont(d'[Ev.s].v[B]), Ev.v) /\ Told(owed)
     [] Ev.a = "loss"     -> DiskLoss(Ev.s) /\ Told(owed)
-    [] Ev.a = "resilver" -> StartRs(Ev.s) /\ Told(owed)
+    [] Ev.a = "resilver" -> (StartRs(Ev.s) \/ StartRsUnheard(Ev.s)) /\ Told(owed)
     [] Ev.a = "planned"  -> rs.t = Ev.s /\ (Plan \/ PlanBlank) /\ rs'.ph = "copying" /\ Told(owed)
     [] Ev.a = "drop"     -> /\ IF rs.t = Ev.s /\ Ev.s \in se THEN ConnBreak(Ev.s) ELSE rs = NoRs /\ Nothing
                             /\ Told(owed)
     [] Ev.a = "land"     -> Land(Ev.s, B) /\ Told(owed)
-    [] Ev.a = "flush"    -> /\ IF cl.unf[Ev.s] # {} THEN FlushStore(Ev.s) \/ (rs.t = Ev.s /\ FlushT)
+    [] Ev.a = "flush"    -> /\ IF ~Ev.c THEN Nothing \/ (rs.t = Ev.s /\ FlushTPart)
+                               ELSE IF cl.unf[Ev.s] # {} THEN FlushStore(Ev.s) \/ (rs.t = Ev.s /\ FlushT)
                                ELSE Nothing \/ (rs.t = Ev.s /\ FlushT)
                             /\ Told(owed)
-    [] Ev.a = "marks"    -> (IF Ev.s \in rs.wait THEN AskMarks(Ev.s) ELSE Nothing) /\ Told(owed)
+    [] Ev.a = "marks"    -> (IF Ev.s \in rs.wait THEN AskMarks(Ev.s) \/ AskMarksOfOthers(Ev.s) ELSE Nothing)
+                            /\ Told(owed)
     [] Ev.a = "presence" -> (IF Ev.s \in rs.wait THEN AskPresence(Ev.s) ELSE Nothing) /\ Told(owed)
     [] Ev.a = "source"   -> CopyRead(B, Ev.s) /\ Told(owed)
     [] Ev.a = "copied"   -> rs.t = Ev.s /\ CopyLand(B) /\ Told(owed)

@@ -176,7 +176,7 @@ impl Store {
     }
 
     /// Byte offset on the device of a block as a read would find it; `None`: it reads as zeroes.
-    /// For checkers that compare replicas behind the stores' backs. Panics if there is no such slice.
+    /// For checkers that compare replicas behind the stores' backs. A slice that is not there reads so.
     pub fn place_of(&self, nsid: Nsid, lba: shardmap::units::Lba) -> Option<u64> {
         self.core.place_of(nsid, lba)
     }

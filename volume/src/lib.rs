@@ -13,5 +13,8 @@ pub use api::{
     AttachGrant, HostBuffer, HostOp, HostRequest, MetadAnswer, MetadVerdict, NotTaken, NotTakenWhy,
     SlicePath, StoreStatus, VolumeCounters, VolumeEvent, VolumeOptions, VolumeStatus,
 };
-pub use core::{AttachFault, FailReason, HostFault, Progress, Resilvered, StoreState, TraceEvent};
+pub use core::{
+    AttachFault, CommandFacts, CommandKind, FailReason, HostFault, Progress, Resilvered,
+    StoreState, TraceEvent,
+};
 pub use shell::{GrantFault, Volumes, VolumesConfig};

@@ -510,6 +510,7 @@ impl Sim {
         let node = self.servers[index].node;
         self.world.remove_disk(node, path());
         self.give_blank_store(index);
+        self.record_loss(index);
         let after = self.duration_ns(10);
         self.schedule(after, Task::Boot(Party::Server(index)));
     }

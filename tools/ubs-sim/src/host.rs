@@ -121,6 +121,8 @@ fn prey_of(what: TraceEvent) -> Option<Prey> {
         | TraceEvent::Slow { .. }
         | TraceEvent::Repaired { .. }
         | TraceEvent::Stamp { .. }
+        | TraceEvent::Sent(_)
+        | TraceEvent::Heard(_)
         | TraceEvent::Reconciled
         | TraceEvent::DropRs { .. }
         | TraceEvent::Resilvered(_) => None,
@@ -205,6 +207,9 @@ impl Sim {
             events: Vec::new(),
             tell: Box::new(move |event| inbox.put(Item::Host(index, life, event))),
         });
+        if self.recorder.is_some() {
+            app.borrow_mut().volumes.record_commands();
+        }
         self.hosts[index].app = Some(app);
         self.say(format_args!("host {index}: boots"));
         let new = NewHost {
@@ -225,6 +230,7 @@ impl Sim {
             self.rare.note(Rare::ClientKilled);
         }
         self.note_attachment_over(index);
+        self.record_gone(index);
         let host = &mut self.hosts[index];
         host.app = None;
         host.ops.clear();
@@ -356,6 +362,7 @@ impl Sim {
         host.granted_at_ns = self.world.now_ns();
         host.isr.clone_from(&grant.isr);
         host.forget_attachment();
+        self.record_grant(index, &grant.isr);
         let grant = AttachGrant::new(grant, self.plan.options);
         let epoch = grant.epoch;
         self.say(format_args!("host {index}: granted epoch {epoch:?}"));
@@ -427,6 +434,7 @@ impl Sim {
     }
 
     pub(crate) fn on_volume_event(&mut self, index: usize, event: VolumeEvent) {
+        self.record_event(index, &event);
         match event {
             VolumeEvent::HostDone {
                 id, result, buffer, ..
@@ -472,6 +480,10 @@ impl Sim {
             | VolumeEvent::SnapshotComplete { .. }
             | VolumeEvent::Progress { .. }
             | VolumeEvent::Resilvered { .. } => {}
+            VolumeEvent::Transition {
+                what: TraceEvent::Sent(_) | TraceEvent::Heard(_),
+                ..
+            } => {} // for the recorder
             VolumeEvent::Transition { what, .. } => self.on_transition(index, what),
         }
     }
@@ -612,6 +624,8 @@ impl Sim {
             TraceEvent::Stable => rare.note(Rare::Stable),
             TraceEvent::Open { .. }
             | TraceEvent::ConnBreak { .. }
+            | TraceEvent::Sent(_)
+            | TraceEvent::Heard(_)
             | TraceEvent::Stamp { .. }
             | TraceEvent::Planned { .. }
             | TraceEvent::RsFlush { .. }

@@ -14,6 +14,7 @@ mod metad;
 mod oracle;
 mod plan;
 mod rare;
+mod recorder;
 mod run;
 mod runner;
 mod server;
@@ -49,6 +50,8 @@ struct One {
 enum Verb {
     /// Run many seeds
     Run(Many),
+    /// Print what happened to one block of each seed's volume, for `cargo xtask trace`
+    Record(Record),
     /// Switch a mechanism of the cores off and see that it is missed
     #[cfg(feature = "canary")]
     Canary(canary::Canary),
@@ -77,11 +80,23 @@ pub(crate) struct Many {
     pub(crate) json: bool,
 }
 
+/// Runs for the models.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Record {
+    /// Seeds
+    #[arg(required = true)]
+    pub(crate) seeds: Vec<u64>,
+    /// Events of each, at most
+    #[arg(long, default_value_t = 300)]
+    pub(crate) events: usize,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     runner::keep_panics_quiet();
     let ended = match (cli.verb, cli.one.seed) {
         (Some(Verb::Run(many)), _) => runner::run_many(&many),
+        (Some(Verb::Record(record)), _) => runner::run_recorded(&record),
         #[cfg(feature = "canary")]
         (Some(Verb::Canary(canary)), _) => canary::run_canaries(&canary),
         (None, Some(seed)) => Ok(runner::run_one(seed, cli.one.trace)),

@@ -2,6 +2,7 @@
 
 use crate::metad::VOLUME;
 use crate::rare::{Counts, Rare};
+use crate::recorder::Recorder;
 use crate::server::path;
 use crate::sim::{Party, Sim, Task};
 use crate::stamp;
@@ -52,16 +53,7 @@ pub(crate) struct Outcome {
 /// Runs a seed. A panic of the code under test is a finding.
 pub(crate) fn run(seed: u64, show: bool) -> Outcome {
     let mut sim = Sim::new(seed, show);
-    let ended = catch_unwind(AssertUnwindSafe(|| live(&mut sim)));
-    if let Err(panic) = ended {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        let place = crate::runner::take_panic_place();
-        sim.find_kind(
-            Finding::Panic,
-            format!("panic at {place}: {}", text.unwrap_or("?")),
-        );
-    }
+    in_trouble_or_panic(&mut sim, live);
     let outcome = Outcome {
         seed,
         kind: sim.kind,
@@ -84,11 +76,51 @@ pub(crate) fn run(seed: u64, show: bool) -> Outcome {
     outcome
 }
 
-fn live(sim: &mut Sim) {
-    if !sim.establish() {
-        return sim.find_kind(Finding::Stuck, "the cluster does not come up".into());
+/// What happened to one block of a seed's volume, for the models, and why the telling ends.
+///
+/// # Errors
+/// What was found until then.
+pub(crate) fn record(seed: u64, events_max: usize) -> Result<(Vec<String>, &'static str), String> {
+    let mut sim = Sim::new(seed, false);
+    // Around a place that is written often, and where regions and shards meet.
+    let plan = &sim.plan;
+    let spot = plan.hot[plan.hot.len().min(4) - 1];
+    let block = (spot + plan.spread_blocks / 2 - 1).min(plan.size_blocks() - 1);
+    sim.recorder = Some(Box::new(Recorder::new(block, events_max)));
+    in_trouble_or_panic(&mut sim, |sim| {
+        sim.run_to(TROUBLE_S, |s| {
+            s.recorder.as_ref().is_some_and(|r| r.has_ended())
+        });
+    });
+    match sim.found.take() {
+        Some(found) => Err(found),
+        None => Ok(sim.recorder.take().expect("just given").into_lines()),
     }
-    sim.schedule(2_000_000_000, Task::Fault);
+}
+
+/// Sets a cluster up and lets trouble begin; then `what` goes on. A panic of the code under test is a finding.
+fn in_trouble_or_panic(sim: &mut Sim, what: impl FnOnce(&mut Sim)) {
+    let lives = |sim: &mut Sim| {
+        if !sim.establish() {
+            return sim.find_kind(Finding::Stuck, "the cluster does not come up".into());
+        }
+        sim.schedule(2_000_000_000, Task::Fault);
+        what(sim);
+    };
+    let Err(panic) = catch_unwind(AssertUnwindSafe(|| lives(sim))) else {
+        return;
+    };
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    let place = crate::runner::take_panic_place();
+    sim.find_kind(
+        Finding::Panic,
+        format!("panic at {place}: {}", text.unwrap_or("?")),
+    );
+}
+
+/// The ten minutes, and what must hold after them.
+fn live(sim: &mut Sim) {
     sim.run_for(TROUBLE_S);
     sim.heal();
     sim.prove_replicas_equal();
@@ -249,7 +281,12 @@ impl Sim {
     }
 
     /// What a server's store holds of a block, behind its back.
-    fn peek(&self, index: usize, nsid: shardmap::units::Nsid, block: u64) -> Result<u64, String> {
+    pub(crate) fn peek(
+        &self,
+        index: usize,
+        nsid: shardmap::units::Nsid,
+        block: u64,
+    ) -> Result<u64, String> {
         let server = &self.servers[index];
         let app = server.app.as_ref().map(|app| app.borrow());
         let app = app.ok_or_else(|| format!("server {index} is down"))?;

@@ -1,8 +1,8 @@
 //! Runs seeds on all cores and says what came of them.
 
-use crate::Many;
 use crate::rare::{Counts, Rare};
 use crate::run::{Outcome, run};
+use crate::{Many, Record};
 use anyhow::{Context, Result};
 use std::cell::RefCell;
 use std::sync::Mutex;
@@ -54,6 +54,26 @@ pub(crate) fn run_one(seed: u64, trace: bool) -> bool {
 #[allow(clippy::cast_precision_loss, reason = "for people")]
 fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
+}
+
+/// Prints a record a line and an empty line after each run; what is known about it goes to the error
+/// stream. True if nothing was found.
+pub(crate) fn run_recorded(record: &Record) -> Result<bool> {
+    let mut fine = true;
+    for seed in &record.seeds {
+        match crate::run::record(*seed, record.events) {
+            Ok((lines, why)) => {
+                eprintln!("seed {seed}: {} events: {why}", lines.len());
+                lines.iter().for_each(|line| println!("{line}"));
+                println!();
+            }
+            Err(found) => {
+                eprintln!("seed {seed}: {found}");
+                fine = false;
+            }
+        }
+    }
+    Ok(fine)
 }
 
 /// What many seeds came to.

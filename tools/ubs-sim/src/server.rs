@@ -215,6 +215,9 @@ impl Sim {
                     facts.slices.len(),
                     facts.replayed
                 ));
+                if !facts.clean {
+                    self.record_crash(index);
+                }
                 self.servers[index].facts = Some(*facts);
             }
             News::StoreFailed { why, .. } => {

@@ -6,6 +6,7 @@ use crate::metad::{Ask, Metad, VOLUME, Why};
 use crate::oracle::Oracle;
 use crate::plan::Plan;
 use crate::rare::Counts;
+use crate::recorder::Recorder;
 use crate::run::Finding;
 use crate::server::Server;
 use crate::timeline::Timeline;
@@ -134,6 +135,8 @@ pub(crate) struct Sim {
     pub(crate) found: Option<String>,
     /// Of what was found.
     pub(crate) kind: Finding,
+    /// If the run is to be followed in a model.
+    pub(crate) recorder: Option<Box<Recorder>>,
 }
 
 impl Sim {
@@ -180,6 +183,7 @@ impl Sim {
             calm: false,
             found: None,
             kind: Finding::Broken,
+            recorder: None,
         };
         let plan = format!("{:?}", sim.plan);
         sim.say(format_args!("seed {seed}: {plan}"));

@@ -109,6 +109,7 @@ impl Replicator {
             (Ok(answer), purpose) => {
                 let leg = self.leg_mut(command.to);
                 leg.heard = leg.heard.max(Some(id));
+                self.record_heard(&command, &answer, out);
                 self.on_answer(command, purpose, answer, out);
             }
         }

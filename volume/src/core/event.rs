@@ -649,4 +649,48 @@ pub enum TraceEvent {
         /// The snapshot.
         snapshot: Generation,
     },
+    /// A command left; only where [`super::Config::record_commands`] asks for it.
+    Sent(CommandFacts),
+    /// A store did a command, and the session it was sent on is current; only where
+    /// [`super::Config::record_commands`] asks for it.
+    Heard(CommandFacts),
+}
+
+/// A command, as far as the models know commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommandFacts {
+    /// To whom.
+    pub store: StoreId,
+    /// What for.
+    pub what: CommandKind,
+    /// Blocks it is about, if it is about some.
+    pub range: Option<BlockRange>,
+    /// A write that is durable once it is answered.
+    pub durable: bool,
+    /// The host's request that it is a part of: in the core the number of its [`OpId`], above the
+    /// shell the id that the host gave it.
+    pub request: Option<u64>,
+}
+
+/// What a command is for. Names follow the models where they have them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandKind {
+    /// A part of a host's write. Model: `Land`, message `W`.
+    Write,
+    /// A flush of the whole slice. Model: `FlushStore`, message `F`.
+    Flush,
+    /// All marks, for a resilver. Model: `AskMarks`.
+    Marks,
+    /// Which blocks are present, for a resilver. Model: `AskPresence`.
+    Presence,
+    /// A copy's source, for a resilver. Model: `CopyRead`.
+    CopyRead,
+    /// A copy's target, for a resilver. Model: `CopyLand`.
+    CopyWrite,
+    /// A copy's target, when replicas are made equal at attach.
+    ReconcileWrite,
+    /// The target counts as whole again. Model: `Complete`.
+    Complete,
+    /// Marks of idle regions are cleaned. Model: message `M`.
+    Stable,
 }

@@ -31,6 +31,7 @@ mod on_write;
 mod pace;
 mod range_lock;
 mod reconcile;
+mod recorded;
 mod repair;
 mod resilver;
 mod slow;
@@ -39,9 +40,9 @@ mod state;
 mod verify;
 
 pub use event::{
-    Answer, AttachFault, Command, CommandId, CopyId, Effect, Event, FailReason, Fault, Grant,
-    HostFault, HostWhat, OpId, Payload, Progress, RequestId, Resilvered, SliceFacts, Stamp,
-    StoreState, Timer, TraceEvent, Verdict,
+    Answer, AttachFault, Command, CommandFacts, CommandId, CommandKind, CopyId, Effect, Event,
+    FailReason, Fault, Grant, HostFault, HostWhat, OpId, Payload, Progress, RequestId, Resilvered,
+    SliceFacts, Stamp, StoreState, Timer, TraceEvent, Verdict,
 };
 pub use members::{Members, Position, STRIDE_MAX};
 pub use state::{Config, Outbox, Replicator};

@@ -78,6 +78,8 @@ pub struct Config {
     pub snapshot_stuck_ms: u64,
     /// Spreads the pauses.
     pub seed: u64,
+    /// Whether commands are traced, one by one, for the models.
+    pub record_commands: bool,
 }
 
 impl Default for Config {
@@ -95,6 +97,7 @@ impl Default for Config {
             stable_period_ms: 45_000,
             snapshot_stuck_ms: 2_000,
             seed: 1,
+            record_commands: false,
         }
     }
 }
@@ -478,6 +481,7 @@ impl Replicator {
             purpose,
         };
         assert!(self.commands.insert(command, entry).is_none());
+        self.record_sent(&entry, &what, out);
         out.push(Effect::Send { command, to, what });
         self.arm_slow(purpose, out);
     }

@@ -5,7 +5,8 @@ use super::servers::Link;
 use super::{SERVER_TIMER, Ticket, Volumes, is_zero, timer_value, translate};
 use crate::api::VolumeEvent;
 use crate::core::{
-    Answer, Command, CommandId, Effect, Event, Fault, Outbox, Payload, Position, Timer, TraceEvent,
+    Answer, Command, CommandId, Effect, Event, Fault, OpId, Outbox, Payload, Position, Timer,
+    TraceEvent,
 };
 use nvmf::initiator::{AssociationId, Failure, InitiatorEvent, Reply, Request};
 use reactor::{Driver, Token};
@@ -72,12 +73,17 @@ impl Volumes {
         }
     }
 
-    fn on_trace(&mut self, slot: u32, what: TraceEvent) {
+    fn on_trace(&mut self, slot: u32, mut what: TraceEvent) {
         let hosted = self.slots[slot as usize]
             .hosted
             .as_mut()
             .expect("its core just spoke");
         let volume = hosted.volume;
+        if let TraceEvent::Sent(facts) | TraceEvent::Heard(facts) = &mut what {
+            let call = facts.request.map(|op| &hosted.calls[&OpId(op)]);
+            facts.request = call.map(|call| call.id);
+            return self.events.push(VolumeEvent::Transition { volume, what });
+        }
         tracing::info!(%volume, ?what, "transition");
         if let TraceEvent::Propose { .. } = what {
             hosted.counters.degrades += 1;

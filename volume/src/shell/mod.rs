@@ -91,6 +91,7 @@ pub struct Volumes {
     starved: VecDeque<(u32, u32, CommandId, Position, CopyRead)>,
     events: Vec<VolumeEvent>,
     from_initiator: Vec<InitiatorEvent>,
+    record_commands: bool,
 }
 
 impl Volumes {
@@ -114,7 +115,14 @@ impl Volumes {
             starved: VecDeque::new(),
             events: Vec::new(),
             from_initiator: Vec::new(),
+            record_commands: false,
         }
+    }
+
+    /// Volumes attached from now on trace their commands one by one ([`crate::TraceEvent::Sent`],
+    /// [`crate::TraceEvent::Heard`]), for runs that are followed in the models. Costs time on every IO.
+    pub fn record_commands(&mut self) {
+        self.record_commands = true;
     }
 
     /// Begins to attach; ends in [`VolumeEvent::Attached`] or [`VolumeEvent::AttachFailed`].
@@ -192,6 +200,7 @@ impl Volumes {
             resilver_bytes_per_s_max: options.resilver_bytes_per_s_max,
             stable_period_ms: options.stable_period_ms,
             seed: self.config.seed ^ grant.epoch.0,
+            record_commands: self.record_commands,
             ..Config::default()
         }
     }

@@ -22,6 +22,8 @@ struct Source {
     runs: &'static str,
     /// Arguments of cargo; the program prints one record a line and an empty line after each run.
     cargo: &'static [&'static str],
+    /// Blocks that are not followed are written, too.
+    others: bool,
     /// Ways to break a run.
     tampers: &'static [Tamper],
 }
@@ -55,6 +57,7 @@ const SOURCES: &[Source] = &[
             "1",
             "24",
         ],
+        others: false,
         tampers: &[
             Tamper::Drop("does"),
             Tamper::Drop("attach"),
@@ -72,13 +75,29 @@ const SOURCES: &[Source] = &[
         module: "TraceResilver",
         runs: "two-stores",
         cargo: &volume_test("runs_with_two_stores_are_recorded"),
+        others: false,
         tampers: RESILVER_TAMPERS,
     },
     Source {
         module: "TraceResilver",
         runs: "three-stores",
         cargo: &volume_test("runs_with_three_stores_are_recorded"),
+        others: false,
         tampers: RESILVER_TAMPERS,
+    },
+    Source {
+        module: "TraceResilver",
+        runs: "clusters-of-two",
+        cargo: &cluster(["2", "3", "8", "11", "29", "57"]),
+        others: true,
+        tampers: CLUSTER_TAMPERS,
+    },
+    Source {
+        module: "TraceResilver",
+        runs: "clusters-of-three",
+        cargo: &cluster(["1", "18", "21", "27", "40", "42"]),
+        others: true,
+        tampers: CLUSTER_TAMPERS,
     },
 ];
 
@@ -92,6 +111,26 @@ const fn volume_test(name: &str) -> [&str; 8] {
         name,
         "--",
         "--nocapture",
+    ]
+}
+
+/// Whole clusters from seeds whose volumes have the same number of replicas.
+const fn cluster([a, b, c, d, e, f]: [&str; 6]) -> [&str; 14] {
+    [
+        "run",
+        "-q",
+        "--profile",
+        "sim",
+        "-p",
+        "ubs-sim",
+        "--",
+        "record",
+        a,
+        b,
+        c,
+        d,
+        e,
+        f,
     ]
 }
 
@@ -121,6 +160,36 @@ const RESILVER_TAMPERS: &[Tamper] = &[
     Tamper::Alter("crash", "v |-> 2", "v |-> 999"),
     Tamper::Alter("open", "FALSE", "TRUE"),
     Tamper::Alter("open", "TRUE", "FALSE"),
+    Tamper::Alter("copied", "s1", "s0"),
+    Tamper::Alter("join", "s0", "s1"),
+];
+
+/// A store of a cluster may be suspect, and need not be, on account of blocks that are not followed.
+const CLUSTER_TAMPERS: &[Tamper] = &[
+    Tamper::Drop("write"),
+    Tamper::Drop("ack"),
+    Tamper::Drop("attach"),
+    Tamper::DropNeeded("propose", "exclude"),
+    Tamper::Drop("exclude"),
+    Tamper::DropNeeded("open", "resilver"),
+    Tamper::DropNeeded("land", "ack"),
+    Tamper::DropNeeded("flush", "complete"),
+    Tamper::DropNeeded("copied", "complete"),
+    Tamper::DropNeeded("marks", "planned"),
+    Tamper::DropNeeded("complete", "join"),
+    Tamper::Drop("resilver"),
+    Tamper::DropNeeded("planned", "join"),
+    Tamper::Drop("gone"),
+    Tamper::Early("ack", "write"),
+    Tamper::Early("exclude", "propose"),
+    Tamper::Early("planned", "resilver"),
+    Tamper::Early("join", "resilver"),
+    Tamper::Alter("write", "v |-> ", "v |-> 9"),
+    Tamper::Alter("ack", "v |-> ", "v |-> 9"),
+    Tamper::Alter("read", "v |-> ", "v |-> 9"),
+    Tamper::Alter("attach", "v |-> ", "v |-> 9"),
+    Tamper::Alter("crash", "v |-> ", "v |-> 99"),
+    Tamper::Alter("open", "FALSE", "TRUE"),
     Tamper::Alter("copied", "s1", "s0"),
     Tamper::Alter("join", "s0", "s1"),
 ];
@@ -247,7 +316,7 @@ fn follow(
 ) -> Result<(Vec<usize>, f64)> {
     let module = source.module;
     let dir = fresh_dir(root, &format!("{module}-{}-{kind}", source.runs))?;
-    std::fs::write(dir.join("TraceData.tla"), data(traces))?;
+    std::fs::write(dir.join("TraceData.tla"), data(traces, source.others))?;
     let config = root.join("tla").join(format!("{module}.cfg"));
     std::fs::copy(&config, dir.join(format!("{module}.cfg")))
         .with_context(|| config.display().to_string())?;
@@ -299,7 +368,7 @@ fn progress(done: &Done, traces: usize) -> Vec<usize> {
 }
 
 /// The generated module.
-fn data(traces: &[Vec<String>]) -> String {
+fn data(traces: &[Vec<String>], others: bool) -> String {
     let stores: BTreeSet<&str> = traces
         .iter()
         .flatten()
@@ -308,8 +377,9 @@ fn data(traces: &[Vec<String>]) -> String {
     let stores: Vec<_> = stores.into_iter().collect();
     let mut text = format!(
         "------------------------------ MODULE TraceData ------------------------------\n\
-         TraceStores == {{{}}}\n\nTraces == <<\n",
-        stores.join(", ")
+         TraceStores == {{{}}}\n\nOthers == {}\n\nTraces == <<\n",
+        stores.join(", "),
+        if others { "TRUE" } else { "FALSE" },
     );
     let sequences: Vec<_> = traces
         .iter()

@@ -19,6 +19,7 @@ const PATIENT: Config = Config {
     stable_period_ms: 0,
     snapshot_stuck_ms: 2_000,
     seed: 1,
+    record_commands: false,
 };
 
 /// Three stores with these in sync, whose marks say that region 0 may differ.

@@ -598,6 +598,8 @@ impl World {
             | TraceEvent::Begun { .. }
             | TraceEvent::Sealed { .. }
             | TraceEvent::CatchUp { .. }
+            | TraceEvent::Sent(_)
+            | TraceEvent::Heard(_)
             | TraceEvent::RsFlush { .. } => {}
         }
     }

@@ -175,6 +175,11 @@ impl World {
             | Purpose::Tick(_)
             | Purpose::Stable(_) => return,
         };
+        if what == "flush" {
+            // One operation at a time: nothing is answered while a flush is on its way.
+            let fields = format!("s |-> \"s{to}\", c |-> TRUE");
+            return self.recorder.log(what, &fields);
+        }
         self.recorder.store(what, to);
     }
 
@@ -227,6 +232,8 @@ impl World {
             TraceEvent::DropRs { store } => self.recorder.store("drop", position(store)),
             TraceEvent::Stable => self.recorder.log("stable", ""),
             TraceEvent::Establish { .. }
+            | TraceEvent::Sent(_)
+            | TraceEvent::Heard(_)
             | TraceEvent::Propose { .. }
             | TraceEvent::Suspect { .. }
             | TraceEvent::Join { .. }
