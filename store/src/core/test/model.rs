@@ -131,8 +131,11 @@ impl Model {
         }
     }
 
+    /// The answer may come after that of the generation's deletion.
     pub(super) fn complete(&mut self, nsid: u32, generation: u32) {
-        self.layers.entry((nsid, generation)).or_default().pending = false;
+        if let Some(completed) = self.layers.get_mut(&(nsid, generation)) {
+            completed.pending = false;
+        }
     }
 
     /// What only the dropped generation had is the next one's.
