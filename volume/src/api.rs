@@ -4,11 +4,12 @@ use crate::core::{
     AttachFault, FailReason, HostFault, Progress, Resilvered, StoreState, TraceEvent,
 };
 use reactor::{Buf, BufMut};
+use shardmap::dirty::BlockSet;
 use shardmap::generations::VolumeGenerations;
 use shardmap::grant::{AttachGrant as Granted, IsrAnswer, MembershipRequest, SliceAddress};
 use shardmap::map::VolumeMap;
 use shardmap::units::{
-    BlockRange, Epoch, Generation, Incarnation, MembershipSeq, Nsid, StoreId, VolumeId,
+    BlockRange, Epoch, Generation, Incarnation, MembershipSeq, Nsid, RegionIndex, StoreId, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -81,6 +82,23 @@ impl AttachGrant {
             },
         }
     }
+}
+
+/// A snapshot to be read.
+#[derive(Clone, Debug)]
+pub struct ViewGrant {
+    /// The view's own identity, chosen by who opens it: other than that of any volume or view here.
+    pub id: VolumeId,
+    /// Shape and stores of the snapshot's volume.
+    pub map: VolumeMap,
+    /// The snapshot, which metad knows to be complete.
+    pub generation: Generation,
+    /// One entry per store of the map.
+    pub slices: BTreeMap<StoreId, SlicePath>,
+    /// How long to wait until every shard has a store that answers, in milliseconds.
+    pub attach_wait_ms: u64,
+    /// How long a read may wait for a store that answers before it fails, in milliseconds.
+    pub io_wait_ms: u64,
 }
 
 /// Knobs of one volume.
@@ -166,6 +184,14 @@ pub enum HostOp {
         /// Durable on completion.
         fua: bool,
     },
+    /// Of a view: which blocks of 16 regions (64 MiB) may read otherwise than in an earlier snapshot,
+    /// from the maps; no data is read. The answer is [`HostBuffer::Changes`].
+    Changes {
+        /// First region.
+        from: RegionIndex,
+        /// The earlier snapshot; zero: one in which everything reads as zeroes.
+        after: Generation,
+    },
 }
 
 /// A request that was not taken, with the request.
@@ -190,6 +216,9 @@ pub enum NotTakenWhy {
     /// The buffer's length is not the range's.
     #[error("the buffer's length differs from the range's")]
     BufferLength,
+    /// Changes are told of snapshots only.
+    #[error("the volume is not a view of a snapshot")]
+    NotAView,
 }
 
 /// A request's buffer, given back.
@@ -199,6 +228,8 @@ pub enum HostBuffer {
     Read(BufMut),
     /// Of a write. Other windows of it may still be in flight to a replica that was removed.
     Write(Buf),
+    /// The answer to a request for changes, if it ended well.
+    Changes(BlockSet),
     /// There was none.
     None,
 }

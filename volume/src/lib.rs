@@ -11,7 +11,7 @@ pub mod shell;
 
 pub use api::{
     AttachGrant, HostBuffer, HostOp, HostRequest, MetadAnswer, MetadVerdict, NotTaken, NotTakenWhy,
-    SlicePath, StoreStatus, VolumeCounters, VolumeEvent, VolumeOptions, VolumeStatus,
+    SlicePath, StoreStatus, ViewGrant, VolumeCounters, VolumeEvent, VolumeOptions, VolumeStatus,
 };
 pub use core::{
     AttachFault, CommandFacts, CommandKind, FailReason, HostFault, Progress, Resilvered,

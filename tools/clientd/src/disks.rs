@@ -309,9 +309,11 @@ fn host_op(op: RequestOp) -> Option<HostOp> {
 fn fault_of(fault: HostFault) -> Fault {
     match fault {
         HostFault::NoSpace => Fault::NoSpace,
-        HostFault::Medium | HostFault::Range | HostFault::Failed | HostFault::NotAttached => {
-            Fault::Io
-        }
+        HostFault::Medium
+        | HostFault::Range
+        | HostFault::ReadOnly
+        | HostFault::Failed
+        | HostFault::NotAttached => Fault::Io,
     }
 }
 

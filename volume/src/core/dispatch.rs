@@ -33,6 +33,7 @@ impl Replicator {
             Timer::Stable => self.on_stable_timer(out),
             Timer::Slow => self.on_slow_timer(out),
             Timer::Snapshot => self.on_snapshot_timer(),
+            Timer::View => unreachable!("armed by views only"),
         }
     }
 

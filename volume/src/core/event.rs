@@ -88,6 +88,13 @@ pub enum HostWhat {
         /// Durable on completion.
         fua: bool,
     },
+    /// Of a view: which blocks of some regions it may show otherwise than an earlier snapshot.
+    Changes {
+        /// First region; as many as [`PRESENCE_REGIONS`](crate::limits::PRESENCE_REGIONS).
+        from: RegionIndex,
+        /// The earlier snapshot; zero: one in which everything reads as zeroes.
+        after: Generation,
+    },
 }
 
 /// A command to one store.
@@ -305,6 +312,8 @@ pub enum Timer {
     Slow,
     /// Go on with a snapshot that could not go on.
     Snapshot,
+    /// Look after what a view waits for.
+    View,
 }
 
 /// Something that happened.
@@ -368,6 +377,13 @@ pub enum Effect {
         /// How.
         result: Result<(), HostFault>,
     },
+    /// What a request for changes has found; its completion follows.
+    Found {
+        /// Which.
+        op: OpId,
+        /// Blocks of the volume.
+        found: BlockSet,
+    },
     /// The copy buffer is not needed any more.
     DropCopy(CopyId),
     /// Ask metad to record a new in-sync set; answered by [`Event::Metad`].
@@ -430,6 +446,9 @@ pub enum HostFault {
     /// The range passes the end of the volume or the size limit.
     #[error("the range is outside the volume or too large")]
     Range,
+    /// A snapshot cannot be written.
+    #[error("a snapshot is read-only")]
+    ReadOnly,
     /// The device has failed (see [`FailReason`]).
     #[error("the device has failed")]
     Failed,

@@ -1,4 +1,5 @@
-//! What clientd decides: one replication machine per volume.
+//! What clientd decides: one replication machine per volume, and a smaller one per snapshot that is read
+//! ([`View`]).
 //!
 //! [`Replicator`] owns the volume's in-sync set as this client knows it, its sessions with the
 //! stores, the order of overlapping operations, what is unflushed and what is dirty where. It
@@ -38,6 +39,7 @@ mod slow;
 mod stable;
 mod state;
 mod verify;
+mod view;
 
 pub use event::{
     Answer, AttachFault, Command, CommandFacts, CommandId, CommandKind, CopyId, Effect, Event,
@@ -46,6 +48,7 @@ pub use event::{
 };
 pub use members::{Members, Position, STRIDE_MAX};
 pub use state::{Config, Outbox, Replicator};
+pub use view::{View, ViewConfig};
 
 /// A store that left this soon after joining waits longer before it is taken in again.
 const HYSTERESIS_MS: u64 = 60_000;

@@ -24,6 +24,7 @@ impl Replicator {
             }
             HostWhat::Read(range) | HostWhat::Write { range, .. } => (range, IO_BLOCKS_MAX),
             HostWhat::Zero { range, .. } => (range, ZERO_BLOCKS_MAX),
+            HostWhat::Changes { .. } => unreachable!("asked of views only"),
         };
         if !self.map.contains(range) || range.blocks().0 > blocks_max {
             return self.finish_host(op, Err(HostFault::Range), out);

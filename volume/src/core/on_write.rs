@@ -92,7 +92,9 @@ impl Replicator {
         };
         let durable = match op.what {
             HostWhat::Write { fua, .. } | HostWhat::Zero { fua, .. } => fua,
-            HostWhat::Read(_) | HostWhat::Flush => unreachable!("no write"),
+            HostWhat::Read(_) | HostWhat::Flush | HostWhat::Changes { .. } => {
+                unreachable!("no write")
+            }
         };
         let piece = &mut op.pieces[index];
         piece.sent.remove(at);
@@ -178,6 +180,8 @@ fn write_command(id: OpId, (what, generation): (HostWhat, Generation), piece: &P
             fua: fua && stands,
             generation,
         },
-        HostWhat::Read(_) | HostWhat::Flush => unreachable!("{what:?} is no write"),
+        HostWhat::Read(_) | HostWhat::Flush | HostWhat::Changes { .. } => {
+            unreachable!("{what:?} is no write")
+        }
     }
 }

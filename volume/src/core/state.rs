@@ -308,11 +308,7 @@ impl Replicator {
             "in-sync set {}",
             grant.isr
         );
-        let mut copysets: Vec<Members> = (0..grant.map.shard_count().min(64 * 64))
-            .map(|s| homes_of(&grant.map, shardmap::units::ShardIndex(s)))
-            .collect();
-        copysets.sort_unstable();
-        copysets.dedup();
+        let copysets = copysets_of(&grant.map);
         let mut legs: Vec<Leg> = grant.map.stores.iter().map(|s| Leg::new(*s)).collect();
         if let Some(survived) = &grant.survived {
             for (leg, at) in legs.iter_mut().zip(all.iter()) {
@@ -550,6 +546,16 @@ pub(super) fn homes_of(map: &VolumeMap, shard: shardmap::units::ShardIndex) -> M
         .positions_of(shard)
         .map(|p| Position::new(usize::from(p)))
         .collect()
+}
+
+/// Homes of every shard, each set once.
+pub(super) fn copysets_of(map: &VolumeMap) -> Vec<Members> {
+    let mut copysets: Vec<Members> = (0..map.shard_count().min(64 * 64))
+        .map(|s| homes_of(map, shardmap::units::ShardIndex(s)))
+        .collect();
+    copysets.sort_unstable();
+    copysets.dedup();
+    copysets
 }
 
 /// The window of a host buffer that belongs to a piece.

@@ -38,6 +38,7 @@ impl Volumes {
             Effect::Connect(at) => self.want(io, slot, turn, at),
             Effect::Send { command, to, what } => self.send(io, (slot, turn), command, to, what),
             Effect::Complete { op, result } => hosted.complete(op, result, events),
+            Effect::Found { op, found } => hosted.found(op, found),
             Effect::DropCopy(copy) => {
                 if let Some(CopyBuffer::Away(dropped)) = hosted.copies.get_mut(&copy) {
                     *dropped = true;

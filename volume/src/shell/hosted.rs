@@ -1,14 +1,15 @@
 //! One volume of the shell: its core, its buffers, its counters.
 
 use super::translate::Credentials;
-use crate::api::{AttachGrant, HostBuffer, VolumeCounters, VolumeEvent};
+use crate::api::{AttachGrant, HostBuffer, ViewGrant, VolumeCounters, VolumeEvent};
 use crate::core::{
-    AttachFault, CopyId, Effect, HostFault, HostWhat, Members, OpId, Payload, Position, Replicator,
-    Timer,
+    AttachFault, CopyId, Effect, Event, HostFault, HostWhat, Members, OpId, Outbox, Payload,
+    Position, Replicator, Timer, View,
 };
 use reactor::{Buf, BufMut, TimerId};
+use shardmap::dirty::BlockSet;
 use shardmap::map::VolumeMap;
-use shardmap::units::{BLOCK_BYTES, Epoch, Generation, Nsid, StoreId, VolumeId};
+use shardmap::units::{BLOCK_BYTES, Epoch, Generation, Moment, Nsid, StoreId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A host request's buffer while the core works on it.
@@ -29,6 +30,8 @@ pub(super) struct Call {
     pub(super) id: u64,
     pub(super) what: HostWhat,
     pub(super) buffer: CallBuffer,
+    /// What a request for changes has found.
+    pub(super) found: Option<BlockSet>,
     /// The core is done; parts of the buffer are still away.
     pub(super) result: Option<Result<(), HostFault>>,
 }
@@ -100,11 +103,27 @@ pub(super) enum CopyBuffer {
     Home(Buf),
 }
 
-/// A volume.
+/// What decides.
+#[derive(Debug)]
+pub(super) enum Machine {
+    Volume(Box<Replicator>),
+    View(View),
+}
+
+impl Machine {
+    pub(super) fn step(&mut self, now: Moment, event: Event, out: &mut Outbox) {
+        match self {
+            Self::Volume(core) => core.step(now, event, out),
+            Self::View(core) => core.step(now, event, out),
+        }
+    }
+}
+
+/// A volume, or a view of one.
 #[derive(Debug)]
 pub(super) struct Hosted {
     pub(super) volume: VolumeId,
-    pub(super) core: Replicator,
+    pub(super) core: Machine,
     pub(super) credentials: Credentials,
     pub(super) epoch: Epoch,
     pub(super) map: VolumeMap,
@@ -120,16 +139,35 @@ pub(super) struct Hosted {
 }
 
 impl Hosted {
-    pub(super) fn new(grant: &AttachGrant, core: Replicator, slices: Vec<(usize, Nsid)>) -> Self {
-        Self {
+    pub(super) fn new(grant: &AttachGrant, core: Machine, slices: Vec<(usize, Nsid)>) -> Self {
+        let credentials = Credentials {
             volume: grant.volume,
+            ticket: grant.ticket,
+        };
+        Self::with(credentials, core, (&grant.map, slices), grant.epoch)
+    }
+
+    /// A view has no session, and so neither an epoch nor a ticket.
+    pub(super) fn of_view(grant: &ViewGrant, core: Machine, slices: Vec<(usize, Nsid)>) -> Self {
+        let credentials = Credentials {
+            volume: grant.id,
+            ticket: [0; 32],
+        };
+        Self::with(credentials, core, (&grant.map, slices), Epoch(0))
+    }
+
+    fn with(
+        credentials: Credentials,
+        core: Machine,
+        (map, slices): (&VolumeMap, Vec<(usize, Nsid)>),
+        epoch: Epoch,
+    ) -> Self {
+        Self {
+            volume: credentials.volume,
             core,
-            credentials: Credentials {
-                volume: grant.volume,
-                ticket: grant.ticket,
-            },
-            epoch: grant.epoch,
-            map: grant.map.clone(),
+            credentials,
+            epoch,
+            map: map.clone(),
             slices,
             calls: BTreeMap::new(),
             copies: BTreeMap::new(),
@@ -276,10 +314,17 @@ impl Hosted {
             Effect::Connect(_)
             | Effect::Send { .. }
             | Effect::Complete { .. }
+            | Effect::Found { .. }
             | Effect::DropCopy(_)
             | Effect::Arm { .. }
             | Effect::Trace(_) => unreachable!("the shell's own"),
         }
+    }
+
+    /// The answer to a request for changes; its completion follows.
+    pub(super) fn found(&mut self, op: OpId, found: BlockSet) {
+        let call = self.calls.get_mut(&op).expect("not completed yet");
+        call.found = Some(found);
     }
 
     /// The core is done with a request.
@@ -310,7 +355,10 @@ impl Hosted {
         };
         let call = self.calls.remove(&op).expect("just seen");
         self.count(call.what, result.is_ok());
-        let buffer = call.buffer.into_host();
+        let buffer = match call.found {
+            Some(found) => HostBuffer::Changes(found),
+            None => call.buffer.into_host(),
+        };
         events.push(VolumeEvent::HostDone {
             volume: self.volume,
             id: call.id,
@@ -333,6 +381,7 @@ impl Hosted {
             }
             HostWhat::Flush => counters.flushes += 1,
             HostWhat::Zero { .. } => counters.zeroes += 1,
+            HostWhat::Changes { .. } => {}
         }
     }
 }

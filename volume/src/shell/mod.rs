@@ -8,9 +8,10 @@ mod effects;
 mod hosted;
 mod servers;
 mod translate;
+mod views;
 
 use crate::api::{
-    AttachGrant, HostOp, HostRequest, MetadAnswer, MetadVerdict, NotTaken, NotTakenWhy,
+    AttachGrant, HostOp, HostRequest, MetadAnswer, MetadVerdict, NotTaken, NotTakenWhy, SlicePath,
     StoreStatus, VolumeEvent, VolumeStatus,
 };
 use crate::core::{
@@ -18,11 +19,12 @@ use crate::core::{
     RequestId, STRIDE_MAX, Timer, Verdict,
 };
 use crate::limits::HOST_OPS_MAX;
-use hosted::{Call, CallBuffer, Hosted};
+use hosted::{Call, CallBuffer, Hosted, Machine};
 use nvmf::initiator::{self, Initiator, InitiatorEvent};
 use reactor::{Buf, Completion, Driver, Token};
 use servers::{Link, Server};
 use shardmap::generations::VolumeGenerations;
+use shardmap::map::VolumeMap;
 use shardmap::units::{BlockRange, Generation, Nsid, StoreId, VolumeId};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -131,6 +133,43 @@ impl Volumes {
     /// [`GrantFault`] if the grant contradicts itself; nothing was begun then.
     pub fn attach(&mut self, io: &mut dyn Driver, grant: &AttachGrant) -> Result<(), GrantFault> {
         let (id, map) = (grant.volume, &grant.map);
+        self.check_map(id, map, &grant.slices)?;
+        if !grant.generations.is_sound() {
+            return Err(GrantFault::BadGenerations(id));
+        }
+        let isr = Hosted::members(map, &grant.isr).filter(|isr| !isr.is_empty());
+        let isr = isr.ok_or(GrantFault::BadIsr(id))?;
+        let slices: Vec<_> = map
+            .stores
+            .iter()
+            .map(|s| self.server_of(&grant.slices[s]))
+            .collect();
+        let core_grant = Grant {
+            map: map.clone(),
+            epoch: grant.epoch,
+            seq: grant.seq,
+            isr,
+            verified: grant.verified,
+            survived: grant.survived.as_ref().map(|s| Hosted::by_position(map, s)),
+            generations: grant.generations.clone(),
+        };
+        let core = Replicator::new(self.core_config(grant), core_grant);
+        let core = Machine::Volume(Box::new(core));
+        let slot = self.free_slot();
+        self.slots[slot as usize].hosted = Some(Box::new(Hosted::new(grant, core, slices)));
+        self.by_id.insert(id, slot);
+        tracing::info!(volume = %id, epoch = grant.epoch.0, seq = grant.seq.0, isr = %isr, "attaching");
+        self.step(io, slot, Event::Start);
+        Ok(())
+    }
+
+    /// Whether a volume (or view) is new here, and its map one that the slices fit.
+    fn check_map(
+        &self,
+        id: VolumeId,
+        map: &VolumeMap,
+        slices: &BTreeMap<StoreId, SlicePath>,
+    ) -> Result<(), GrantFault> {
         if self.by_id.contains_key(&id) {
             return Err(GrantFault::AlreadyHere(id));
         }
@@ -146,39 +185,13 @@ impl Volumes {
         if !fits {
             return Err(GrantFault::BadMap(id));
         }
-        if !grant.generations.is_sound() {
-            return Err(GrantFault::BadGenerations(id));
+        match map.stores.iter().find(|s| !slices.contains_key(s)) {
+            Some(store) => Err(GrantFault::NoSlice(*store)),
+            None => Ok(()),
         }
-        let isr = Hosted::members(map, &grant.isr).filter(|isr| !isr.is_empty());
-        let isr = isr.ok_or(GrantFault::BadIsr(id))?;
-        if let Some(store) = map.stores.iter().find(|s| !grant.slices.contains_key(s)) {
-            return Err(GrantFault::NoSlice(*store));
-        }
-        let slices: Vec<_> = map
-            .stores
-            .iter()
-            .map(|s| self.server_of(grant, *s))
-            .collect();
-        let core_grant = Grant {
-            map: map.clone(),
-            epoch: grant.epoch,
-            seq: grant.seq,
-            isr,
-            verified: grant.verified,
-            survived: grant.survived.as_ref().map(|s| Hosted::by_position(map, s)),
-            generations: grant.generations.clone(),
-        };
-        let core = Replicator::new(self.core_config(grant), core_grant);
-        let slot = self.free_slot();
-        self.slots[slot as usize].hosted = Some(Box::new(Hosted::new(grant, core, slices)));
-        self.by_id.insert(id, slot);
-        tracing::info!(volume = %id, epoch = grant.epoch.0, seq = grant.seq.0, isr = %isr, "attaching");
-        self.step(io, slot, Event::Start);
-        Ok(())
     }
 
-    fn server_of(&mut self, grant: &AttachGrant, store: StoreId) -> (usize, Nsid) {
-        let path = &grant.slices[&store];
+    fn server_of(&mut self, path: &SlicePath) -> (usize, Nsid) {
         let same = |s: &Server| s.address == path.address && s.subsystem_nqn == path.subsystem_nqn;
         let known = self.servers.iter().position(same);
         let index = known.unwrap_or_else(|| {
@@ -239,6 +252,11 @@ impl Volumes {
             HostOp::Read { range, into } => range.len_bytes() == u64::from(into.len_bytes()),
             HostOp::Write { range, data, .. } => range.len_bytes() == u64::from(data.len_bytes()),
             HostOp::Flush | HostOp::Discard { .. } | HostOp::Zero { .. } => true,
+            HostOp::Changes { .. } if matches!(hosted.core, Machine::Volume(_)) => {
+                let why = NotTakenWhy::NotAView;
+                return Err(NotTaken { request, why });
+            }
+            HostOp::Changes { .. } => true,
         };
         if !len_bytes {
             return Err(NotTaken {
@@ -246,33 +264,7 @@ impl Volumes {
                 why: NotTakenWhy::BufferLength,
             });
         }
-        let (what, buffer) = match request.op {
-            HostOp::Read { range, into } => (HostWhat::Read(range), CallBuffer::for_read(into)),
-            HostOp::Write { range, data, fua } => {
-                (HostWhat::Write { range, fua }, CallBuffer::Write(data))
-            }
-            HostOp::Flush => (HostWhat::Flush, CallBuffer::None),
-            HostOp::Discard { range } => (
-                HostWhat::Zero {
-                    range,
-                    deallocate: true,
-                    fua: false,
-                },
-                CallBuffer::None,
-            ),
-            HostOp::Zero {
-                range,
-                no_unmap,
-                fua,
-            } => (
-                HostWhat::Zero {
-                    range,
-                    deallocate: !no_unmap,
-                    fua,
-                },
-                CallBuffer::None,
-            ),
-        };
+        let (what, buffer) = call_of(request.op);
         hosted.next_op += 1;
         let op = OpId(hosted.next_op);
         hosted.calls.insert(
@@ -281,6 +273,7 @@ impl Volumes {
                 id: request.id,
                 what,
                 buffer,
+                found: None,
                 result: None,
             },
         );
@@ -330,6 +323,10 @@ impl Volumes {
         let Some(slot) = self.by_id.get(&volume).copied() else {
             return false;
         };
+        let hosted = self.slots[slot as usize].hosted.as_ref();
+        if !matches!(hosted.expect("named by id").core, Machine::Volume(_)) {
+            return false;
+        }
         self.step(io, slot, Event::Generations(generations));
         true
     }
@@ -379,14 +376,17 @@ impl Volumes {
         out.append(&mut self.events);
     }
 
-    /// What a volume looks like now.
+    /// What a volume looks like now; `None` for a view.
     pub fn status(&self, volume: VolumeId) -> Option<VolumeStatus> {
         let slot = self.by_id.get(&volume)?;
         let hosted = self.slots[*slot as usize].hosted.as_ref()?;
-        let (seq, isr) = hosted.core.membership();
+        let Machine::Volume(core) = &hosted.core else {
+            return None;
+        };
+        let (seq, isr) = core.membership();
         let stores = (0..hosted.slices.len()).map(Position::new).map(|at| {
-            let (incarnation, dirty_blocks, outstanding) = hosted.core.store_facts(at);
-            let state = hosted.core.store_state(at);
+            let (incarnation, dirty_blocks, outstanding) = core.store_facts(at);
+            let state = core.store_state(at);
             let status = StoreStatus {
                 state,
                 incarnation,
@@ -399,9 +399,9 @@ impl Volumes {
             epoch: hosted.epoch,
             seq,
             isr: hosted.stores(isr),
-            generations: hosted.core.known_generations().clone(),
-            serving: hosted.core.is_serving(),
-            regions_to_reconcile: hosted.core.regions_to_reconcile(),
+            generations: core.known_generations().clone(),
+            serving: core.is_serving(),
+            regions_to_reconcile: core.regions_to_reconcile(),
             stores: stores.collect(),
             counters: hosted.counters,
         })
@@ -452,6 +452,38 @@ impl Volumes {
     }
 }
 
+/// A request of the host, and its buffer, as the core and we keep them.
+fn call_of(op: HostOp) -> (HostWhat, CallBuffer) {
+    match op {
+        HostOp::Read { range, into } => (HostWhat::Read(range), CallBuffer::for_read(into)),
+        HostOp::Write { range, data, fua } => {
+            (HostWhat::Write { range, fua }, CallBuffer::Write(data))
+        }
+        HostOp::Flush => (HostWhat::Flush, CallBuffer::None),
+        HostOp::Discard { range } => {
+            let what = HostWhat::Zero {
+                range,
+                deallocate: true,
+                fua: false,
+            };
+            (what, CallBuffer::None)
+        }
+        HostOp::Zero {
+            range,
+            no_unmap,
+            fua,
+        } => {
+            let what = HostWhat::Zero {
+                range,
+                deallocate: !no_unmap,
+                fua,
+            };
+            (what, CallBuffer::None)
+        }
+        HostOp::Changes { from, after } => (HostWhat::Changes { from, after }, CallBuffer::None),
+    }
+}
+
 const SERVER_TIMER: u64 = u64::MAX;
 
 /// A timer's name as a token value.
@@ -466,6 +498,7 @@ fn timer_value(timer: Timer) -> u64 {
         Timer::Stable => 6,
         Timer::Slow => 7,
         Timer::Snapshot => 8,
+        Timer::View => 9,
     }
 }
 
@@ -480,6 +513,7 @@ fn timer_of(value: u64) -> Timer {
         6 => Timer::Stable,
         7 => Timer::Slow,
         8 => Timer::Snapshot,
+        9 => Timer::View,
         other => unreachable!("timer {other}"),
     }
 }

@@ -80,7 +80,9 @@ impl VolumeEngine {
                 let body = match buffer {
                     HostBuffer::Read(into) => Body::Read(into),
                     HostBuffer::Write(data) => Body::Write(data),
-                    HostBuffer::None => unreachable!("requests have bodies"),
+                    HostBuffer::Changes(_) | HostBuffer::None => {
+                        unreachable!("requests have bodies")
+                    }
                 };
                 let slot = u32::try_from(id).expect("a slot");
                 let fault = result.err().map(|fault| fault.to_string());
@@ -185,9 +187,10 @@ impl Engine for VolumeEngine {
             let body = match refused.request.op {
                 HostOp::Read { into, .. } => Body::Read(into),
                 HostOp::Write { data, .. } => Body::Write(data),
-                HostOp::Flush | HostOp::Discard { .. } | HostOp::Zero { .. } => {
-                    unreachable!("never asked")
-                }
+                HostOp::Flush
+                | HostOp::Discard { .. }
+                | HostOp::Zero { .. }
+                | HostOp::Changes { .. } => unreachable!("never asked"),
             };
             Ask {
                 slot,

@@ -13,4 +13,5 @@ mod seeds;
 mod snapshots;
 mod steady;
 mod store;
+mod view;
 mod world;

@@ -465,6 +465,7 @@ impl World {
             }
             Effect::Send { command, to, what } => self.send(command, to, what),
             Effect::Complete { op, result } => return self.complete(op, result),
+            Effect::Found { .. } => unreachable!("of views only"),
             Effect::DropCopy(copy) => {
                 client.copies.remove(&copy);
             }
@@ -482,14 +483,8 @@ impl World {
                 let no = client.timers.get(&timer).copied().unwrap_or(0) + 1;
                 client.timers.insert(timer, no);
                 let at = at.0.max(self.now);
-                self.at(
-                    at,
-                    Happening::Alarm {
-                        client: life,
-                        timer,
-                        no,
-                    },
-                );
+                let client = life;
+                self.at(at, Happening::Alarm { client, timer, no });
             }
             Effect::Attached => {
                 client.attached = true;
@@ -920,7 +915,9 @@ impl World {
         let data: Vec<u64> = match what {
             HostWhat::Write { .. } => blocks(range).map(|_| self.mint()).collect(),
             HostWhat::Read(_) => vec![u64::MAX; range.blocks().0 as usize],
-            HostWhat::Zero { .. } | HostWhat::Flush => vec![0; count as usize],
+            HostWhat::Zero { .. } | HostWhat::Flush | HostWhat::Changes { .. } => {
+                vec![0; count as usize]
+            }
         };
         if matches!(what, HostWhat::Write { .. } | HostWhat::Zero { .. }) {
             for (block, value) in blocks(range).zip(&data) {
@@ -978,6 +975,7 @@ impl World {
                 return self.check_survivors("after a flush");
             }
             (HostWhat::Read(_) | HostWhat::Flush, Err(_)) => {}
+            (HostWhat::Changes { .. }, _) => unreachable!("asked of views only"),
         }
         Ok(())
     }

@@ -197,6 +197,7 @@ impl World {
                 self.recorder.log("read", &format!("v |-> {value}"));
             }
             HostWhat::Zero { .. } => self.recorder.spoiled = true,
+            HostWhat::Changes { .. } => unreachable!("asked of views only"),
         }
     }
 
