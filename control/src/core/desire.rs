@@ -4,7 +4,7 @@
 //! server or host), so a watch can be resumed on any member and never needs polling.
 
 use super::command::SliceAddress;
-use super::model::{HostId, Phase, State, Volume, storaged_host_nqn};
+use super::model::{HostId, Phase, State, Volume, reader_host_nqn, storaged_host_nqn};
 use serde::{Deserialize, Serialize};
 use shardmap::generations::VolumeGenerations;
 use shardmap::map::Shape;
@@ -102,11 +102,12 @@ pub struct DesiredMaintenance {
     pub generations: VolumeGenerations,
 }
 
-/// Host NQNs a storaged admits: clients, in order, and the other storageds.
+/// Host NQNs a storaged admits: clients, in order, the other storageds, and who reads snapshots.
 pub fn known_hosts(state: &State) -> Vec<String> {
     let hosts = state.hosts.values().map(|h| h.host_nqn.clone());
     let servers = state.servers.values().map(|s| storaged_host_nqn(s.uuid));
-    hosts.chain(servers).collect()
+    let reader = state.cluster.iter().map(|c| reader_host_nqn(c.uuid));
+    hosts.chain(servers).chain(reader).collect()
 }
 
 /// Everything the storaged of a server should bring up to date, by volume.

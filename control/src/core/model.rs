@@ -146,6 +146,14 @@ pub fn storaged_host_nqn(server: Uuid) -> String {
     format!("{STORAGED_HOST_NQN_PREFIX}{server}")
 }
 
+/// What the NQN begins with under which `ubsctl` reads snapshots; the cluster's UUID follows.
+pub const READER_HOST_NQN_PREFIX: &str = "nqn.2026-01.io.ublkstor:reader:";
+
+/// NQN under which snapshots of a cluster are read from its storageds.
+pub fn reader_host_nqn(cluster: Uuid) -> String {
+    format!("{READER_HOST_NQN_PREFIX}{cluster}")
+}
+
 /// A client host: one clientd, or a standard NVMe host that uses open-access volumes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Snapshots of a volume under fio with verification: none costs an IO error, one is made while a server
 # is away and reaches it when it is back, one completes with nobody having the volume; deleted, in any
-# order, their space comes back. In the end all replicas are the same.
-# vm: build=metad build=storaged build=clientd build=ubsctl build=ubs-verify mem=3G limit=600 disk=2G,serial=cluster alone
+# order, their space comes back. A snapshot and what changed since, exported and imported, give what the
+# device shows, also with a server away. In the end all replicas are the same.
+# vm: build=metad build=storaged build=clientd build=ubsctl build=ubs-verify mem=4G limit=600 disk=2G,serial=cluster alone
 # vm: file=tests/vm/guest/cluster.sh:/usr/lib/ubs/cluster.sh
 . /usr/lib/ubs/prelude.sh
 . /usr/lib/ubs/cluster.sh
@@ -53,6 +54,23 @@ with=$(used)
 say "$plain bytes in use, $with with snapshots"
 [ "$with" -gt "$plain" ] || lose "the snapshots keep nothing"
 
+say "exports, while the volume is attached"
+snap end
+ubsctl snapshot diff v1@end --since a > /tmp/diff.out || lose "diff"
+refuses "a comparison with a later one" ubsctl snapshot diff v1@a --since end
+ubsctl snapshot export v1@a --to /tmp/a.ubs || lose "export"
+refuses "to overwrite an export" ubsctl snapshot export v1@a --to /tmp/a.ubs
+ubsctl dev kill --dir $dir storaged1 > /dev/null
+ubsctl snapshot export v1@end --since a > /tmp/end.ubs || lose "export of the changes with a server away"
+ubsctl dev start --dir $dir storaged1 > /dev/null
+ubsctl snapshot import --from /tmp/a.ubs --to /tmp/image || lose "import"
+cmp -s /tmp/image $dev && lose "nothing has changed since snapshot a"
+ubsctl snapshot import --to /tmp/image < /tmp/end.ubs || lose "import of the changes"
+cmp /tmp/image $dev || lose "what was exported is not what the device shows"
+refuses "to overwrite an image" ubsctl snapshot import --from /tmp/a.ubs --to /tmp/image
+rm /tmp/image /tmp/a.ubs /tmp/end.ubs
+wait_for 90 "a whole volume" whole
+
 say "with nobody having the volume"
 ubsctl volume detach v1 --wait || lose "detach"
 snap e
@@ -60,7 +78,7 @@ refuses "to delete a volume with snapshots" ubsctl volume delete v1 --yes
 
 say "space comes back, in any order"
 attach v1 dev
-for name in c a e d b; do ubsctl snapshot rm v1@$name; done
+for name in c a end e d b; do ubsctl snapshot rm v1@$name; done
 same "snapshots left" 0 "$(ubsctl volume show v1 -o json | field snapshots)"
 back() { [ "$(used)" -le "$plain" ]; }
 wait_for 60 "the space of $with bytes to come back" back

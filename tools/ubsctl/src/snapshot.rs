@@ -1,5 +1,10 @@
 //! `ubsctl snapshot …`.
 
+mod delta;
+mod export;
+mod import;
+mod reader;
+
 use crate::context::{Context, named};
 use crate::failure::Failure;
 use crate::output::{Listing, Row, one, time};
@@ -8,6 +13,7 @@ use control::api::{SnapshotView, VolumeView};
 use serde_json::{Value, json};
 use shardmap::units::VolumeId;
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 #[derive(Subcommand)]
 pub(crate) enum Verb {
@@ -37,6 +43,58 @@ pub(crate) enum Verb {
         /// Which.
         #[arg(value_name = "VOLUME@NAME")]
         snapshot: Which,
+    },
+    /// What a snapshot holds otherwise than an earlier one: ranges of the volume, from the maps.
+    #[command(
+        after_help = "Examples:\n  ubsctl snapshot diff data@tue --since mon\n  \
+        ubsctl snapshot diff data@mon -o json     # all that it holds\nWhat was written again with \
+        the same bytes counts as changed. OFFSET and LENGTH are bytes."
+    )]
+    Diff {
+        /// Which.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: Which,
+        /// Name of the earlier snapshot of the volume; without it, one in which all is zero.
+        #[arg(long, value_name = "NAME")]
+        since: Option<String>,
+    },
+    /// Write a snapshot, or what changed since an earlier one, to a file or a pipe.
+    #[command(
+        after_help = "Examples:\n  ubsctl snapshot export data@mon --to mon.ubs\n  \
+        ubsctl snapshot export data@tue --since mon --to tue.ubs\n  \
+        ubsctl snapshot export data@tue | ssh vault ubsctl snapshot import --to data.img\nThe \
+        stream carries checksums and is refused if it was cut off. Whoever has the volume is not \
+        disturbed; this machine must reach the storage servers."
+    )]
+    Export {
+        /// Which.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: Which,
+        /// Name of the earlier snapshot of the volume; without it all of this one.
+        #[arg(long, value_name = "NAME")]
+        since: Option<String>,
+        /// A new file; `-` is standard output.
+        #[arg(long, value_name = "FILE", default_value = "-")]
+        to: PathBuf,
+    },
+    /// Write an exported snapshot to a block device or a file.
+    #[command(
+        after_help = "Examples:\n  ubsctl snapshot import --from mon.ubs --to data.img\n  \
+        ubsctl snapshot import --from tue.ubs --to data.img     # on top of that\n  \
+        ubsctl snapshot import --from mon.ubs --to /dev/ublkb3  # into an attached volume\nStreams \
+        of changes are imported in the order of their snapshots onto what the earlier ones left, \
+        which must not have been written since."
+    )]
+    Import {
+        /// An exported file; `-` is standard input.
+        #[arg(long, value_name = "FILE", default_value = "-")]
+        from: PathBuf,
+        /// A block device that nobody uses, at least as large as the volume was, or a file.
+        #[arg(long, value_name = "PATH")]
+        to: PathBuf,
+        /// Give up what the target holds.
+        #[arg(long)]
+        overwrite: bool,
     },
     /// Give up a snapshot. What only it has comes back in the background; the others stay.
     Rm {
@@ -84,6 +142,17 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         } => create(context, &volumes, &name, !no_wait).await,
         Verb::Ls { volume } => ls(context, volume.as_deref()).await,
         Verb::Show { snapshot } => show(context, &snapshot).await,
+        Verb::Diff { snapshot, since } => export::diff(context, &snapshot, since.as_deref()).await,
+        Verb::Export {
+            snapshot,
+            since,
+            to,
+        } => export::export(context, &snapshot, since.as_deref(), &to).await,
+        Verb::Import {
+            from,
+            to,
+            overwrite,
+        } => import::run(&from, &to, overwrite, context.format),
         Verb::Rm { snapshot } => rm(context, &snapshot).await,
     }
 }

@@ -3,7 +3,8 @@
 use super::super::command::{Change, NewHost, NewServer, NewStore, Reply, Subject};
 use super::super::limits;
 use super::super::model::{
-    CLIENTD_NQN_PREFIX, Cluster, Host, HostId, STORAGED_HOST_NQN_PREFIX, Server, Standing, Store,
+    CLIENTD_NQN_PREFIX, Cluster, Host, HostId, READER_HOST_NQN_PREFIX, STORAGED_HOST_NQN_PREFIX,
+    Server, Standing, Store,
 };
 use super::super::refusal::{Refusal, RefusalCode};
 use super::{Step, check_name, check_nqn, check_room};
@@ -196,10 +197,14 @@ impl Step<'_> {
                  /etc/nvme/hostnqn says",
             ));
         }
-        if new.host_nqn.starts_with(STORAGED_HOST_NQN_PREFIX) {
+        let ours = [STORAGED_HOST_NQN_PREFIX, READER_HOST_NQN_PREFIX];
+        if ours.iter().any(|prefix| new.host_nqn.starts_with(prefix)) {
             return Err(Refusal::invalid(
-                format!("{} is the name of a storaged", new.host_nqn),
-                "storageds are admitted by themselves; of a standard host give what \
+                format!(
+                    "{} is the name of a storaged or a reader of snapshots",
+                    new.host_nqn
+                ),
+                "these are admitted by themselves; of a standard host give what \
                  /etc/nvme/hostnqn says",
             ));
         }
