@@ -52,7 +52,7 @@ impl Replicator {
                 range = Some(host.pieces.get(piece)?.range);
                 durable = match host.what {
                     HostWhat::Write { fua, .. } | HostWhat::Zero { fua, .. } => fua,
-                    HostWhat::Read(_) | HostWhat::Flush => false,
+                    HostWhat::Read(_) | HostWhat::Flush | HostWhat::Changes { .. } => false,
                 };
                 request = Some(op.0);
                 CommandKind::Write
