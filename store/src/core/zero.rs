@@ -54,6 +54,25 @@ fn changed_regions(slice: &Slice, range: BlockRange, generation: u32) -> SmallVe
     changed
 }
 
+/// Pieces of extents that keep their place although nothing is in it any more: what zeroed them wanted
+/// that. Giving it back changes nothing that a read would find.
+fn kept_pieces(
+    slice: &Slice,
+    range: BlockRange,
+    generation: u32,
+) -> impl Iterator<Item = (u32, u16, BlockRange)> + '_ {
+    range
+        .split_at_multiples(EXTENT_BLOCKS)
+        .filter_map(move |piece| {
+            let (number, index) = slice.locate(piece.start());
+            let leaf = slice.leaves.get(&number)?;
+            let shown = present_lanes(leaf.states(index, &(1..=generation)));
+            let (_, cell) = slice.target(leaf, index, generation);
+            let kept = cell.physical.is_some() && present_lanes(cell.states) == 0;
+            (kept && shown & lanes(mask_of(piece)) == 0).then_some((number, index, piece))
+        })
+}
+
 impl Core {
     pub(super) fn admit_zero(
         &mut self,
@@ -109,9 +128,12 @@ impl Core {
         let slice = &self.slices[&nsid];
         // A block that became present while the marks were written is another command's, which
         // this one does not have to follow: either order is right.
-        let pieces: Vec<_> = present_pieces(slice, range, generation)
+        let mut pieces: Vec<_> = present_pieces(slice, range, generation)
             .filter(|(_, _, piece)| marked.contains(&region_of(*piece)))
             .collect();
+        if deallocate {
+            pieces.extend(kept_pieces(slice, range, generation));
+        }
         let hides = |(leaf, index, _): &(u32, u16, BlockRange)| {
             let leaf = &slice.leaves[leaf];
             let (key, cell) = slice.target(leaf, *index, generation);

@@ -439,6 +439,24 @@ fn discarding_what_was_never_written_costs_nothing() {
 }
 
 #[test]
+fn a_discard_gives_back_what_was_zeroed_and_kept() {
+    let mut world = world();
+    let free = world.core.usage().free_bytes;
+    let mut keep = zero(0, 16, false);
+    if let Command::Zero { deallocate, .. } = &mut keep {
+        *deallocate = false;
+    }
+    world.ok(1, write(0, 16, false));
+    world.ok(1, keep);
+    world.ok(1, Command::Flush);
+    assert!(world.core.usage().free_bytes < free, "kept");
+    world.ok(1, zero(0, 16, false));
+    world.ok(1, Command::Flush);
+    world.settle();
+    assert_eq!(world.core.usage().free_bytes, free);
+}
+
+#[test]
 fn a_removed_slice_leaves_nothing_to_its_successor() {
     let mut world = world();
     let free = world.core.usage().free_bytes;
