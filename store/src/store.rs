@@ -12,7 +12,8 @@ use crate::hashing::HashJob;
 use crate::limits::COMMANDS_MAX;
 use reactor::{Buf, BufMut, Completion, Driver, Event, FileFacts, FileKind, Handle, Op};
 use reactor::{OpenFile, Token};
-use shardmap::units::{BLOCK_BYTES, BlockRange, Generation, Moment, Nsid};
+use shardmap::generations::VolumeGenerations;
+use shardmap::units::{BLOCK_BYTES, BlockRange, Blocks, Generation, Lba, Moment, Nsid};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::path::Path;
@@ -175,10 +176,25 @@ impl Store {
         self.core.slice(nsid)
     }
 
-    /// Byte offset on the device of a block as a read would find it; `None`: it reads as zeroes.
-    /// For checkers that compare replicas behind the stores' backs. A slice that is not there reads so.
-    pub fn place_of(&self, nsid: Nsid, lba: shardmap::units::Lba) -> Option<u64> {
-        self.core.place_of(nsid, lba)
+    /// Byte offset on the device of a block as a read of the generation (zero: the head) would find it;
+    /// `None`: it reads as zeroes. For checkers that compare replicas behind the stores' backs.
+    ///
+    /// # Errors
+    /// There is no such slice, block or generation.
+    pub fn place_of(
+        &self,
+        nsid: Nsid,
+        lba: Lba,
+        generation: Generation,
+    ) -> Result<Option<u64>, StoreFault> {
+        let range = BlockRange::new(lba, Blocks(1)).expect("one block");
+        let runs = self.core.locate_range(nsid, range, generation)?;
+        Ok(runs[0].1)
+    }
+
+    /// The generations of a slice.
+    pub fn generations(&self, nsid: Nsid) -> Option<VolumeGenerations> {
+        self.core.generations_of(nsid)
     }
 
     /// Space and other figures.

@@ -14,6 +14,7 @@ use super::io::{Answer, Command, CommandId, Effect, Outbox};
 use super::journal::Ticket;
 use super::slice::Slice;
 use super::{Core, Waiter};
+use shardmap::generations::{SnapshotState, VolumeGenerations};
 use shardmap::units::{EXTENT_BLOCKS, Generation, Nsid};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -325,6 +326,24 @@ impl Core {
             self.inherit(nsid, generation);
         }
         self.start_change(Nsid(nsid), out);
+    }
+
+    /// The generations of a slice.
+    pub(crate) fn generations_of(&self, nsid: Nsid) -> Option<VolumeGenerations> {
+        let generations = &self.slices.get(&nsid.0)?.generations;
+        let snapshots = generations.snapshots().iter();
+        let state = |(generation, pending): (&u32, &bool)| {
+            let state = if *pending {
+                SnapshotState::Pending
+            } else {
+                SnapshotState::Complete
+            };
+            (Generation(*generation), state)
+        };
+        Some(VolumeGenerations {
+            head: Generation(generations.head()),
+            snapshots: snapshots.map(state).collect(),
+        })
     }
 
     /// The generations of a slice and the space each has.

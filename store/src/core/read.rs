@@ -6,7 +6,7 @@ use super::format::page::PRESENT;
 use super::io::{Answer, CommandId, Effect, Outbox};
 use super::leaf::{Leaf, known_lanes, present_lanes, uniform};
 use crate::limits::IO_BLOCKS_MAX;
-use shardmap::units::{BLOCK_BYTES, BlockRange, Blocks, EXTENT_BLOCKS, Generation, Lba, Nsid};
+use shardmap::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS, Generation, Lba, Nsid};
 use smallvec::SmallVec;
 
 /// A part of a read: zeroes or a run of the device.
@@ -56,14 +56,6 @@ fn sources(leaf: &Leaf, index: u16, generation: u32) -> [Option<u32>; 16] {
 }
 
 impl Core {
-    /// Byte offset on the device of a block as a read would find it; `None`: it reads as zeroes.
-    /// For checkers that compare replicas behind the stores' backs. A slice that is not there reads so.
-    pub(crate) fn place_of(&self, nsid: Nsid, lba: Lba) -> Option<u64> {
-        self.slices.get(&nsid.0)?;
-        let range = BlockRange::new(lba, Blocks(1)).expect("a block of a volume");
-        self.plan_read(nsid.0, range, u32::MAX)[0].source
-    }
-
     /// Where the range of a generation is on the device: runs of blocks with their byte offset, or zeroes
     /// (`None`). At most [`IO_BLOCKS_MAX`] blocks.
     pub(crate) fn locate_range(

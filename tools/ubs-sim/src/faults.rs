@@ -111,6 +111,7 @@ impl Sim {
 
     /// A moment that a trouble may be waiting for.
     pub(crate) fn pass(&mut self, prey: Prey) {
+        self.user_sees(prey);
         let odds = match prey {
             Prey::Write => 8,
             Prey::Change => 3,
@@ -531,10 +532,9 @@ impl Sim {
         self.slice_facts(store, nsid) == Some(true)
     }
 
-    fn slice_facts(&self, store: StoreId, nsid: shardmap::units::Nsid) -> Option<bool> {
-        let server = self.servers.iter().find(|s| s.store == Some(store));
-        let app = server.and_then(|s| s.app.as_ref())?.borrow();
-        let slice = app.slices().stores().find_map(|(_, s)| s.slice(nsid))?;
+    /// Whether a slice is incomplete; `None`: it is not there now.
+    pub(crate) fn slice_facts(&self, store: StoreId, nsid: shardmap::units::Nsid) -> Option<bool> {
+        let slice = self.with_store(store, |s| s.slice(nsid))??;
         Some(slice.incomplete)
     }
 

@@ -10,6 +10,7 @@ use control::core::{CLIENTD_NQN_PREFIX, Command, HostId, NewHost, Reply};
 use nvmf::initiator;
 use reactor::sim::NodeId;
 use reactor::{App, Completion, Driver};
+use shardmap::generations::VolumeGenerations;
 use shardmap::units::{Epoch, StoreId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,6 +87,10 @@ pub(crate) struct Host {
     pub(crate) ops: BTreeMap<u64, InFlight>,
     /// Regions wait for reconciliation.
     pub(crate) reconciling: bool,
+    /// Snapshots of the volume as its control last heard of them.
+    heard: VolumeGenerations,
+    /// Snapshots that are still to be given to the store that catches up.
+    catching_up: u32,
     /// The store being resilvered, and those that were dropped in this attachment.
     resilvering: Option<StoreId>,
     dropped: BTreeSet<StoreId>,
@@ -152,6 +157,8 @@ impl Host {
             deferred: Vec::new(),
             ops: BTreeMap::new(),
             reconciling: false,
+            heard: VolumeGenerations::default(),
+            catching_up: 0,
             resilvering: None,
             dropped: BTreeSet::new(),
             burst_left: 0,
@@ -167,6 +174,7 @@ impl Host {
     fn forget_attachment(&mut self) {
         (self.serving, self.failed, self.reconciling) = (None, false, false);
         self.resilvering = None;
+        self.catching_up = 0;
         self.dropped.clear();
         self.to_read.clear();
     }
@@ -247,6 +255,9 @@ impl Sim {
         if self.hosts[index].reconciling {
             self.rare.note(Rare::ReconcileInterrupted);
         }
+        if self.hosts[index].catching_up > 0 {
+            self.rare.note(Rare::CatchUpInterrupted);
+        }
     }
 
     /// Stops the process (`SIGSTOP`).
@@ -304,6 +315,8 @@ impl Sim {
                 self.hosts[index].held = Held::No;
                 self.look_soon(Party::Host(index));
             }
+            // Recorded, or no longer ours to tell.
+            (Why::Snapshot, Reply::Done | Reply::Fenced { .. }) => {}
             (Why::Isr(request), reply) => {
                 let Command::SetIsr { epoch, new_isr, .. } = ask.command else {
                     unreachable!("asked for an in-sync set")
@@ -371,6 +384,15 @@ impl Sim {
         if let Some(Err(fault)) = begun {
             self.find(format!("host {index}: {fault}"));
         }
+        // metad may have said more since it granted the volume.
+        self.pass_generations(index);
+    }
+
+    fn pass_generations(&mut self, index: usize) {
+        let heard = self.hosts[index].heard.clone();
+        self.on_host(index, |io, volumes| {
+            volumes.set_generations(io, VOLUME, heard);
+        });
     }
 
     fn retry_later(&mut self, index: usize) {
@@ -396,6 +418,9 @@ impl Sim {
         let state = &self.metad.state;
         host.seen = host_index(state, id);
         let desired = attachments_of_host(state, id).into_iter().next();
+        if let Some(d) = &desired {
+            host.heard.clone_from(&d.generations);
+        }
         match (desired, host.held) {
             (Some(d), Held::No) if d.wanted && d.ready => {
                 host.held = Held::Asking;
@@ -410,7 +435,7 @@ impl Sim {
                     self.let_go(index, epoch);
                 }
             }
-            (Some(d), Held::Here(_)) if d.wanted => {}
+            (Some(d), Held::Here(_)) if d.wanted => self.pass_generations(index),
             (_, Held::Here(epoch)) => {
                 self.say(format_args!("host {index}: is to detach"));
                 self.hosts[index].held = Held::Leaving(epoch);
@@ -477,9 +502,19 @@ impl Sim {
             }
             // What uses a simulated volume ends with its client.
             VolumeEvent::Remember { .. }
-            | VolumeEvent::SnapshotComplete { .. }
             | VolumeEvent::Progress { .. }
             | VolumeEvent::Resilvered { .. } => {}
+            VolumeEvent::SnapshotComplete {
+                epoch, generation, ..
+            } => {
+                self.say(format_args!("host {index}: {generation} is complete"));
+                let command = Command::CompleteSnapshot {
+                    volume: VOLUME,
+                    epoch,
+                    generation,
+                };
+                self.ask(Party::Host(index), Why::Snapshot, command);
+            }
             VolumeEvent::Transition {
                 what: TraceEvent::Sent(_) | TraceEvent::Heard(_),
                 ..
@@ -635,7 +670,21 @@ impl Sim {
             | TraceEvent::Sealed { .. }
             | TraceEvent::CatchUp { .. }
             | TraceEvent::CaughtUp { .. }
-            | TraceEvent::Repaired { .. } => {}
+            | TraceEvent::Repaired { .. } => self.note_catch_up(index, what),
+        }
+    }
+
+    /// A store that was out is given the snapshots that it missed, or one of them is there.
+    fn note_catch_up(&mut self, index: usize, what: TraceEvent) {
+        let host = &mut self.hosts[index];
+        if let TraceEvent::CatchUp { snapshots, .. } = what {
+            if host.catching_up > 0 {
+                self.rare.note(Rare::CatchUpInterrupted);
+            }
+            host.catching_up = snapshots;
+        } else if let TraceEvent::CaughtUp { .. } = what {
+            host.catching_up = host.catching_up.saturating_sub(1);
+            self.rare.note(Rare::SnapshotCaughtUp);
         }
     }
 }

@@ -10,6 +10,7 @@
 mod canary;
 mod faults;
 mod host;
+mod log;
 mod metad;
 mod oracle;
 mod plan;
@@ -19,6 +20,7 @@ mod run;
 mod runner;
 mod server;
 mod sim;
+mod snapshots;
 mod stamp;
 mod timeline;
 mod workload;

@@ -3,7 +3,10 @@
 
 use crate::rare::Rare;
 use crate::sim::{Party, Sim, Task};
-use control::core::{ClientId, Command, Envelope, HostId, Reply, State, apply};
+use crate::snapshots::generation_of;
+use control::core::{
+    Change, ClientId, Command, Envelope, HostId, Reply, SnapshotFate, State, apply,
+};
 use shardmap::units::{Epoch, ServerId, VolumeId};
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -46,7 +49,7 @@ impl Metad {
         client: ClientId,
         sequence: u64,
         command: Command,
-    ) -> (Reply, Vec<control::core::Change>) {
+    ) -> (Reply, Vec<Change>) {
         self.index += 1;
         let envelope = Envelope {
             schema: SCHEMA,
@@ -70,6 +73,7 @@ pub(crate) enum Why {
     Detach(Epoch),
     /// The volume's own name for its request.
     Isr(u64),
+    Snapshot,
     Operate,
 }
 
@@ -128,20 +132,32 @@ impl Sim {
         if !self.metad.up || self.metad.cut.contains(&ask.party) {
             return;
         }
-        let now_ns = self.world.now_ns();
-        let (reply, changes) = self
-            .metad
-            .apply(now_ns, ask.client, ask.sequence, ask.command);
-        for change in changes {
-            self.timeline.say(now_ns, format_args!("metad: {change:?}"));
-        }
-        self.tell_watchers();
+        let reply = self.metad_applies(ask.client, ask.sequence, ask.command);
         if self.metad.lossy && self.control.chance(1, 2) {
             self.rare.note(Rare::AnswerLost);
             return;
         }
         let back = self.control_delay_ns();
         self.schedule(back, Task::AskerHears(id, Box::new(reply)));
+    }
+
+    fn metad_applies(&mut self, client: ClientId, sequence: u64, command: Command) -> Reply {
+        let now_ns = self.world.now_ns();
+        let (reply, changes) = self.metad.apply(now_ns, client, sequence, command);
+        for change in changes {
+            self.timeline.say(now_ns, format_args!("metad: {change:?}"));
+            if let Change::Snapshot(_, name, SnapshotFate::Completed) = &change {
+                self.on_snapshot_complete(generation_of(name));
+            }
+        }
+        self.tell_watchers();
+        reply
+    }
+
+    /// A command of somebody who is not simulated reaches metad at once.
+    pub(crate) fn tell_metad(&mut self, command: Command) -> Reply {
+        let (client, sequence) = (ClientId(Uuid::from_u128(1)), self.metad.index + 1);
+        self.metad_applies(client, sequence, command)
     }
 
     pub(crate) fn on_asker_hears(&mut self, id: u64, reply: Reply) {

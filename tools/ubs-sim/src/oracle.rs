@@ -7,7 +7,8 @@
 //!
 //! Zero stands for "reads as zeroes": never written, discarded or zeroed.
 
-use std::collections::BTreeMap;
+use crate::snapshots::May;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A write as far as one block is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +128,22 @@ impl Oracle {
         let block = self.block(block);
         block.readable.push(entry);
         block.survivable.push(entry);
+    }
+
+    /// What a snapshot that is made now may show of each block that was ever written: if its client
+    /// lives until it is complete, and if not.
+    pub(crate) fn may_show(&mut self) -> BTreeMap<u64, May> {
+        let now = self.stamp();
+        let values = |entries: &[Entry]| entries.iter().map(|e| e.value).collect::<BTreeSet<_>>();
+        let blocks = self.blocks.iter_mut();
+        let shown = blocks.map(|(at, block)| {
+            let by = block.readable.clone();
+            drop_superseded(&mut block.readable, now, &by);
+            let readable = values(&block.readable);
+            let survivable = values(&block.survivable);
+            (*at, [readable.clone(), &readable | &survivable])
+        });
+        shown.collect()
     }
 
     /// A write of the current era is acknowledged.

@@ -111,6 +111,8 @@ pub(crate) struct Plan {
     pub(crate) deadline_ms: u32,
     /// Mean pause between two faults.
     pub(crate) fault_every_ms: u64,
+    /// Mean pause between two deeds of a user who makes and deletes snapshots; `None`: none.
+    pub(crate) snapshot_every_ms: Option<u64>,
 }
 
 impl Plan {
@@ -180,6 +182,7 @@ impl Plan {
             kato_ms: u32::try_from(pick(prng, &[2_000, 5_000, 15_000])).expect("small"),
             deadline_ms: u32::try_from(pick(prng, &[1_000, 3_000, 8_000])).expect("small"),
             fault_every_ms: pick(prng, &[3_000, 4_000, 5_000, 10_000]),
+            snapshot_every_ms: None,
         }
     }
 

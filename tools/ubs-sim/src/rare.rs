@@ -88,6 +88,20 @@ rare! {
     StoreNotOpened = "store not opened", false;
     /// A store came back blank.
     StoreWiped = "store wiped", true;
+    /// metad committed a snapshot.
+    SnapshotMade = "snapshot made", true;
+    /// One was complete on every in-sync store.
+    SnapshotComplete = "snapshot complete", true;
+    /// It was completed by another attachment than the one in which it was made.
+    SnapshotResumed = "snapshot completed after its client had gone", true;
+    /// A store that was out was given a snapshot that it had missed.
+    SnapshotCaughtUp = "snapshot given to a store that was out", true;
+    /// A store that was being given snapshots was lost, or who gave them.
+    CatchUpInterrupted = "a store was lost while it was given snapshots", true;
+    /// A snapshot was deleted while a store that had it was down or out.
+    SnapshotDeletedWithoutAll = "snapshot deleted while a store was away", true;
+    /// Extents of a deleted snapshot went over to the next generation.
+    Merged = "extents of deleted snapshots merged", true;
     /// An answer of metad was lost.
     AnswerLost = "answer of metad lost", true;
     /// A command reached metad more than once.

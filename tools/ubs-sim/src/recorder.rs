@@ -8,7 +8,7 @@ use crate::metad::VOLUME;
 use crate::sim::Sim;
 use crate::stamp;
 use crate::workload::Kind;
-use shardmap::units::{BlockRange, Lba, StoreId};
+use shardmap::units::{BlockRange, Generation, Lba, StoreId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use volume::{CommandFacts, CommandKind, HostBuffer, StoreState, TraceEvent, VolumeEvent};
@@ -270,11 +270,14 @@ impl Sim {
         };
         let volume = self.recorded();
         let at = volume.map.stores.iter().position(|s| Some(*s) == store);
-        let server = self.servers.iter().position(|s| s.store == store);
-        let (Some(at), Some(server)) = (at, server) else {
+        let (Some(at), Some(store)) = (at, store) else {
             return UNKNOWN;
         };
-        match self.peek(server, volume.slices[at], recorder.block) {
+        let (nsid, block) = (volume.slices[at], recorder.block);
+        if self.with_store(store, |it| it.slice(nsid).is_none()) == Some(true) {
+            return recorder.number(0); // not made anew yet
+        }
+        match self.peek(store, nsid, block, Generation(0)) {
             Ok(value) => recorder.number(value),
             Err(_) => UNKNOWN, // it is down
         }
@@ -318,7 +321,7 @@ impl Sim {
         };
         let quiet = client.writing.is_none() && id >= client.quiet_from && fine;
         match op.kind {
-            Kind::Write { .. } | Kind::Zero { .. } if hit => {
+            Kind::Write { .. } | Kind::Zero { .. } | Kind::Discard if hit => {
                 if !fine {
                     return recorder.end("a write failed");
                 }
@@ -340,7 +343,7 @@ impl Sim {
                 let number = value.map_or(UNKNOWN, |v| recorder.number(v));
                 recorder.log("read", &format!("v |-> {number}"));
             }
-            Kind::Write { .. } | Kind::Zero { .. } | Kind::Flush | Kind::Read => {}
+            Kind::Write { .. } | Kind::Zero { .. } | Kind::Discard | Kind::Flush | Kind::Read => {}
         }
     }
 
@@ -428,7 +431,7 @@ impl Sim {
         let zero = self.hosts[host]
             .ops
             .get(&id)
-            .is_some_and(|op| matches!(op.kind, Kind::Zero { .. }));
+            .is_some_and(|op| matches!(op.kind, Kind::Zero { .. } | Kind::Discard));
         let Some(recorder) = self.followed(host) else {
             return;
         };

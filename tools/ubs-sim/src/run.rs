@@ -7,7 +7,7 @@ use crate::server::path;
 use crate::sim::{Party, Sim, Task};
 use crate::stamp;
 use crate::workload::Kind;
-use shardmap::units::Lba;
+use shardmap::units::{Generation, Lba, Nsid, StoreId};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use volume::StoreState;
 
@@ -121,11 +121,15 @@ fn in_trouble_or_panic(sim: &mut Sim, what: impl FnOnce(&mut Sim)) {
 
 /// The ten minutes, and what must hold after them.
 fn live(sim: &mut Sim) {
+    sim.user_pauses();
     sim.run_for(TROUBLE_S);
     sim.heal();
     sim.prove_replicas_equal();
+    sim.prove_generations_equal();
     sim.prove_a_detach_in_order();
     sim.prove_nothing_is_lost_without_power();
+    sim.prove_space_comes_back();
+    (0..sim.servers.len()).for_each(|server| sim.note_merges(server));
 }
 
 impl Sim {
@@ -153,6 +157,11 @@ impl Sim {
         came
     }
 
+    /// The same of something that must come soon.
+    pub(crate) fn must_soon(&mut self, what: &str, done: impl FnMut(&Self) -> bool) {
+        self.must(SOON_S, what, done);
+    }
+
     /// A shard none of whose in-sync stores has a whole slice. Media are lost only while another
     /// in-sync store's is whole, so that is a broken promise and no mere delay.
     fn shard_without_medium(&self) -> Option<String> {
@@ -169,7 +178,7 @@ impl Sim {
         lost.map(|shard| format!("every in-sync store of shard {} is blank", shard.0))
     }
 
-    fn holder(&self) -> Option<usize> {
+    pub(crate) fn holder(&self) -> Option<usize> {
         let era = self.oracle.era();
         self.hosts.iter().position(|h| h.serving == Some(era))
     }
@@ -179,12 +188,13 @@ impl Sim {
         app.borrow().volumes.status(VOLUME)
     }
 
-    /// Full in-sync set, nothing to reconcile, nothing outstanding.
+    /// Full in-sync set, nothing to reconcile, no snapshot pending, nothing outstanding.
     fn is_healthy(&self) -> bool {
         let Some(host) = self.holder() else {
             return false;
         };
-        if self.hosts[host].failed || !self.hosts[host].ops.is_empty() {
+        let pending = self.recorded().pending_snapshot().is_some();
+        if pending || self.hosts[host].failed || !self.hosts[host].ops.is_empty() {
             return false;
         }
         self.status_of(host).is_some_and(|status| {
@@ -223,7 +233,8 @@ impl Sim {
     /// has lost something, which then has to leave and come back.
     fn prove_health(&mut self, what: &str) {
         for _ in 0..ATTEMPTS {
-            self.must(HEAL_S + self.plan.copies_s(), what, Self::is_healthy);
+            let seconds = HEAL_S + self.plan.copies_s() * (1 + self.snapshot_count());
+            self.must(seconds, what, Self::is_healthy);
             self.read_everything();
             if self.found.is_some() || self.is_healthy() {
                 return;
@@ -232,7 +243,7 @@ impl Sim {
         self.find_kind(Finding::Stuck, format!("{what}: not for long"));
     }
 
-    fn read_everything(&mut self) {
+    pub(crate) fn read_everything(&mut self) {
         if self.found.is_some() {
             return;
         }
@@ -253,7 +264,7 @@ impl Sim {
     }
 
     /// Every replica of a block holds the same, and what may be read.
-    fn prove_replicas_equal(&mut self) {
+    pub(crate) fn prove_replicas_equal(&mut self) {
         if self.found.is_some() {
             return;
         }
@@ -264,9 +275,8 @@ impl Sim {
             for position in volume.map.shape.positions_of(shard) {
                 let store = volume.map.stores[usize::from(position)];
                 let nsid = volume.slices[usize::from(position)];
-                let index = self.servers.iter().position(|s| s.store == Some(store));
-                let index = index.expect("stores have servers");
-                let value = match self.peek(index, nsid, block) {
+                let index = self.server_of(store);
+                let value = match self.peek(store, nsid, block, Generation(0)) {
                     Ok(value) => value,
                     Err(why) => return self.find(why),
                 };
@@ -280,24 +290,28 @@ impl Sim {
         }
     }
 
-    /// What a server's store holds of a block, behind its back.
+    pub(crate) fn server_of(&self, store: StoreId) -> usize {
+        let server = self.servers.iter().position(|s| s.store == Some(store));
+        server.expect("stores have servers")
+    }
+
+    /// What a store holds of a block in a generation (zero: the head), behind its back.
     pub(crate) fn peek(
         &self,
-        index: usize,
-        nsid: shardmap::units::Nsid,
+        store: StoreId,
+        nsid: Nsid,
         block: u64,
+        generation: Generation,
     ) -> Result<u64, String> {
-        let server = &self.servers[index];
-        let app = server.app.as_ref().map(|app| app.borrow());
-        let app = app.ok_or_else(|| format!("server {index} is down"))?;
-        let store = app.slices().stores().next();
-        let (_, store) = store.ok_or_else(|| format!("server {index} has no store"))?;
-        let Some(offset) = store.place_of(nsid, Lba(block)) else {
+        let index = self.server_of(store);
+        let place = self.with_store(store, |it| it.place_of(nsid, Lba(block), generation));
+        let place = place.ok_or_else(|| format!("server {index} has no store open"))?;
+        let Some(offset) = place.map_err(|fault| format!("server {index}: {fault}"))? else {
             return Ok(0);
         };
         let mut bytes = [0; 4096];
         self.world
-            .disk_ref(server.node, path())
+            .disk_ref(self.servers[index].node, path())
             .peek(offset, &mut bytes);
         stamp::sequence_of(&bytes, block)
             .map_err(|broken| format!("block {block} on server {index} is {broken:?}"))

@@ -160,8 +160,33 @@ impl Sim {
         }
     }
 
+    /// Looks at a store behind its back; `None` while it does not serve: until it has opened it may know
+    /// half of what it has.
+    pub(crate) fn with_store<R>(
+        &self,
+        store: StoreId,
+        look: impl FnOnce(&Store) -> R,
+    ) -> Option<R> {
+        let of_store = |s: &&Server| s.store == Some(store) && s.facts.is_some();
+        let server = self.servers.iter().find(of_store);
+        let app = server.and_then(|s| s.app.as_ref())?.borrow();
+        let (_, store) = app.slices().stores().next()?;
+        Some(look(store))
+    }
+
+    /// Counts what its store has merged.
+    pub(crate) fn note_merges(&mut self, index: usize) {
+        let store = self.servers[index].store;
+        let counts = store.and_then(|store| self.with_store(store, |it| it.counters().core));
+        if let Some(counts) = counts {
+            let merged = counts.cells_moved + counts.cells_copied;
+            self.rare.add(Rare::Merged, merged);
+        }
+    }
+
     /// The process is gone.
     fn server_is_down(&mut self, index: usize, in_order: bool) {
+        self.note_merges(index);
         let now_ns = self.world.now_ns();
         let server = &mut self.servers[index];
         (server.app, server.orders, server.listening) = (None, None, false);
@@ -215,10 +240,11 @@ impl Sim {
                     facts.slices.len(),
                     facts.replayed
                 ));
-                if !facts.clean {
+                let clean = facts.clean;
+                self.servers[index].facts = Some(*facts);
+                if !clean {
                     self.record_crash(index);
                 }
-                self.servers[index].facts = Some(*facts);
             }
             News::StoreFailed { why, .. } => {
                 self.say(format_args!("server {index}: {why}"));

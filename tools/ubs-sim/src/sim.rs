@@ -2,6 +2,7 @@
 
 use crate::faults::{Ease, Prey};
 use crate::host::Host;
+use crate::log::Log;
 use crate::metad::{Ask, Metad, VOLUME, Why};
 use crate::oracle::Oracle;
 use crate::plan::Plan;
@@ -9,6 +10,7 @@ use crate::rare::Counts;
 use crate::recorder::Recorder;
 use crate::run::Finding;
 use crate::server::Server;
+use crate::snapshots::Snapshots;
 use crate::timeline::Timeline;
 use control::core::{Command, Domain, NewVolume, Phase, Reply};
 use reactor::ArenaConfig;
@@ -24,6 +26,8 @@ use volume::VolumeEvent;
 /// The cluster of every seed.
 pub(crate) const CLUSTER: Uuid = Uuid::from_u128(0xc1);
 const SECOND_NS: u64 = 1_000_000_000;
+/// Makes the user's chance another one than the world's.
+const USER_SEED: u64 = 0x75_7365_7220_0000;
 
 /// Who talks to metad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +64,10 @@ pub(crate) enum Task {
     Strike(Prey),
     /// A trouble ends.
     Ease(Ease),
+    /// The user thinks of something to do with snapshots.
+    User,
+    /// The user does it.
+    UserActs,
 }
 
 /// What an app told.
@@ -115,6 +123,8 @@ pub(crate) struct Sim {
     pub(crate) asks: BTreeMap<u64, Ask>,
     pub(crate) next_ask: u64,
     pub(crate) oracle: Oracle,
+    pub(crate) log: Log,
+    pub(crate) snapshots: Snapshots,
     /// When eras began, in the oracle's time.
     pub(crate) eras: BTreeMap<u32, u64>,
     pub(crate) next_op: u64,
@@ -148,7 +158,10 @@ impl Sim {
             huge_pages: false,
         };
         let mut world = SimWorld::new(config);
-        let plan = Plan::draw(&mut world.fork_prng());
+        let mut plan = Plan::draw(&mut world.fork_prng());
+        // Of its own, so that clusters without snapshots are what they were without such a user.
+        let mut snapshots = Snapshots::new(Prng::new(seed ^ USER_SEED));
+        plan.snapshot_every_ms = snapshots.draw_pause_ms();
         let (control, load, fate) = (world.fork_prng(), world.fork_prng(), world.fork_prng());
         let servers = (0..plan.servers).map(|n| Server::new(world.add_node(), n));
         let servers = servers.collect();
@@ -170,6 +183,8 @@ impl Sim {
             asks: BTreeMap::new(),
             next_ask: 0,
             oracle: Oracle::default(),
+            log: Log::default(),
+            snapshots,
             eras: BTreeMap::new(),
             next_op: 1,
             timeline: Timeline::new(show),
@@ -370,6 +385,8 @@ impl Sim {
             Task::Fault => self.on_fault(),
             Task::Strike(prey) => self.on_strike(prey),
             Task::Ease(ease) => self.on_ease(ease),
+            Task::User => self.on_user(),
+            Task::UserActs => self.use_snapshots(),
             Task::Boot(Party::Operator) => unreachable!("people do not boot"),
         }
     }
@@ -397,7 +414,9 @@ impl Sim {
             | Task::Operate
             | Task::Fault
             | Task::Strike(_)
-            | Task::Ease(_) => {
+            | Task::Ease(_)
+            | Task::User
+            | Task::UserActs => {
                 return None;
             }
         };

@@ -8,6 +8,7 @@ use crate::run::runs_of;
 use crate::sim::{Party, Sim, Task};
 use crate::stamp;
 use shardmap::units::{BLOCK_BYTES, BlockRange, Blocks, EXTENT_BLOCKS, Lba};
+use std::ops::Range;
 use volume::{HostBuffer, HostFault, HostOp, HostRequest};
 
 /// What a request is.
@@ -16,6 +17,7 @@ pub(crate) enum Kind {
     Read,
     Write { fua: bool },
     Zero { fua: bool },
+    Discard,
     Flush,
 }
 
@@ -90,7 +92,7 @@ impl Sim {
         let kind = self.draw_kind();
         let (start, end) = match kind {
             Kind::Flush => (0, 0),
-            Kind::Read | Kind::Write { .. } | Kind::Zero { .. } => self.place(kind),
+            Kind::Read | Kind::Write { .. } | Kind::Zero { .. } | Kind::Discard => self.place(kind),
         };
         self.start(host, era, kind, (start, end));
     }
@@ -145,6 +147,11 @@ impl Sim {
         let range = BlockRange::new(Lba(start), Blocks(blocks.max(1))).expect("in the volume");
         let no_unmap = self.load.chance(1, 3);
         let discard = self.load.chance(1, 2);
+        let kind = if discard && kind == (Kind::Zero { fua: false }) {
+            Kind::Discard
+        } else {
+            kind
+        };
         let taken = self.on_host(host, |io, volumes| {
             let op = match kind {
                 Kind::Flush => HostOp::Flush,
@@ -161,7 +168,7 @@ impl Sim {
                         fua,
                     }
                 }
-                Kind::Zero { fua: false } if discard => HostOp::Discard { range },
+                Kind::Discard => HostOp::Discard { range },
                 Kind::Zero { fua } => HostOp::Zero {
                     range,
                     no_unmap,
@@ -179,13 +186,11 @@ impl Sim {
         let issued = self.oracle.stamp();
         let value = match kind {
             Kind::Write { .. } => Some(id),
-            Kind::Zero { .. } => Some(0),
+            Kind::Zero { .. } | Kind::Discard => Some(0),
             Kind::Read | Kind::Flush => None,
         };
         if let (Some(value), true) = (value, current) {
-            for block in start..end {
-                self.oracle.write_issued(block, value, issued);
-            }
+            self.note_issued((id, value), (start, end), issued);
         }
         let op = InFlight {
             kind,
@@ -202,6 +207,23 @@ impl Sim {
             self.pass(Prey::Write);
         }
         true
+    }
+
+    /// A write of the current era, or zeroes (value 0), begin.
+    fn note_issued(&mut self, (id, value): (u64, u64), (start, end): (u64, u64), issued: u64) {
+        for block in self.blocks_to_note(start..end) {
+            self.oracle.write_issued(block, value, issued);
+        }
+        if !self.calm {
+            let data = (value != 0).then_some(value);
+            self.log.issued(id, data, (start, end), issued);
+        }
+    }
+
+    /// Blocks that were never written are zero before and after the end, when all is discarded.
+    fn blocks_to_note(&self, range: Range<u64>) -> Vec<u64> {
+        let noted = |block: &u64| !self.calm || self.log.was_written(*block);
+        range.filter(noted).collect()
     }
 
     /// A request ended.
@@ -246,13 +268,18 @@ impl Sim {
         match (op.kind, result) {
             (Kind::Read, Ok(())) => self.check_read(host, id, op, buffer),
             (Kind::Flush, Ok(())) => self.oracle.flush_completed(op.issued),
-            (Kind::Write { fua } | Kind::Zero { fua }, Ok(())) => {
-                for block in op.start..op.end {
+            (Kind::Write { .. } | Kind::Zero { .. } | Kind::Discard, Ok(())) => {
+                self.log.completed(id, now);
+                let fua = matches!(
+                    op.kind,
+                    Kind::Write { fua: true } | Kind::Zero { fua: true }
+                );
+                for block in self.blocks_to_note(op.start..op.end) {
                     self.oracle.write_completed(block, op.issued, now, fua);
                 }
             }
-            (Kind::Write { .. } | Kind::Zero { .. }, Err(_)) => {
-                for block in op.start..op.end {
+            (Kind::Write { .. } | Kind::Zero { .. } | Kind::Discard, Err(_)) => {
+                for block in self.blocks_to_note(op.start..op.end) {
                     self.oracle.write_failed(block, op.issued, now);
                 }
             }
@@ -271,7 +298,7 @@ impl Sim {
     ) {
         let late = self.began_superseded(op);
         match (op.kind, result) {
-            (Kind::Write { .. } | Kind::Zero { .. }, Ok(())) if late => {
+            (Kind::Write { .. } | Kind::Zero { .. } | Kind::Discard, Ok(())) if late => {
                 self.find(format!(
                     "host {host} is superseded, and its #{id} {:?} is acknowledged",
                     op.kind
@@ -285,7 +312,7 @@ impl Sim {
                     ));
                 }
             }
-            (Kind::Write { .. } | Kind::Zero { .. } | Kind::Flush, Err(_)) => {
+            (Kind::Write { .. } | Kind::Zero { .. } | Kind::Discard | Kind::Flush, Err(_)) => {
                 if late {
                     self.rare.note(Rare::ZombieRefused);
                 }
@@ -293,7 +320,7 @@ impl Sim {
             // It may be old, and it may not be nobody's.
             (Kind::Read, Ok(())) => self.check_stamps(host, id, op, buffer),
             (Kind::Read, Err(_)) => {}
-            (Kind::Write { .. } | Kind::Zero { .. } | Kind::Flush, Ok(())) => {}
+            (Kind::Write { .. } | Kind::Zero { .. } | Kind::Discard | Kind::Flush, Ok(())) => {}
         }
     }
 
