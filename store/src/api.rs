@@ -231,6 +231,8 @@ pub struct PrepareOptions {
     pub wipe: bool,
     /// Journal ring in bytes; `None`: 1/256 of the device within 4 ..= 256 MiB.
     pub journal_bytes: Option<u64>,
+    /// Keep a checksum of every block: 0.1 % of the device.
+    pub checksums: bool,
 }
 
 /// What the superblock of a prepared device says.
@@ -250,6 +252,8 @@ pub struct StoreInfo {
     pub journal_bytes: u64,
     /// Metadata pages.
     pub pages: u32,
+    /// It keeps checksums of its blocks.
+    pub checksums: bool,
     /// Current life's number.
     pub incarnation: u64,
     /// Last life that began uncleanly.

@@ -14,9 +14,11 @@ pub(crate) enum Note {
         command: CommandId,
         part: usize,
     },
-    /// The rest of the metadata buffer.
+    /// Data of a command, written.
+    Data,
+    /// The rest of the metadata buffer, if it was not all of it.
     MetaRead {
-        rest: BufMut,
+        rest: Option<BufMut>,
     },
     /// The whole metadata buffer.
     MetaWrite {
@@ -145,6 +147,34 @@ impl Store {
         self.start(io, id, Note::CopyWrite { whole }, op);
     }
 
+    /// Checksum blocks have buffers of their own: metadata never waits for them.
+    pub(crate) fn read_checksums(&mut self, io: &mut dyn Driver, id: IoId, offset_bytes: u64) {
+        let op = Op::Read {
+            file: self.file,
+            offset_bytes,
+            into: self.buffers.take_checksums(),
+        };
+        self.start(io, id, Note::MetaRead { rest: None }, op);
+    }
+
+    pub(crate) fn write_checksums(
+        &mut self,
+        io: &mut dyn Driver,
+        id: IoId,
+        (offset_bytes, bytes): (u64, &[u8]),
+    ) {
+        let mut buffer = self.buffers.take_checksums();
+        buffer.bytes_mut().copy_from_slice(bytes);
+        let whole = buffer.freeze();
+        let op = Op::Write {
+            file: self.file,
+            offset_bytes,
+            from: whole.slice(0, whole.len_bytes()),
+            durable: false,
+        };
+        self.start(io, id, Note::MetaWrite { whole }, op);
+    }
+
     /// Metadata goes as far as there are buffers.
     pub(crate) fn start_meta(&mut self, io: &mut dyn Driver) {
         let file = self.file;
@@ -165,7 +195,8 @@ impl Store {
                         offset_bytes,
                         into,
                     };
-                    self.start(io, id, Note::MetaRead { rest: buffer }, op);
+                    let rest = Some(buffer);
+                    self.start(io, id, Note::MetaRead { rest }, op);
                 }
                 MetaJob::Write {
                     id,

@@ -31,6 +31,14 @@ pub const CHANGES_UNFLUSHED_MAX: usize = 16_384;
 pub const CHECKPOINT_WRITES_MAX: usize = 4;
 /// Extents that merges go through before they wait for the journal.
 pub const MERGE_STEPS_MAX: usize = 256;
+/// Checksum blocks read at once: reads of blocks whose checksums are not in memory wait for them.
+pub const CHECKSUM_READS_MAX: usize = 16;
+/// Checksum blocks written at once: background work, except for merges and the end of marks.
+pub const CHECKSUM_WRITES_MAX: usize = 8;
+/// Fewest and most checksum blocks in memory (4 KiB each: 16 to 64 MiB, for 16 to 64 GiB of data).
+pub const CHECKSUM_BLOCKS_RANGE: std::ops::RangeInclusive<usize> = 4096..=16_384;
+/// In between: one for so many extents of the store, 16 MiB for a TiB.
+pub const CHECKSUM_EXTENTS_PER_BLOCK_IN_MEMORY: u32 = 4096;
 /// Trims in flight at once.
 pub const TRIMS_MAX: usize = 2;
 /// Extents in one trim (64 MiB).

@@ -186,7 +186,7 @@ impl Store {
         let journal_bytes = options
             .journal_bytes
             .unwrap_or(Geometry::journal_bytes_default(found_bytes));
-        let geometry = plan(path, found_bytes, journal_bytes)?;
+        let geometry = plan(path, found_bytes, journal_bytes, options.checksums)?;
         if let Some(what) = target.occupant()?.filter(|_| !options.wipe) {
             return Err(PrepareError::Occupied { path: name(), what });
         }
@@ -227,7 +227,7 @@ impl Store {
             .journal_bytes
             .unwrap_or(Geometry::journal_bytes_default(device_bytes));
         let path = Path::new("blank");
-        let geometry = plan(path, device_bytes, journal_bytes)?;
+        let geometry = plan(path, device_bytes, journal_bytes, options.checksums)?;
         let sb = Superblock::new(
             options.store.into_bytes(),
             options.cluster.into_bytes(),
@@ -477,9 +477,14 @@ fn logical_block_bytes(metadata: &std::fs::Metadata) -> io::Result<u32> {
 }
 
 /// The layout of a device of that size.
-fn plan(path: &Path, found_bytes: u64, journal_bytes: u64) -> Result<Geometry, PrepareError> {
+fn plan(
+    path: &Path,
+    found_bytes: u64,
+    journal_bytes: u64,
+    checksums: bool,
+) -> Result<Geometry, PrepareError> {
     let path = path.display().to_string();
-    Geometry::plan(found_bytes, journal_bytes).map_err(|misfit| match misfit {
+    Geometry::plan(found_bytes, journal_bytes, checksums).map_err(|misfit| match misfit {
         Misfit::TooSmall => PrepareError::TooSmall {
             path,
             found_bytes,
@@ -538,6 +543,7 @@ fn info_of(sb: &Superblock) -> StoreInfo {
         capacity_bytes: sb.geometry.capacity_bytes(),
         journal_bytes: sb.geometry.journal_bytes,
         pages: sb.geometry.pages,
+        checksums: sb.geometry.has_checksums(),
         incarnation: sb.incarnation,
         lost_at: sb.lost_at,
         clean: sb.clean,
@@ -555,6 +561,7 @@ mod test {
             size_bytes: Some(64 << 20),
             wipe: false,
             journal_bytes: None,
+            checksums: true,
         }
     }
 

@@ -8,6 +8,7 @@ use crate::core::io::{Answer, Command, CommandId, Effect, Event as CoreEvent, Io
 use crate::core::{Core, CoreConfig};
 use crate::counters::{Counters, Sort};
 use crate::device::{CopyJob, MetaJob, Note, full_length};
+use crate::hash::block_checksum;
 use crate::hashing::HashJob;
 use crate::limits::COMMANDS_MAX;
 use reactor::{Buf, BufMut, Completion, Driver, Event, FileFacts, FileKind, Handle, Op};
@@ -336,14 +337,9 @@ impl Store {
         let result = full_length(&op, result);
         match (note, op) {
             (Note::ReadPart { command, part }, Op::Read { into, .. }) => {
-                let slot = self.slots[command.0 as usize]
-                    .as_mut()
-                    .expect("waits for its parts");
-                let Body::Read { parts, .. } = &mut slot.body else {
-                    unreachable!("a read")
-                };
-                parts[part] = Some(into);
-                self.step(io, CoreEvent::IoDone { io: id, result }, out);
+                let sums = self.sums_of(result, into.bytes());
+                self.parts(command)[part] = Some(into);
+                self.moved(io, id, (result, sums), out);
             }
             (Note::MetaRead { rest }, Op::Read { mut into, .. }) => {
                 match result {
@@ -356,8 +352,15 @@ impl Store {
                     }
                     Err(_) => self.step(io, CoreEvent::IoDone { io: id, result }, out),
                 }
-                into.join(rest);
+                if let Some(rest) = rest {
+                    into.join(rest);
+                }
                 self.buffers.put(into);
+            }
+            (Note::Data, Op::Write { from, .. }) => {
+                let sums = self.sums_of(result, from.bytes());
+                drop(from);
+                self.moved(io, id, (result, sums), out);
             }
             (Note::CopyRead { to_bytes, rest }, Op::Read { mut into, .. }) => match result {
                 Ok(()) => self.write_copy(io, id, to_bytes, (into, rest)),
@@ -368,10 +371,11 @@ impl Store {
                 }
             },
             (Note::CopyWrite { whole }, Op::Write { from, .. }) => {
+                let sums = self.sums_of(result, from.bytes());
                 drop(from);
                 let whole = whole.try_unfreeze();
                 self.buffers.copy = Some(whole.expect("the op has given back its window"));
-                self.step(io, CoreEvent::IoDone { io: id, result }, out);
+                self.moved(io, id, (result, sums), out);
             }
             (Note::MetaWrite { whole }, Op::Write { from, .. }) => {
                 drop(from);
@@ -383,10 +387,45 @@ impl Store {
                 self.step(io, CoreEvent::IoDone { io: id, result }, out);
             }
         }
+        self.go_on(io, out);
+    }
+
+    /// What waited for a buffer or for a place at the device.
+    fn go_on(&mut self, io: &mut dyn Driver, out: &mut Vec<StoreEvent>) {
         self.start_meta(io);
         self.start_copies(io);
         self.start_queued(io);
         self.continue_hashes(io, out);
+    }
+
+    /// The checksums of blocks that were moved, if the store keeps them.
+    fn sums_of(&self, result: Result<(), i32>, bytes: &[u8]) -> Option<SmallVec<[u32; 32]>> {
+        let wanted = result.is_ok() && self.core.has_checksums();
+        wanted.then(|| {
+            let blocks = bytes.chunks_exact(BLOCK_BYTES as usize);
+            blocks.map(block_checksum).collect()
+        })
+    }
+
+    /// Data was moved, or not.
+    fn moved(
+        &mut self,
+        io: &mut dyn Driver,
+        id: IoId,
+        (result, sums): (Result<(), i32>, Option<SmallVec<[u32; 32]>>),
+        out: &mut Vec<StoreEvent>,
+    ) {
+        match sums {
+            Some(sums) => self.step(
+                io,
+                CoreEvent::DataDone {
+                    io: id,
+                    sums: &sums,
+                },
+                out,
+            ),
+            None => self.step(io, CoreEvent::IoDone { io: id, result }, out),
+        }
     }
 
     /// Stops cleanly: everything submitted is answered, all is durable, the device is closed, then
@@ -413,35 +452,9 @@ impl Store {
             Effect::ReadData { .. } | Effect::FillZero { .. } | Effect::WriteData { .. } => {
                 self.move_data(io, &effect);
             }
-            Effect::ReadMeta {
-                io: id,
-                offset_bytes,
-                len_bytes,
-            } => {
-                self.queue_meta(
-                    io,
-                    MetaJob::Read {
-                        id,
-                        offset_bytes,
-                        len_bytes,
-                    },
-                );
-            }
-            Effect::WriteMeta {
-                io: id,
-                offset_bytes,
-                bytes,
-                durable,
-            } => {
-                self.queue_meta(
-                    io,
-                    MetaJob::Write {
-                        id,
-                        offset_bytes,
-                        bytes,
-                        durable,
-                    },
-                );
+            Effect::ReadMeta { .. } | Effect::WriteMeta { .. } => self.move_meta(io, effect),
+            Effect::ReadChecksums { .. } | Effect::WriteChecksums { .. } => {
+                self.move_checksums(io, &effect);
             }
             Effect::Copy {
                 io: id,
@@ -477,6 +490,53 @@ impl Store {
             Effect::OpenFailed(fault) => self.close(io, Ending::Failed(fault)),
             Effect::Poisoned(fault) => out.push(StoreEvent::Poisoned(fault)),
             Effect::Stopped => self.close(io, Ending::Stopped),
+        }
+    }
+
+    fn move_meta(&mut self, io: &mut dyn Driver, effect: Effect) {
+        if let Effect::ReadMeta {
+            io: id,
+            offset_bytes,
+            len_bytes,
+        } = effect
+        {
+            let job = MetaJob::Read {
+                id,
+                offset_bytes,
+                len_bytes,
+            };
+            self.queue_meta(io, job);
+        } else if let Effect::WriteMeta {
+            io: id,
+            offset_bytes,
+            bytes,
+            durable,
+        } = effect
+        {
+            let job = MetaJob::Write {
+                id,
+                offset_bytes,
+                bytes,
+                durable,
+            };
+            self.queue_meta(io, job);
+        }
+    }
+
+    fn move_checksums(&mut self, io: &mut dyn Driver, effect: &Effect) {
+        if let &Effect::ReadChecksums {
+            io: id,
+            offset_bytes,
+        } = effect
+        {
+            self.read_checksums(io, id, offset_bytes);
+        } else if let Effect::WriteChecksums {
+            io: id,
+            offset_bytes,
+            bytes,
+        } = effect
+        {
+            self.write_checksums(io, *id, (*offset_bytes, bytes));
         }
     }
 
@@ -519,7 +579,7 @@ impl Store {
             self.start(
                 io,
                 id,
-                Note::Plain,
+                Note::Data,
                 Op::Write {
                     file,
                     offset_bytes,

@@ -1,5 +1,7 @@
 //! The whole store over the io_uring driver, on a file.
 
+mod integrity;
+
 use crate::{PrepareOptions, SliceSpec, Stamp, Store, StoreEvent, StoreFault, StoreOp, StoreReply};
 use crate::{StoreRequest, hash::content_hash};
 use reactor::{App, ArenaConfig, BufMut, Completion, Driver, UringConfig, UringDriver};
@@ -50,8 +52,13 @@ fn driver() -> UringDriver {
 }
 
 fn prepared(dir: &Path) -> PathBuf {
+    prepared_with(dir, true)
+}
+
+fn prepared_with(dir: &Path, checksums: bool) -> PathBuf {
     let path = dir.join("disk");
     let options = PrepareOptions {
+        checksums,
         cluster: CLUSTER,
         store: Uuid::from_u128(12),
         size_bytes: Some(64 << 20),

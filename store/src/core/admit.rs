@@ -175,7 +175,7 @@ impl Core {
             return Err(StoreFault::Incomplete { nsid });
         }
         let generation = slice.check_readable(generation)?;
-        self.activate(id, nsid.0, Kind::Read);
+        self.activate(id, nsid.0, Kind::Read { compare });
         self.start_read(id, nsid.0, (range, generation), out);
         Ok(())
     }

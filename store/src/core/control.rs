@@ -1,5 +1,6 @@
 //! Slices come and go; stamps, ticks, marks and presence are asked and told.
 
+use super::checksums::Then;
 use super::facts::{SliceSpec, Stamp, StoreFault};
 use super::format::entry::{Entry, spec_error};
 use super::io::{Answer, CommandId, Effect, Outbox};
@@ -207,19 +208,46 @@ impl Core {
         }
         let idle_since = tick.0.saturating_sub(idle_ticks.into());
         let keep_max = if keep_max == 0 { u32::MAX } else { keep_max };
-        let (ticket, marks_left) = self.unmark(nsid.0, idle_since, (tick.0, keep_max));
+        let regions = self.settled_regions(nsid.0, idle_since, (tick.0, keep_max));
+        let tick = tick.0;
+        self.activate(id, nsid.0, Kind::Stable { regions, tick });
+        self.begin_stable(id, out);
+        Ok(())
+    }
+
+    /// What has been written in the regions is durable with its checksums before the marks go.
+    fn begin_stable(&mut self, id: CommandId, out: &mut Outbox) {
+        let active = self.active[id.0 as usize].as_ref().expect("just admitted");
+        let Kind::Stable { regions, .. } = &active.kind else {
+            unreachable!("admitted as such")
+        };
+        match &mut self.checksums {
+            Some(checksums) if !regions.is_empty() => {
+                let slice = &self.slices[&active.nsid];
+                let extents = regions.iter().flat_map(|r| slice.physical_of(*r));
+                checksums.start_batch(extents, true, Then::Unmark(id));
+            }
+            Some(_) | None => self.finish_stable(id, out),
+        }
+    }
+
+    /// Unmarks what has not been written again meanwhile.
+    pub(super) fn finish_stable(&mut self, id: CommandId, out: &mut Outbox) {
+        let active = self.active_mut(id);
+        let nsid = active.nsid;
+        let Kind::Stable { regions, tick } = &mut active.kind else {
+            unreachable!("admitted as such")
+        };
+        let (regions, tick) = (std::mem::take(regions), *tick);
+        let (ticket, marks_left) = self.unmark(nsid, regions, tick);
         let answer = Answer::Stable { marks_left };
         match ticket {
-            None => out.push(Effect::Answer {
-                command: id,
-                result: Ok(answer),
-            }),
+            None => self.finish(id, Ok(answer), out),
             Some(ticket) => {
-                self.activate(id, nsid.0, Kind::Entry(answer));
+                self.active_mut(id).kind = Kind::Entry(answer);
                 self.wait_for(ticket, Waiter::Finish(id));
             }
         }
-        Ok(())
     }
 
     pub(super) fn add_marks(

@@ -264,6 +264,20 @@ pub enum StoreFault {
         /// What the kernel said.
         errno: i32,
     },
+    /// A block is not what was written there.
+    #[error(
+        "{lba} of {nsid} is damaged on the device: its checksum is {read:08x}, {written:08x} was written"
+    )]
+    Rotten {
+        /// The slice.
+        nsid: Nsid,
+        /// The first such block.
+        lba: Lba,
+        /// Checksum of what was written.
+        written: u32,
+        /// Checksum of what was read.
+        read: u32,
+    },
     /// Too many commands at once.
     #[error("the store has {max} commands in flight; try again")]
     Busy {

@@ -1,5 +1,6 @@
 //! What goes into the core and what comes out of it.
 
+use super::checksums::Span;
 use super::facts::{GenerationState, OpenFacts, SliceSpec, SliceState, Stamp, StoreFault};
 use roaring::RoaringBitmap;
 use shardmap::units::{BlockRange, Epoch, Generation, Lba, Nsid, RegionIndex, VolumeId, WriteTick};
@@ -103,7 +104,15 @@ pub enum Event<'a> {
         /// How.
         result: Result<(), i32>,
     },
-    /// A metadata read succeeded.
+    /// [`Effect::ReadData`], [`Effect::WriteData`] or [`Effect::Copy`] succeeded, in a core that
+    /// [keeps checksums](super::Core::has_checksums): instead of [`Event::IoDone`].
+    DataDone {
+        /// Which.
+        io: IoId,
+        /// [`block_checksum`](crate::hash::block_checksum) of each block that was read, written or copied.
+        sums: &'a [u32],
+    },
+    /// A read of metadata or of checksums succeeded.
     MetaRead {
         /// Which.
         io: IoId,
@@ -174,6 +183,23 @@ pub enum Effect {
         bytes: Vec<u8>,
         /// Durable when it completes.
         durable: bool,
+    },
+    /// Read a checksum block; answer with [`Event::MetaRead`], or [`Event::IoDone`] if it fails. A few at
+    /// once, so that there is always a buffer.
+    ReadChecksums {
+        /// Answer with this.
+        io: IoId,
+        /// Where on the device.
+        offset_bytes: u64,
+    },
+    /// Write a checksum block. A few at once, too.
+    WriteChecksums {
+        /// Answer with this.
+        io: IoId,
+        /// Where on the device.
+        offset_bytes: u64,
+        /// One block.
+        bytes: Vec<u8>,
     },
     /// Copy data from one place of the device to another; one answer, when all is written.
     Copy {
@@ -250,6 +276,9 @@ pub(super) enum IoKind {
         command: CommandId,
         lba: Lba,
         turn: u64,
+        span: Span,
+        /// When it began, for the checksums.
+        since: u64,
     },
     /// The device flush of the flush lane.
     Flush,
@@ -260,7 +289,18 @@ pub(super) enum IoKind {
     /// The superblock.
     Superblock,
     /// A part of the copy of a merge, and its turn among the data operations.
-    Copy { turn: u64 },
+    Copy {
+        turn: u64,
+        from: Span,
+        to: Span,
+        since: u64,
+    },
+    /// A read of a checksum block.
+    ChecksumsRead(u32),
+    /// A write of a checksum block.
+    ChecksumsWrite(u32),
+    /// The device flush for checksums.
+    ChecksumsFlush,
     /// A trim of extents.
     Trim { first: u32, count: u32 },
     /// A read of the open; the number tells which.

@@ -119,15 +119,15 @@ impl Core {
         }
     }
 
-    /// Unmarks regions whose last write is older than `before` and that nobody is writing; and if
-    /// too many marks stay, the coldest of those last written before the tick.
-    pub(super) fn unmark(
-        &mut self,
+    /// Regions that may be unmarked: last written before `before` and not being written; and if too many
+    /// marks would stay, the coldest of those last written before the tick.
+    pub(super) fn settled_regions(
+        &self,
         nsid: u32,
         before: u64,
         (tick, keep_max): (u64, u32),
-    ) -> (Option<Ticket>, u64) {
-        let slice = self.slices.get_mut(&nsid).expect("admitted");
+    ) -> Vec<u32> {
+        let slice = &self.slices[&nsid];
         let (mut settled, hot): (Vec<u32>, Vec<u32>) = slice
             .marks
             .iter()
@@ -143,6 +143,20 @@ impl Core {
             settled.extend(older.into_iter().take(excess).map(|(_, region)| region));
             settled.sort_unstable();
         }
+        settled
+    }
+
+    /// Unmarks those of the regions, ascending, that are still marked and have not been written since:
+    /// what to wait for, and how many marks are left.
+    pub(super) fn unmark(
+        &mut self,
+        nsid: u32,
+        mut settled: Vec<u32>,
+        tick: u64,
+    ) -> (Option<Ticket>, u64) {
+        let slice = self.slices.get_mut(&nsid).expect("admitted");
+        settled.retain(|r| slice.marks.contains(*r) && slice.is_settled(*r, tick));
+        self.counts.unmarked += settled.len() as u64;
         for region in &settled {
             slice.marks.remove(*region);
             slice.regions.remove(region);

@@ -11,6 +11,7 @@
 //!
 //! [`Generations::own`]: super::generations::Generations::own
 
+use super::checksums::{Asker, Check, Span, Sums, Then};
 use super::format::entry::{Entry, Merge as MergeEntry};
 use super::io::{Drain, Effect, IoKind, Outbox};
 use super::leaf::{Leaf, known_lanes, present_lanes};
@@ -75,6 +76,11 @@ impl Merge {
     /// Whether a checkpoint has to wait.
     pub(super) const fn is_unsettled(&self) -> bool {
         self.unsettled
+    }
+
+    /// Blocks are being copied, or their checksums written.
+    pub(super) const fn is_copying(&self) -> bool {
+        self.copying.is_some()
     }
 }
 
@@ -380,8 +386,16 @@ impl Core {
         });
         for (first, count) in runs {
             let turn = self.data.enter();
-            let io = self.ios.start(IoKind::Copy { turn });
             let at = u64::from(first) * u64::from(BLOCK_BYTES);
+            let (from, to) = (self.span(source + at, count), self.span(target + at, count));
+            let since = self.begin_io(from, false);
+            self.begin_io(to, true);
+            let io = self.ios.start(IoKind::Copy {
+                turn,
+                from,
+                to,
+                since,
+            });
             out.push(Effect::Copy {
                 io,
                 from_bytes: source + at,
@@ -391,14 +405,57 @@ impl Core {
         }
     }
 
-    pub(super) fn on_copied(&mut self, result: Result<(), i32>, out: &mut Outbox) {
+    /// Blocks were copied, or not: they count only if they are what was written at their old place.
+    pub(super) fn on_copy_io(
+        &mut self,
+        (from, to): (Span, Span),
+        since: u64,
+        result: Result<&[u32], i32>,
+        out: &mut Outbox,
+    ) {
+        let Some(checksums) = &mut self.checksums else {
+            return self.on_copied(result.is_ok(), out);
+        };
+        checksums.end_write(to, result.ok());
+        match result {
+            Ok(sums) if !matches!(self.phase, Phase::Poisoned(_)) => {
+                let check = Check {
+                    asker: Asker::Copy,
+                    span: from,
+                    since,
+                    sums: Sums::from_slice(sums),
+                };
+                self.check(check, out);
+            }
+            Ok(_) | Err(_) => {
+                checksums.end(from);
+                self.on_copied(false, out);
+            }
+        }
+    }
+
+    pub(super) fn on_copied(&mut self, good: bool, out: &mut Outbox) {
         let copying = self.merge.copying.as_mut().expect("it asked for the copy");
         copying.ios -= 1;
-        copying.failed |= result.is_err();
+        copying.failed |= !good;
         if copying.ios > 0 {
             return;
         }
-        let done = self.merge.copying.take().expect("just seen");
+        let write = copying.write;
+        let leaf = &self.slices[&copying.nsid].leaves[&write.leaf];
+        let extent = leaf.get(write.key).physical.expect("pinned");
+        match &mut self.checksums {
+            // The region may be unmarked: its checksums have to be right before the map says so.
+            Some(checksums) if !copying.failed => {
+                checksums.start_batch([extent].into_iter(), false, Then::Copied);
+            }
+            Some(_) | None => self.settle_copy(out),
+        }
+    }
+
+    /// What was copied is there, with its checksums, or it is not.
+    pub(super) fn settle_copy(&mut self, out: &mut Outbox) {
+        let done = self.merge.copying.take().expect("just copied");
         let (nsid, write) = (done.nsid, done.write);
         if self.config.volatile_cache {
             self.flusher.note_write();

@@ -6,7 +6,8 @@
 //! 2. data is durable before the journal record that names it;
 //! 3. the journal record that frees an extent is durable, and everything that was in flight at the
 //!    extent has ended, before the extent is trimmed or used again;
-//! 4. pages and directory of a checkpoint, and all data they name, are durable before the superblock
+//! 4. the checksums of what was written in a region are durable before its mark goes;
+//! 5. pages and directory of a checkpoint, and all data they name, are durable before the superblock
 //!    that makes them count; only then the journal's tail moves.
 //!
 //! ```text
@@ -21,6 +22,7 @@ pub mod io;
 
 mod admit;
 mod checkpoint;
+mod checksums;
 mod control;
 mod flush;
 mod generations;
@@ -37,12 +39,14 @@ mod session;
 mod slice;
 mod space;
 mod stop;
+mod verify;
 mod write;
 mod zero;
 
 #[cfg(test)]
 mod test;
 
+use self::checksums::Checksums;
 use self::facts::{SliceState, StoreFault, StoreUsage};
 use self::flush::Flusher;
 use self::format::superblock::Superblock;
@@ -97,7 +101,10 @@ struct FirstWrite {
 
 #[derive(Debug)]
 enum Kind {
-    Read,
+    Read {
+        /// For comparison: what is not known of the blocks' checksums is from then on.
+        compare: bool,
+    },
     Write {
         range: BlockRange,
         generation: u32,
@@ -113,6 +120,11 @@ enum Kind {
         marked: SmallVec<[u32; 2]>,
     },
     Flush,
+    /// Regions that are to be unmarked wait for their checksums; last written before this tick.
+    Stable {
+        regions: Vec<u32>,
+        tick: u64,
+    },
     /// Waits for a journal entry only.
     Entry(Answer),
 }
@@ -171,6 +183,9 @@ pub struct Core {
     reclaim: Reclaim,
     checkpoint: Option<checkpoint::Checkpoint>,
     merge: merge::Merge,
+    checksums: Option<Checksums>,
+    /// All checksums are on the medium, for the stop.
+    checksums_stopped: bool,
     ios: IoTable,
     /// Data operations in flight.
     data: Drain,
@@ -188,6 +203,8 @@ pub struct CoreCounts {
     pub journal_commits: u64,
     /// Regions marked.
     pub marks: u64,
+    /// Regions unmarked.
+    pub unmarked: u64,
     /// Device flushes on behalf of FLUSH and FUA.
     pub flushes: u64,
     /// Checkpoints completed.
@@ -204,6 +221,18 @@ pub struct CoreCounts {
     pub cells_moved: u64,
     /// Extents of which blocks were copied to the next generation's extent.
     pub cells_copied: u64,
+    /// Blocks that were read and are as they were written.
+    pub blocks_verified: u64,
+    /// Blocks that were read and had no known checksum, or were being written.
+    pub blocks_unverified: u64,
+    /// Blocks that were read and are not as they were written.
+    pub blocks_rotten: u64,
+    /// Checksum blocks read.
+    pub checksum_blocks_read: u64,
+    /// Checksum blocks written.
+    pub checksum_blocks_written: u64,
+    /// Checksum blocks that were damaged or could not be read.
+    pub checksum_blocks_damaged: u64,
 }
 
 impl Core {
@@ -220,7 +249,8 @@ impl Core {
             } => {
                 self.on_submitted(id, nsid, association, command, out);
             }
-            Event::IoDone { io, result } => self.on_io_done(io, result, out),
+            Event::IoDone { io, result } => self.on_io_done(io, result.map(|()| &[][..]), out),
+            Event::DataDone { io, sums } => self.on_io_done(io, Ok(sums), out),
             Event::MetaRead { io, bytes } => self.on_meta_read(io, bytes, out),
             Event::Stop => self.begin_stop(out),
         }
@@ -233,6 +263,7 @@ impl Core {
         if !matches!(self.phase, Phase::Serving | Phase::Stopping(_)) {
             return;
         }
+        self.pump_checksums(out);
         self.start_flush_run(out);
         self.start_journal_record(out);
         self.start_checkpoint_if_due(out);
@@ -243,18 +274,47 @@ impl Core {
         }
     }
 
-    fn on_io_done(&mut self, io: IoId, result: Result<(), i32>, out: &mut Outbox) {
+    /// `sums`: of the blocks that were moved.
+    fn on_io_done(&mut self, io: IoId, sums: Result<&[u32], i32>, out: &mut Outbox) {
+        let result = sums.map(|_| ());
         match (self.ios.end(io), result) {
-            (IoKind::Data { command, lba, turn }, result) => {
+            (
+                IoKind::Data {
+                    command,
+                    lba,
+                    turn,
+                    span,
+                    since,
+                },
+                _,
+            ) => {
                 self.data.leave(turn);
-                self.on_data_done(command, lba, result, out);
+                self.on_data_io((command, lba), (span, since), sums, out);
                 self.release_drained(out);
             }
-            (IoKind::Copy { turn }, result) => {
+            (
+                IoKind::Copy {
+                    turn,
+                    from,
+                    to,
+                    since,
+                },
+                _,
+            ) => {
                 self.data.leave(turn);
-                self.on_copied(result, out);
+                self.on_copy_io((from, to), since, sums, out);
                 self.release_drained(out);
             }
+            (IoKind::ChecksumsRead(home), Err(errno)) => {
+                self.on_checksums_read(home, Err(errno), out);
+            }
+            (IoKind::ChecksumsRead(home), Ok(())) => {
+                unreachable!("checksum block {home} without bytes")
+            }
+            (IoKind::ChecksumsWrite(home), result) => {
+                self.on_checksums_io(Some(home), result, out);
+            }
+            (IoKind::ChecksumsFlush, result) => self.on_checksums_io(None, result, out),
             (IoKind::Flush, Ok(())) => self.on_flushed(out),
             (IoKind::Flush, Err(errno)) => self.poison("device flush", errno, out),
             (IoKind::Journal, Ok(())) => self.on_journal_part(out),
@@ -334,6 +394,7 @@ impl Core {
             }
         }
         // Commands with device operations in flight are answered as these end.
+        self.give_up_checks();
         for index in 0..self.active.len() {
             if self.active[index].as_ref().is_some_and(|a| a.ios == 0) {
                 let id = CommandId(u32::try_from(index).expect("bounded"));
@@ -390,38 +451,43 @@ impl Core {
                 }
             }
             Kind::Zero { marked, .. } => marked.iter().for_each(|r| slice.leave_region(*r)),
-            Kind::Read | Kind::Flush | Kind::Entry(_) => {}
+            Kind::Read { .. } | Kind::Flush | Kind::Stable { .. } | Kind::Entry(_) => {}
         }
         slice.drain.leave(active.turn);
         self.on_drained(active.nsid, out);
     }
 
-    fn start_data(&mut self, command: CommandId, lba: Lba) -> IoId {
+    /// A device operation of a command begins: so many blocks, from this one of the volume on.
+    fn start_data(
+        &mut self,
+        command: CommandId,
+        lba: Lba,
+        (offset_bytes, blocks): (u64, u32),
+    ) -> IoId {
         let turn = self.data.enter();
-        self.active_mut(command).ios += 1;
-        self.ios.start(IoKind::Data { command, lba, turn })
+        let active = self.active_mut(command);
+        active.ios += 1;
+        let writes = matches!(active.kind, Kind::Write { .. });
+        let span = self.span(offset_bytes, blocks);
+        let since = self.begin_io(span, writes);
+        self.ios.start(IoKind::Data {
+            command,
+            lba,
+            turn,
+            span,
+            since,
+        })
     }
 
-    fn on_data_done(&mut self, id: CommandId, lba: Lba, result: Result<(), i32>, out: &mut Outbox) {
+    fn on_data_done(&mut self, id: CommandId, result: Result<(), StoreFault>, out: &mut Outbox) {
         let poisoned = match &self.phase {
             Phase::Poisoned(fault) => Some(fault.clone()),
             Phase::Opening(_) | Phase::Serving | Phase::Stopping(_) | Phase::Over => None,
         };
         let active = self.active_mut(id);
         active.ios -= 1;
-        if let Err(errno) = result {
-            let what = if matches!(active.kind, Kind::Read) {
-                "read"
-            } else {
-                "write"
-            };
-            let nsid = Nsid(active.nsid);
-            active.fault.get_or_insert(StoreFault::Medium {
-                what,
-                nsid,
-                lba,
-                errno,
-            });
+        if let Err(fault) = result {
+            active.fault.get_or_insert(fault);
         }
         if active.ios > 0 {
             return;
@@ -480,9 +546,11 @@ impl Core {
             Waiter::Finish(id) => {
                 let answer = match &self.active_mut(id).kind {
                     Kind::Entry(answer) => answer.clone(),
-                    Kind::Read | Kind::Write { .. } | Kind::Zero { .. } | Kind::Flush => {
-                        Answer::Done
-                    }
+                    Kind::Read { .. }
+                    | Kind::Write { .. }
+                    | Kind::Zero { .. }
+                    | Kind::Stable { .. }
+                    | Kind::Flush => Answer::Done,
                 };
                 self.finish(id, Ok(answer), out);
             }
@@ -544,6 +612,14 @@ impl Core {
     fn generations(&self, nsid: u32) -> Option<BTreeMap<u32, bool>> {
         let slice = self.slices.get(&nsid)?;
         Some(slice.generations.snapshots().clone())
+    }
+
+    /// Few checksum blocks in memory, so that they come and go.
+    #[cfg(test)]
+    const fn limit_checksums(&mut self, blocks: usize) {
+        if let Some(checksums) = &mut self.checksums {
+            checksums.set_limit(blocks);
+        }
     }
 
     #[cfg(test)]

@@ -17,6 +17,7 @@ use super::pages::{PageOf, Pages};
 use super::replay::{JournalReader, Next};
 use super::slice::Slice;
 use super::space::Space;
+use super::verify::checksums_of;
 use super::{Core, CoreConfig, CoreCounts, Drain, Flusher, Phase, Reclaim};
 use crate::limits::{META_READ_BYTES_MAX, META_READS_MAX};
 use roaring::RoaringBitmap;
@@ -79,7 +80,7 @@ impl Core {
     /// A core that will open a store when it gets [`Event::Start`](super::io::Event::Start).
     pub fn new(config: CoreConfig) -> Self {
         // Replaced by what the superblock says.
-        let nothing = Geometry::plan(DEVICE_BYTES_MIN, 1 << 20).expect("constant");
+        let nothing = Geometry::plan(DEVICE_BYTES_MIN, 1 << 20, false).expect("constant");
         let tail = Tail {
             sequence: 1,
             offset: 0,
@@ -100,6 +101,8 @@ impl Core {
             reclaim: Reclaim::default(),
             checkpoint: None,
             merge: super::merge::Merge::default(),
+            checksums: None,
+            checksums_stopped: false,
             ios: IoTable::default(),
             data: Drain::default(),
             active: Vec::new(),
@@ -157,7 +160,11 @@ impl Core {
     }
 
     pub(super) fn on_meta_read(&mut self, io: IoId, bytes: &[u8], out: &mut Outbox) {
-        let IoKind::Open(number) = self.ios.end(io) else {
+        let kind = self.ios.end(io);
+        if let IoKind::ChecksumsRead(home) = kind {
+            return self.on_checksums_read(home, Ok(bytes), out);
+        }
+        let IoKind::Open(number) = kind else {
             unreachable!("metadata is read by open only")
         };
         let Phase::Opening(opening) = &mut self.phase else {
@@ -212,6 +219,7 @@ impl Core {
                 Stage::Journal => {
                     self.finish_replay()?;
                     self.rebuild_space()?;
+                    self.doubt_marked();
                     self.take_over(out);
                     return Ok(());
                 }
@@ -264,6 +272,7 @@ impl Core {
         self.was_clean = sb.clean;
         self.space = Space::new(sb.geometry.extents);
         self.pages = Pages::new(sb.geometry.pages);
+        self.checksums = checksums_of(&sb.geometry);
         for index in 0..sb.geometry.directory_pages {
             let offset_bytes = sb
                 .geometry

@@ -2,6 +2,7 @@
 
 use super::Core;
 use super::facts::StoreFault;
+use super::format::geometry::Geometry;
 use super::format::page::PRESENT;
 use super::io::{Answer, CommandId, Effect, Outbox};
 use super::leaf::{Leaf, known_lanes, present_lanes, uniform};
@@ -19,11 +20,14 @@ struct Run {
 }
 
 impl Run {
-    /// Grows by `next` if that is more of the same.
-    fn absorb(&mut self, next: &Self) -> bool {
+    /// Grows by `next` if that is more of the same; not over a seam.
+    fn absorb(&mut self, next: &Self, geometry: &Geometry) -> bool {
         let follows = match (self.source, next.source) {
             (None, None) => true,
-            (Some(a), Some(b)) => a + u64::from(self.blocks) * u64::from(BLOCK_BYTES) == b,
+            (Some(a), Some(b)) => {
+                let end = a + u64::from(self.blocks) * u64::from(BLOCK_BYTES);
+                end == b && !geometry.is_seam(b)
+            }
             (None, Some(_)) | (Some(_), None) => false,
         };
         if follows {
@@ -89,7 +93,7 @@ impl Core {
             if let Some(offset_bytes) = source {
                 touches_device = true;
                 let lba = Lba(range.start().0 + u64::from(at_blocks));
-                let io = self.start_data(id, lba);
+                let io = self.start_data(id, lba, (offset_bytes, blocks));
                 out.push(Effect::ReadData {
                     io,
                     command: id,
@@ -130,7 +134,10 @@ impl Core {
                     source,
                 };
                 at_blocks += 1;
-                if !runs.last_mut().is_some_and(|last| last.absorb(&run)) {
+                if !runs
+                    .last_mut()
+                    .is_some_and(|last| last.absorb(&run, &self.sb.geometry))
+                {
                     runs.push(run);
                 }
             }

@@ -2,6 +2,7 @@
 
 use super::Core;
 use super::Phase;
+use super::checksums::{Checksums, Then};
 use super::io::{Effect, Outbox};
 
 /// How far a stop has come.
@@ -41,9 +42,23 @@ impl Core {
             }
         }
         let busy = self.checkpoint.is_some() || self.reclaim.is_trimming();
+        let busy = busy || self.merge.is_copying();
         if !self.journal.is_idle() || busy || !self.ios.is_idle() {
             return;
         }
+        if let Some(checksums) = &mut self.checksums
+            && !self.checksums_stopped
+        {
+            if checksums.is_idle() {
+                checksums.start_batch_of_all(Then::Stop);
+                self.pump_checksums(out);
+            }
+            if !self.checksums_stopped {
+                return;
+            }
+        }
+        // What was never loaded is still doubtful in the next life.
+        self.sb.doubt = self.checksums.as_ref().is_some_and(Checksums::has_doubts);
         self.phase = Phase::Stopping(Stage::Superblock);
         self.sb.clean = true;
         self.write_superblock(out);

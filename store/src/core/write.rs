@@ -58,7 +58,9 @@ impl Core {
                 ..
             } => self.begin_write(id, (range, generation), fua, out),
             Kind::Zero { .. } => self.begin_zero(id, out),
-            Kind::Read | Kind::Flush | Kind::Entry(_) => unreachable!("has nothing to begin"),
+            Kind::Read { .. } | Kind::Flush | Kind::Stable { .. } | Kind::Entry(_) => {
+                unreachable!("has nothing to begin")
+            }
         }
     }
 
@@ -141,7 +143,8 @@ impl Core {
             (*fua, *d, *f) = (commit, durable, first);
         }
         for (at_blocks, blocks, offset_bytes) in runs {
-            let io = self.start_data(id, Lba(range.start().0 + u64::from(at_blocks)));
+            let lba = Lba(range.start().0 + u64::from(at_blocks));
+            let io = self.start_data(id, lba, (offset_bytes, blocks));
             let command = id;
             out.push(Effect::WriteData {
                 io,
@@ -199,7 +202,10 @@ impl Core {
             let within = (piece.start().0 % u64::from(EXTENT_BLOCKS)) * u64::from(BLOCK_BYTES);
             let offset = self.sb.geometry.extent_offset(extent) + within;
             match runs.last_mut() {
-                Some((_, blocks, at)) if *at + u64::from(*blocks * BLOCK_BYTES) == offset => {
+                Some((_, blocks, at))
+                    if *at + u64::from(*blocks * BLOCK_BYTES) == offset
+                        && !self.sb.geometry.is_seam(offset) =>
+                {
                     *blocks += piece.blocks().0;
                 }
                 _ => runs.push((at_blocks, piece.blocks().0, offset)),

@@ -357,6 +357,7 @@ fn create_if_missing(config: &StoreConfig, cluster: Uuid) {
         size_bytes: Some(size_bytes),
         wipe: false,
         journal_bytes: None,
+        checksums: true,
     };
     let path = config.path.display();
     match Store::prepare(&config.path, &options) {

@@ -22,7 +22,10 @@ pub(crate) fn status_of(fault: &StoreFault) -> Status {
         StoreFault::NoSpace { .. }
         | StoreFault::NoPages { .. }
         | StoreFault::TooManySnapshots { .. } => Status::CAPACITY_EXCEEDED,
-        StoreFault::Medium { what: "read", .. } => Status::UNRECOVERED_READ,
+        // The client reads another replica and writes this one again: so for rotten blocks, too.
+        StoreFault::Medium { what: "read", .. } | StoreFault::Rotten { .. } => {
+            Status::UNRECOVERED_READ
+        }
         StoreFault::Medium { .. } => Status::WRITE_FAULT,
         StoreFault::Busy { .. } => Status::COMMAND_INTERRUPTED,
         StoreFault::Stopping | StoreFault::Poisoned { .. } | StoreFault::Open(_) => {
@@ -60,6 +63,13 @@ mod test {
         };
         assert_eq!(status_of(&medium("read")), Status::UNRECOVERED_READ);
         assert_eq!(status_of(&medium("write")), Status::WRITE_FAULT);
+        let rotten = StoreFault::Rotten {
+            nsid: Nsid(1),
+            lba: Lba(7),
+            written: 1,
+            read: 2,
+        };
+        assert_eq!(status_of(&rotten), Status::UNRECOVERED_READ);
     }
 
     const fn libc_eio() -> i32 {

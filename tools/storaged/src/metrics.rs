@@ -41,17 +41,7 @@ pub(crate) fn registry(names: &[String], figures: Figures<'_>) -> Registry {
                 .get_or_create(&label(kind))
                 .set(i64::try_from(value).unwrap_or(i64::MAX));
         }
-        let c = store.counters();
-        for (kind, value) in [
-            ("reads", c.reads),
-            ("writes", c.writes),
-            ("zeroes", c.zeroes),
-            ("flushes", c.flushes),
-            ("read_bytes", c.read_bytes),
-            ("write_bytes", c.write_bytes),
-            ("faults", c.faults),
-            ("device_ops_queued", c.device_ops_queued),
-        ] {
+        for (kind, value) in store_events(&store.counters()) {
             io.get_or_create(&label(kind)).inc_by(value);
         }
     }
@@ -86,6 +76,26 @@ pub(crate) fn registry(names: &[String], figures: Figures<'_>) -> Registry {
     register_maintenance(&mut registry, figures.hosting);
     daemon::metrics::register_reactor(&mut registry, figures.reactor);
     registry
+}
+
+/// What a store did, by kind.
+fn store_events(c: &store::Counters) -> [(&'static str, u64); 14] {
+    [
+        ("reads", c.reads),
+        ("writes", c.writes),
+        ("zeroes", c.zeroes),
+        ("flushes", c.flushes),
+        ("read_bytes", c.read_bytes),
+        ("write_bytes", c.write_bytes),
+        ("faults", c.faults),
+        ("device_ops_queued", c.device_ops_queued),
+        ("blocks_verified", c.core.blocks_verified),
+        ("blocks_unverified", c.core.blocks_unverified),
+        ("blocks_rotten", c.core.blocks_rotten),
+        ("checksum_blocks_read", c.core.checksum_blocks_read),
+        ("checksum_blocks_written", c.core.checksum_blocks_written),
+        ("checksum_blocks_damaged", c.core.checksum_blocks_damaged),
+    ]
 }
 
 /// Volumes that are brought up to date because no host uses them.

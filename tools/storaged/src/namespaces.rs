@@ -360,7 +360,12 @@ impl Slices {
         }
         let status = match &result {
             Ok(_) => Status::SUCCESS,
-            Err(fault) => status_of(fault),
+            Err(fault) => {
+                if matches!(fault, StoreFault::Rotten { .. }) {
+                    tracing::error!(%fault, "a block on the disk is not what was written there");
+                }
+                status_of(fault)
+            }
         };
         if let Some(group) = pending.group {
             return self.on_group_part(pending.id, group, status);

@@ -193,6 +193,7 @@ impl Server {
                         size_bytes: Some(options.size + options.size / 4 + (64 << 20)),
                         wipe: false,
                         journal_bytes: None,
+                        checksums: true,
                     };
                     Store::prepare(path, &prepare)?;
                 }

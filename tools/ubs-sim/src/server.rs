@@ -96,6 +96,7 @@ impl Sim {
             size_bytes: None,
             wipe: false,
             journal_bytes: Some(JOURNAL_BYTES),
+            checksums: true,
         };
         let image = Store::blank(DEVICE_BYTES, &options).expect("a size that fits");
         let mut disk = self.world.disk(server.node, path());

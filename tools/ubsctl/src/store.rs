@@ -42,6 +42,9 @@ pub(crate) enum Verb {
         /// The cluster it shall belong to [default: the one that metad answers for]
         #[arg(long, value_name = "UUID")]
         cluster: Option<Uuid>,
+        /// Keep no checksums of blocks: rot is not noticed; cannot be changed later
+        #[arg(long)]
+        no_checksums: bool,
     },
 }
 
@@ -56,7 +59,19 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
             size,
             wipe,
             cluster,
-        } => prepare(context, &path, size, wipe, cluster).await,
+            no_checksums,
+        } => {
+            // What only metad knows is filled in later.
+            let options = PrepareOptions {
+                cluster: cluster.unwrap_or_default(),
+                store: Uuid::new_v4(),
+                size_bytes: size,
+                wipe,
+                journal_bytes: None,
+                checksums: !no_checksums,
+            };
+            prepare(context, &path, options).await
+        }
     }
 }
 
@@ -171,6 +186,7 @@ fn inspect(context: &Context, path: &Path) -> Result<(), Failure> {
         ("format", info.version.to_string()),
         ("device", size(info.device_bytes)),
         ("capacity", size(info.capacity_bytes)),
+        ("checksums", info.checksums.to_string()),
     ];
     let name = info.store.to_string();
     one(
@@ -191,35 +207,27 @@ fn info_json(path: &Path, info: &StoreInfo) -> Value {
         "formatVersion": info.version,
         "deviceBytes": info.device_bytes,
         "capacityBytes": info.capacity_bytes,
+        "checksums": info.checksums,
     })
 }
 
 async fn prepare(
     context: &Context,
     path: &Path,
-    size_bytes: Option<u64>,
-    wipe: bool,
-    cluster: Option<Uuid>,
+    mut options: PrepareOptions,
 ) -> Result<(), Failure> {
-    let cluster = match cluster {
-        Some(cluster) => cluster,
-        None => context.client.cluster().await?.uuid,
-    };
-    let options = PrepareOptions {
-        cluster,
-        store: Uuid::new_v4(),
-        size_bytes,
-        wipe,
-        journal_bytes: None,
-    };
+    if options.cluster.is_nil() {
+        options.cluster = context.client.cluster().await?.uuid;
+    }
     let info = Store::prepare(path, &options).map_err(|e| refusal(&e))?;
     match context.format {
         Format::Table => say(&format!(
-            "{}: store {} of cluster {}, {} for data",
+            "{}: store {} of cluster {}, {} for data{}",
             path.display(),
             info.store,
             info.cluster,
-            size(info.capacity_bytes)
+            size(info.capacity_bytes),
+            if info.checksums { "" } else { ", no checksums" }
         )),
         Format::Json => document("PreparedStore", info_json(path, &info)),
         Format::Name => say(&info.store.to_string()),

@@ -2,6 +2,7 @@
 
 use shardmap::units::{BLOCK_BYTES, EXTENT_BYTES};
 
+use super::checksums::CHECKSUM_EXTENTS;
 use super::directory::PAGES_PER_DIRECTORY_PAGE;
 use super::page::PAGE_BYTES;
 use super::superblock::DIRECTORY_PAGES_MAX;
@@ -37,6 +38,10 @@ pub struct Geometry {
     pub pages_offset: u64,
     /// Metadata pages (each in two places).
     pub pages: u32,
+    /// First byte of the checksum blocks; zero: there are none.
+    pub checksums_offset: u64,
+    /// Checksum blocks; zero, or enough for all extents.
+    pub checksum_blocks: u32,
     /// First byte of extent 0.
     pub data_offset: u64,
     /// Number of data extents.
@@ -68,11 +73,11 @@ impl Geometry {
         clamped / REGION_ALIGN_BYTES * REGION_ALIGN_BYTES
     }
 
-    /// Lays out a device.
+    /// Lays out a device, with or without room for the checksums of its blocks.
     ///
     /// # Errors
     /// See [`Misfit`].
-    pub fn plan(device_bytes: u64, journal_bytes: u64) -> Result<Self, Misfit> {
+    pub fn plan(device_bytes: u64, journal_bytes: u64, checksums: bool) -> Result<Self, Misfit> {
         let block = u64::from(BLOCK_BYTES);
         if device_bytes < DEVICE_BYTES_MIN {
             return Err(Misfit::TooSmall);
@@ -85,11 +90,20 @@ impl Geometry {
         let align = |at: u64| at.next_multiple_of(REGION_ALIGN_BYTES);
         let directory_offset = align(JOURNAL_OFFSET + journal_bytes);
         let pages_offset = align(directory_offset + 2 * directory_pages * block);
-        let data_offset = align(pages_offset + 2 * pages * u64::from(PAGE_BYTES));
-        let extents = device_bytes.saturating_sub(data_offset) / u64::from(EXTENT_BYTES);
+        let pages_end = align(pages_offset + 2 * pages * u64::from(PAGE_BYTES));
+        let extents_after = |at: u64| device_bytes.saturating_sub(at) / u64::from(EXTENT_BYTES);
+        // As many as all the rest would need, a little more than what is left of it does.
+        let checksum_blocks = if checksums {
+            extents_after(pages_end).div_ceil(CHECKSUM_EXTENTS.into())
+        } else {
+            0
+        };
+        let data_offset = align(pages_end + checksum_blocks * block);
+        let extents = extents_after(data_offset);
         if extents == 0 {
             return Err(Misfit::TooSmall);
         }
+        let checksum_blocks = checksum_blocks.min(extents.div_ceil(CHECKSUM_EXTENTS.into()));
         let too_large = |_| Misfit::TooLarge;
         let geometry = Self {
             device_bytes,
@@ -98,6 +112,8 @@ impl Geometry {
             directory_pages: u32::try_from(directory_pages).map_err(too_large)?,
             pages_offset,
             pages: u32::try_from(pages).map_err(too_large)?,
+            checksums_offset: if checksums { pages_end } else { 0 },
+            checksum_blocks: u32::try_from(checksum_blocks).map_err(too_large)?,
             data_offset,
             extents: u32::try_from(extents).map_err(too_large)?,
         };
@@ -121,6 +137,10 @@ impl Geometry {
             )?;
             let pages = 2 * u64::from(self.pages);
             let pages = end(self.pages_offset, pages, u64::from(PAGE_BYTES))?;
+            let checksums = match self.checksum_blocks {
+                0 => pages,
+                blocks => end(self.checksums_offset, blocks.into(), block)?,
+            };
             let data = end(
                 self.data_offset,
                 u64::from(self.extents),
@@ -128,15 +148,27 @@ impl Geometry {
             )?;
             let ordered = journal <= self.directory_offset
                 && directory <= self.pages_offset
-                && pages <= self.data_offset
+                && (!self.has_checksums() || pages <= self.checksums_offset)
+                && checksums <= self.data_offset
                 && data <= self.device_bytes;
             Some(ordered)
         };
-        let aligned = [self.directory_offset, self.pages_offset, self.data_offset]
+        let regions = [
+            self.directory_offset,
+            self.pages_offset,
+            self.checksums_offset,
+            self.data_offset,
+        ];
+        let aligned = regions
             .iter()
             .all(|at| at.is_multiple_of(REGION_ALIGN_BYTES));
+        let checksums = match self.checksum_blocks {
+            0 => self.checksums_offset == 0,
+            blocks => u64::from(blocks) * u64::from(CHECKSUM_EXTENTS) >= self.extents.into(),
+        };
         let room = u64::from(self.directory_pages) * u64::from(PAGES_PER_DIRECTORY_PAGE);
         aligned
+            && checksums
             && JOURNAL_BYTES_RANGE.contains(&self.journal_bytes)
             && self.journal_bytes.is_multiple_of(block)
             && (1..=DIRECTORY_PAGES_MAX).contains(&self.directory_pages)
@@ -159,6 +191,30 @@ impl Geometry {
         self.pages_offset + slot * u64::from(PAGE_BYTES)
     }
 
+    /// Whether there is room for the checksums of all blocks.
+    pub const fn has_checksums(&self) -> bool {
+        self.checksum_blocks > 0
+    }
+
+    /// Byte offset of a checksum block.
+    pub fn checksums_block_offset(&self, index: u32) -> u64 {
+        assert!(index < self.checksum_blocks);
+        self.checksums_offset + u64::from(index) * u64::from(BLOCK_BYTES)
+    }
+
+    /// Number of the block of the data area at a byte offset.
+    pub fn data_block(&self, offset_bytes: u64) -> u64 {
+        assert!(offset_bytes >= self.data_offset);
+        (offset_bytes - self.data_offset) / u64::from(BLOCK_BYTES)
+    }
+
+    /// Whether the checksums of the blocks before and at a byte offset are in different checksum blocks:
+    /// no device operation passes there, so that each concerns one checksum block.
+    pub fn is_seam(&self, offset_bytes: u64) -> bool {
+        let per_block = u64::from(CHECKSUM_EXTENTS) * u64::from(EXTENT_BYTES);
+        self.has_checksums() && (offset_bytes - self.data_offset).is_multiple_of(per_block)
+    }
+
     /// Byte offset of an extent.
     pub fn extent_offset(&self, extent: u32) -> u64 {
         assert!(extent < self.extents, "extent {extent} of {}", self.extents);
@@ -178,12 +234,13 @@ mod test {
 
     proptest! {
         #[test]
-        fn a_plan_is_consistent_and_wastes_little(mib in 32u64..200 << 20, journal_mib in 1u64..64) {
+        fn a_plan_is_consistent_and_wastes_little(mib in 32u64..200 << 20, journal_mib in 1u64..64, checksums: bool) {
             let device = mib << 20;
-            if let Ok(plan) = Geometry::plan(device, journal_mib << 20) {
-                prop_assert!(plan.is_consistent());
+            if let Ok(plan) = Geometry::plan(device, journal_mib << 20, checksums) {
+                prop_assert!(plan.is_consistent() && plan.has_checksums() == checksums);
                 let overhead = device - plan.capacity_bytes();
-                prop_assert!(overhead <= (journal_mib << 20) + (16 << 20) + device / 300);
+                let most = device / 300 + if checksums { device / 1000 } else { 0 };
+                prop_assert!(overhead <= (journal_mib << 20) + (16 << 20) + most);
             }
         }
     }
@@ -191,19 +248,22 @@ mod test {
     #[test]
     fn what_does_not_fit_is_refused() {
         assert_eq!(
-            Geometry::plan(DEVICE_BYTES_MIN - 1, 1 << 20),
+            Geometry::plan(DEVICE_BYTES_MIN - 1, 1 << 20, true),
             Err(Misfit::TooSmall)
         );
         assert_eq!(
-            Geometry::plan(DEVICE_BYTES_MIN, 64 << 20),
+            Geometry::plan(DEVICE_BYTES_MIN, 64 << 20, true),
             Err(Misfit::TooSmall)
         );
-        assert_eq!(Geometry::plan(1 << 30, 4096), Err(Misfit::Journal));
+        assert_eq!(Geometry::plan(1 << 30, 4096, true), Err(Misfit::Journal));
         assert_eq!(
-            Geometry::plan(1 << 30, (4 << 20) + 512),
+            Geometry::plan(1 << 30, (4 << 20) + 512, true),
             Err(Misfit::Journal)
         );
-        assert_eq!(Geometry::plan(1 << 49, 4 << 20), Err(Misfit::TooLarge));
-        assert!(Geometry::plan(DEVICE_BYTES_MIN, 1 << 20).is_ok());
+        assert_eq!(
+            Geometry::plan(1 << 49, 4 << 20, true),
+            Err(Misfit::TooLarge)
+        );
+        assert!(Geometry::plan(DEVICE_BYTES_MIN, 1 << 20, true).is_ok());
     }
 }

@@ -6,11 +6,13 @@
 //! 1 MiB    journal ring
 //! …        directory: place A of every directory page, then place B
 //! …        metadata pages: place A of every page, then place B
+//! …        checksum blocks, if the store has them
 //! …        data extents (aligned to 1 MiB)
 //! ```
 //! Every structure carries a CRC32C over all its bytes after the checksum field, the store's UUID and
 //! its own position, so that a misplaced or foreign block is never believed.
 
+pub mod checksums;
 pub mod directory;
 pub mod entry;
 pub mod geometry;

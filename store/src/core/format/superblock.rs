@@ -16,6 +16,10 @@ pub const SUPERBLOCK_BYTES: usize = 4096;
 
 /// Flag: stopped cleanly, nothing was written since.
 const CLEAN: u16 = 1;
+/// Flag: the checksums of marked regions are not to be believed, also after a clean stop.
+const DOUBT: u16 = 2;
+/// Feature: the device has checksum blocks.
+const CHECKSUMS: u64 = 1;
 
 /// The bytes. Two copies; the valid one with the larger `update` wins, the other is overwritten next.
 #[derive(Clone, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -23,7 +27,7 @@ const CLEAN: u16 = 1;
 struct Raw {
     checksum: U32, // CRC32C of every byte after this field
     version: U16,
-    flags: U16, // bit 0: clean stop
+    flags: U16, // bit 0: clean stop; bit 1: checksums of marked regions are doubtful
     magic: [u8; 8],
     store: [u8; 16],
     cluster: [u8; 16],
@@ -45,8 +49,10 @@ struct Raw {
     tail_sequence: U64, // first journal record to replay
     tail_offset: U64,   // its byte offset in the ring
     proven: U64,        // highest journal sequence known durable when this was written
-    features: U64, // features without which this store must not be opened; zero in versions 1 and 2
-    reserved_b: [u8; 2896],
+    features: U64,      // without which this store must not be opened; bit 0: checksum blocks
+    checksums_offset: U64,
+    checksum_blocks: U32,
+    reserved_b: [u8; 2884],
     directory_current: [u8; 1024], // bit i: directory page i counts in place B
 }
 
@@ -56,6 +62,7 @@ const _: () = assert!(offset_of!(Raw, update) == 48);
 const _: () = assert!(offset_of!(Raw, journal_bytes) == 72);
 const _: () = assert!(offset_of!(Raw, incarnation) == 120);
 const _: () = assert!(offset_of!(Raw, features) == 168);
+const _: () = assert!(offset_of!(Raw, checksum_blocks) == 184);
 const _: () = assert!(offset_of!(Raw, directory_current) == 3072);
 const _: () = assert!(DIRECTORY_PAGES_MAX == 1024 * 8);
 
@@ -72,6 +79,8 @@ pub struct Superblock {
     pub geometry: Geometry,
     /// Stopped cleanly.
     pub clean: bool,
+    /// The checksums of marked regions are not to be believed, even if it was stopped cleanly.
+    pub doubt: bool,
     /// Current life's number.
     pub incarnation: u64,
     /// Last life that began uncleanly.
@@ -109,6 +118,7 @@ impl Superblock {
             update: 1,
             geometry,
             clean: true,
+            doubt: false,
             incarnation: 1,
             lost_at: 0,
             checkpoint: 0,
@@ -135,7 +145,7 @@ impl Superblock {
         let raw = Raw {
             checksum: 0.into(),
             version: VERSION.into(),
-            flags: (if self.clean { CLEAN } else { 0 }).into(),
+            flags: ((u16::from(self.clean) * CLEAN) | (u16::from(self.doubt) * DOUBT)).into(),
             magic: MAGIC,
             store: self.store,
             cluster: self.cluster,
@@ -157,8 +167,10 @@ impl Superblock {
             tail_sequence: self.tail_sequence.into(),
             tail_offset: self.tail_offset.into(),
             proven: self.proven.into(),
-            features: 0.into(),
-            reserved_b: [0; 2896],
+            features: (if g.has_checksums() { CHECKSUMS } else { 0 }).into(),
+            checksums_offset: g.checksums_offset.into(),
+            checksum_blocks: g.checksum_blocks.into(),
+            reserved_b: [0; 2884],
             directory_current: *self.directory_current,
         };
         let mut bytes = raw.as_bytes().to_vec();
@@ -179,10 +191,13 @@ impl Superblock {
         if !is_sealed(bytes) {
             return Err(Corrupt::Checksum);
         }
-        if !is_known(raw.version.get()) || raw.features.get() != 0 {
+        if !is_known(raw.version.get()) || raw.features.get() & !CHECKSUMS != 0 {
             return Err(Corrupt::Unknown);
         }
+        let checksums = raw.features.get() & CHECKSUMS != 0;
         let geometry = Geometry {
+            checksums_offset: raw.checksums_offset.get(),
+            checksum_blocks: raw.checksum_blocks.get(),
             device_bytes: raw.device_bytes.get(),
             journal_bytes: raw.journal_bytes.get(),
             directory_offset: raw.directory_offset.get(),
@@ -195,7 +210,8 @@ impl Superblock {
         let units = raw.block_bytes.get() == BLOCK_BYTES && raw.extent_bytes.get() == EXTENT_BYTES;
         let tail = raw.tail_offset.get();
         let tail_fits = tail < geometry.journal_bytes && tail.is_multiple_of(BLOCK_BYTES.into());
-        if !units || !geometry.is_consistent() || !tail_fits {
+        let agree = checksums == geometry.has_checksums();
+        if !units || !geometry.is_consistent() || !tail_fits || !agree {
             return Err(Corrupt::Value);
         }
         Ok(Self {
@@ -204,6 +220,7 @@ impl Superblock {
             update: raw.update.get(),
             geometry,
             clean: raw.flags.get() & CLEAN != 0,
+            doubt: raw.flags.get() & DOUBT != 0,
             incarnation: raw.incarnation.get(),
             lost_at: raw.lost_at.get(),
             checkpoint: raw.checkpoint.get(),
@@ -240,7 +257,7 @@ mod test {
     use proptest::prelude::*;
 
     fn superblock(update: u64) -> Superblock {
-        let geometry = Geometry::plan(64 << 20, 1 << 20).unwrap();
+        let geometry = Geometry::plan(64 << 20, 1 << 20, update.is_multiple_of(2)).unwrap();
         let mut s = Superblock::new([7; 16], [9; 16], geometry);
         s.update = update;
         s.flip_directory(0);
@@ -272,11 +289,12 @@ mod test {
     proptest! {
         #[test]
         fn what_was_written_is_read_and_no_flipped_bit_passes(
-            update: u64, incarnation: u64, tail in 0u64..256, clean: bool,
+            update: u64, incarnation: u64, tail in 0u64..256, clean: bool, doubt: bool,
             at in 0usize..4096, bit in 0u8..8
         ) {
             let mut s = superblock(update);
             (s.incarnation, s.tail_offset, s.clean) = (incarnation, tail * 4096, clean);
+            s.doubt = doubt;
             let mut bytes = s.encode();
             prop_assert_eq!(&Superblock::decode(&bytes).unwrap(), &s);
             bytes[at] ^= 1 << bit;

@@ -6,7 +6,7 @@ use super::device::Coin;
 use super::world::{World, range, zero};
 use crate::core::io::{Answer, Command};
 use proptest::prelude::*;
-use shardmap::units::{Generation, Nsid, RegionIndex};
+use shardmap::units::{Generation, Nsid, RegionIndex, WriteTick};
 
 /// Two leaves and a bit of each slice.
 const BLOCKS: u64 = 1100;
@@ -200,9 +200,32 @@ proptest! {
     }
 }
 
+/// What a client does in protocol §8, step by step: a tick, and the version it stands for.
+fn tick(world: &mut World, nsid: u32) -> (WriteTick, u64) {
+    let since = world.version;
+    let id = world.submit(nsid, Command::Tick);
+    let Some(Ok(Answer::Tick(tick))) = world.answers.remove(&id) else {
+        panic!("no tick")
+    };
+    (tick, since)
+}
+
+/// Lets marks go of what was written before the tick, whether it was flushed or not.
+fn unmark(world: &mut World, nsid: u32, (tick, since): (WriteTick, u64)) {
+    let marks = &mut world.must_mark;
+    marks.retain(|(n, _), written| *n != nsid || *written > since);
+    let stable = Command::Stable {
+        tick,
+        idle_ticks: 0,
+        keep_max: 0,
+    };
+    world.submit(nsid, stable);
+}
+
 /// Writes, snapshots and deletions from a seed; looks at the world before every device completion.
 pub(super) fn script(world: &mut World, (seed, steps): (u64, u64), look: &mut dyn FnMut(&World)) {
     let mut coin = Coin(seed | 1);
+    let mut ticked = None;
     for i in 0..steps {
         let r = coin.next() >> 20;
         let (nsid, pending, fua) = (1, r & 1 == 1, r >> 1 & 7 == 0);
@@ -223,9 +246,18 @@ pub(super) fn script(world: &mut World, (seed, steps): (u64, u64), look: &mut dy
                 9 => Op::Zero { at, fua, pending },
                 11 => Op::Flush { nsid },
                 12 => Op::Read { at, nth },
+                10 if i % 2 == 0 => Op::Flush { nsid },
                 _ => Op::Write { at, fua, pending },
             },
         );
+        match i % 26 {
+            10 => ticked = Some(tick(world, nsid)),
+            12 => ticked
+                .take()
+                .into_iter()
+                .for_each(|t| unmark(world, nsid, t)),
+            _ => {}
+        }
         while world.order.len() as u64 > i % 5 {
             look(world);
             world.complete(nth % 3);

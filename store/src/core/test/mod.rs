@@ -1,5 +1,6 @@
 //! The core against a device that loses what was not flushed, and against a dull model.
 
+mod checksums;
 mod crash;
 mod device;
 mod enumerate;

@@ -10,7 +10,7 @@ use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, RegionIndex, Volum
 const SIZE: u64 = 4096;
 
 fn world() -> World {
-    World::new(32 << 20, SIZE)
+    World::plain(32 << 20, SIZE)
 }
 
 fn stable(tick: WriteTick, idle_ticks: u32, keep_max: u32) -> Command {

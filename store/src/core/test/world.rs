@@ -13,6 +13,7 @@ use crate::core::format::superblock::Superblock;
 use crate::core::format::{directory, directory::PagePlace};
 use crate::core::io::{Answer, Command, CommandId, Effect, Event, IoId};
 use crate::core::{Core, CoreConfig};
+use crate::hash::block_checksum;
 use shardmap::map::{Layout, Shape};
 use shardmap::units::{BlockRange, Blocks, Epoch, Generation, Lba, Moment, Nsid, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +36,8 @@ pub(super) enum Pending {
     Write {
         blocks: Vec<(u64, Content)>,
         durable: bool,
+        /// Of a command or a copy.
+        data: bool,
     },
     MetaRead {
         first: u64,
@@ -84,6 +87,8 @@ pub(super) struct World {
     pub(super) version: u64,
     pub(super) can_trim: bool,
     pub(super) volatile_cache: bool,
+    /// Most checksum blocks in memory.
+    pub(super) checksum_limit: usize,
     next_id: u32,
     epoch: u64,
     pub(super) device_bytes: u64,
@@ -124,9 +129,18 @@ fn blocks_of(offset_bytes: u64, bytes: &[u8]) -> Vec<(u64, Content)> {
 }
 
 impl World {
-    /// A prepared device, opened, with slices 1 and 2 of `size_blocks` open to [`CLIENT`].
+    /// A prepared device without checksums, opened, with slices 1 and 2 of `size_blocks` open to [`CLIENT`].
+    pub(super) fn plain(device_bytes: u64, size_blocks: u64) -> Self {
+        Self::with(device_bytes, size_blocks, None)
+    }
+
+    /// The same with checksums, of which very few are in memory.
     pub(super) fn new(device_bytes: u64, size_blocks: u64) -> Self {
-        let geometry = Geometry::plan(device_bytes, 1 << 20).unwrap();
+        Self::with(device_bytes, size_blocks, Some(2))
+    }
+
+    pub(super) fn with(device_bytes: u64, size_blocks: u64, checksums: Option<usize>) -> Self {
+        let geometry = Geometry::plan(device_bytes, 1 << 20, checksums.is_some()).unwrap();
         let mut device = Device::default();
         for index in 0..geometry.directory_pages {
             let bytes = directory::encode(STORE, index, 0, std::iter::empty::<PagePlace>());
@@ -154,6 +168,7 @@ impl World {
             version: 0,
             can_trim: true,
             volatile_cache: true,
+            checksum_limit: checksums.unwrap_or(0),
             next_id: 0,
             epoch: 0,
             device_bytes,
@@ -189,6 +204,7 @@ impl World {
         self.outstanding.clear();
         self.start();
         self.settle();
+        self.core.limit_checksums(self.checksum_limit);
     }
 
     /// A new core begins to open the device.
@@ -250,6 +266,7 @@ impl World {
                     Pending::Write {
                         blocks: write,
                         durable,
+                        data: true,
                     },
                 );
             }
@@ -268,7 +285,29 @@ impl World {
                 durable,
             } => {
                 let blocks = blocks_of(offset_bytes, &bytes);
-                self.pend(io, Pending::Write { blocks, durable });
+                let data = false;
+                let write = Pending::Write {
+                    blocks,
+                    durable,
+                    data,
+                };
+                self.pend(io, write);
+            }
+            Effect::ReadChecksums { io, offset_bytes } => {
+                let (first, blocks) = (offset_bytes / BLOCK, 1);
+                self.pend(io, Pending::MetaRead { first, blocks });
+            }
+            Effect::WriteChecksums {
+                io,
+                offset_bytes,
+                bytes,
+            } => {
+                let write = Pending::Write {
+                    blocks: blocks_of(offset_bytes, &bytes),
+                    durable: false,
+                    data: false,
+                };
+                self.pend(io, write);
             }
             Effect::Copy {
                 io,
@@ -332,10 +371,6 @@ impl World {
             return false;
         }
         let io = self.order.remove(nth % self.order.len());
-        let done = |io| Event::IoDone {
-            io: IoId(io),
-            result: Ok(()),
-        };
         match self.pending.remove(&io).unwrap() {
             Pending::Read {
                 command,
@@ -343,31 +378,27 @@ impl World {
                 blocks,
                 first,
             } => {
+                let mut sums = Vec::new();
                 for i in 0..blocks {
                     let content = self.device.read(first + u64::from(i));
+                    sums.push(block_checksum(&content));
                     let out = self.outstanding.get_mut(&command).unwrap();
                     out.buffer[(at + i) as usize] = content;
                 }
-                self.step(done(io));
+                self.moved(io, &sums);
             }
-            Pending::Write { blocks, durable } => {
-                for (block, content) in blocks {
-                    if !durable {
-                        self.device.write(block, content, false);
-                        continue;
-                    }
-                    // Writes completed before keep their place: only this one is made durable, and a
-                    // flush in flight covers the same number of older ones.
-                    let before = self.device.completed();
-                    self.device.write(block, content, true);
-                    let gone = before - self.device.completed();
-                    for pending in self.pending.values_mut() {
-                        if let Pending::Flush { covers } = pending {
-                            *covers = covers.saturating_sub(gone);
-                        }
-                    }
+            Pending::Write {
+                blocks,
+                durable,
+                data,
+            } => {
+                let sums: Vec<u32> = blocks.iter().map(|(_, c)| block_checksum(c)).collect();
+                self.write_to_device(blocks, durable);
+                if data {
+                    self.moved(io, &sums);
+                } else {
+                    self.done(io);
                 }
-                self.step(done(io));
             }
             Pending::MetaRead { first, blocks } => {
                 let mut bytes = Vec::new();
@@ -383,8 +414,12 @@ impl World {
             }
             Pending::Copy { from, to, blocks } => {
                 let read = |i| (to + i, self.device.read(from + i));
-                let (blocks, durable) = ((0..blocks).map(read).collect(), false);
-                self.pend(IoId(io), Pending::Write { blocks, durable });
+                let write = Pending::Write {
+                    blocks: (0..blocks).map(read).collect(),
+                    durable: false,
+                    data: true,
+                };
+                self.pend(IoId(io), write);
             }
             Pending::Flush { covers } => {
                 self.device.flush(covers);
@@ -393,14 +428,48 @@ impl World {
                         *other = other.saturating_sub(covers);
                     }
                 }
-                self.step(done(io));
+                self.done(io);
             }
             Pending::Discard { first, blocks } => {
                 self.device.discard(first, blocks);
-                self.step(done(io));
+                self.done(io);
             }
         }
         true
+    }
+
+    fn write_to_device(&mut self, blocks: Vec<(u64, Content)>, durable: bool) {
+        for (block, content) in blocks {
+            if !durable {
+                self.device.write(block, content, false);
+                continue;
+            }
+            // Writes completed before keep their place: only this one is made durable, and a
+            // flush in flight covers the same number of older ones.
+            let before = self.device.completed();
+            self.device.write(block, content, true);
+            let gone = before - self.device.completed();
+            for pending in self.pending.values_mut() {
+                if let Pending::Flush { covers } = pending {
+                    *covers = covers.saturating_sub(gone);
+                }
+            }
+        }
+    }
+
+    fn done(&mut self, io: u32) {
+        let (io, result) = (IoId(io), Ok(()));
+        self.step(Event::IoDone { io, result });
+    }
+
+    /// Data was moved.
+    fn moved(&mut self, io: u32, sums: &[u32]) {
+        if self.core.has_checksums() {
+            let io = IoId(io);
+            self.step(Event::DataDone { io, sums });
+        } else {
+            self.done(io);
+        }
     }
 
     /// An outstanding operation that `wanted` picks fails.
@@ -496,7 +565,10 @@ impl World {
         let out = self.outstanding.remove(&id).expect("answered once");
         if result.is_ok() {
             self.check_answer(&out);
-        } else if !matches!(result, Err(StoreFault::Medium { .. })) {
+        } else if !matches!(
+            result,
+            Err(StoreFault::Medium { .. } | StoreFault::Rotten { .. })
+        ) {
             // A refused command changes nothing; a failed one may have changed anything.
             self.model.refused(out.nsid, out.version);
         }
@@ -633,7 +705,10 @@ impl World {
         let facts = facts.unwrap_or_else(|| panic!("it opens after any crash: {:?}", self.failed));
         assert!(!facts.clean && facts.lost_at == facts.incarnation);
         self.adopt_changes(doomed.into_values());
+        // Everything is looked at: checksum blocks that come and go would take most of the time.
+        self.core.limit_checksums(1000);
         self.check_after_restart();
+        self.core.limit_checksums(self.checksum_limit);
     }
 
     /// A change of generations that was not answered has happened or not.
@@ -713,9 +788,13 @@ impl World {
     fn peek(&mut self, nsid: u32, lba: u64, generation: u32) -> Content {
         let id = self.next_id;
         self.next_id += 1;
-        let command = Command::Compare {
-            range: range(lba, 1),
-            generation: Generation(generation),
+        let (range, generation) = (range(lba, 1), Generation(generation));
+        let incomplete = self.core.slice(Nsid(nsid)).unwrap().incomplete;
+        // Comparing makes checksums known, reading does not.
+        let command = if incomplete || (lba + self.version).is_multiple_of(2) {
+            Command::Compare { range, generation }
+        } else {
+            Command::Read { range, generation }
         };
         let buffer = vec![b"untouched".to_vec()];
         let covers = BTreeMap::new();
@@ -728,28 +807,53 @@ impl World {
             covers,
         };
         self.outstanding.insert(id, out);
-        let mut out = Vec::new();
         let event = Event::Submitted {
             id: CommandId(id),
             nsid: Nsid(nsid),
             association: CLIENT,
             command,
         };
-        self.core.step(Moment(0), event, &mut out);
+        let mut effects = Vec::new();
+        self.core.step(Moment(0), event, &mut effects);
         let mut content = b"untouched".to_vec();
-        for effect in out {
+        while let Some(effect) = effects.pop() {
             match effect {
                 Effect::ReadData {
                     io, offset_bytes, ..
                 } => {
                     content = self.device.read(offset_bytes / BLOCK);
-                    self.step(Event::IoDone { io, result: Ok(()) });
+                    let sums = [block_checksum(&content)];
+                    let event = if self.core.has_checksums() {
+                        Event::DataDone { io, sums: &sums }
+                    } else {
+                        Event::IoDone { io, result: Ok(()) }
+                    };
+                    self.core.step(Moment(0), event, &mut effects);
+                }
+                Effect::ReadChecksums { io, offset_bytes } => {
+                    let mut bytes = self.device.read(offset_bytes / BLOCK);
+                    bytes.resize(4096, 0);
+                    let bytes = &bytes;
+                    let event = Event::MetaRead { io, bytes };
+                    self.core.step(Moment(0), event, &mut effects);
+                }
+                Effect::WriteChecksums {
+                    io,
+                    offset_bytes,
+                    bytes,
+                } => {
+                    self.device.write(offset_bytes / BLOCK, bytes, false);
+                    let result = Ok(());
+                    self.core
+                        .step(Moment(0), Event::IoDone { io, result }, &mut effects);
                 }
                 Effect::FillZero { .. } => content = Vec::new(),
-                Effect::Answer { command, .. } => {
+                Effect::Answer { command, result } => {
+                    let what = |e| format!("nsid {nsid} lba {lba} of {generation}: {e}");
+                    assert_eq!(result.map_err(what), Ok(Answer::Done));
                     self.outstanding.remove(&command.0);
                 }
-                other => panic!("a read does not {other:?}"),
+                other => self.on_effect(other),
             }
         }
         content

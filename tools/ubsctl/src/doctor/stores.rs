@@ -116,6 +116,7 @@ mod test {
             size_bytes: Some(64 << 20),
             wipe: false,
             journal_bytes: None,
+            checksums: true,
         };
         Store::prepare(&path, &options).unwrap();
         StorePath {

@@ -18,6 +18,7 @@ fn prepared(path: &Path, cluster: Uuid) -> Uuid {
         size_bytes: Some(64 << 20),
         wipe: false,
         journal_bytes: None,
+        checksums: true,
     };
     Store::prepare(path, &options).unwrap().store
 }

@@ -34,6 +34,11 @@ pub(super) struct Lab {
 /// Creates a file of that size, sparse, as a store. One that the store made would be allocated as a
 /// whole, in memory here.
 pub(super) fn prepare(path: &Path, size_bytes: u64) -> Result<()> {
+    prepare_with(path, size_bytes, true)
+}
+
+/// The same with or without checksums.
+pub(super) fn prepare_with(path: &Path, size_bytes: u64, checksums: bool) -> Result<()> {
     std::fs::File::create_new(path)?.set_len(size_bytes)?;
     let options = PrepareOptions {
         cluster: CLUSTER,
@@ -41,6 +46,7 @@ pub(super) fn prepare(path: &Path, size_bytes: u64) -> Result<()> {
         size_bytes: None,
         wipe: false,
         journal_bytes: None,
+        checksums,
     };
     Store::prepare(path, &options)?;
     Ok(())
@@ -181,6 +187,39 @@ impl Lab {
                     range: range(place(), 1)?,
                     generation: Generation(0),
                     into: into.context("the arena is too small")?,
+                };
+                self.submit(slice, op);
+                in_flight += 1;
+            }
+            if in_flight == 0 {
+                break;
+            }
+            self.turn_until(|shell| !shell.replies.is_empty())?;
+            let answered = self.shell.replies.drain(..).count();
+            in_flight -= u32::try_from(answered)?;
+            done += answered as u64;
+        }
+        Ok(crate::outcome::float(done) / began.elapsed().as_secs_f64())
+    }
+
+    /// Overwrites single blocks for that long, so many at once; writes per second.
+    pub(super) fn write_iops(
+        &mut self,
+        slice: u32,
+        depth: u32,
+        time: Duration,
+        mut place: impl FnMut() -> u64,
+    ) -> Result<f64> {
+        let began = Instant::now();
+        let (mut done, mut in_flight) = (0u64, 0);
+        loop {
+            while in_flight < depth && began.elapsed() < time {
+                let data = self.driver.arena().take(4096);
+                let op = StoreOp::Write {
+                    range: range(place(), 1)?,
+                    data: data.context("the arena is too small")?.freeze(),
+                    fua: false,
+                    generation: Generation(0),
                 };
                 self.submit(slice, op);
                 in_flight += 1;

@@ -54,6 +54,7 @@ pub(crate) fn run(options: &StoreOptions) -> Result<()> {
         overwrites(&scratch.0)?,
         generations(&scratch.0, options.quick)?,
         opening(&scratch.0, options.quick)?,
+        checksums(&scratch.0, options.quick)?,
     ];
     let about = serde_json::json!({
         "quick": options.quick,
@@ -230,6 +231,53 @@ fn generations(dir: &Path, quick: bool) -> Result<Budget> {
     }
     let against = "the same data in one generation";
     Ok(budget("S3", "reads after snapshots", against, rows))
+}
+
+/// What verifying every read and keeping a checksum of every write costs.
+fn checksums(dir: &Path, quick: bool) -> Result<Budget> {
+    progress("with and without checksums");
+    let (pairs, time) = if quick { (4, 300) } else { (10, 1000) };
+    let time = Duration::from_millis(time);
+    let mut labs = Vec::new();
+    for (name, on) in [("on", true), ("off", false)] {
+        let path = dir.join(name);
+        lab::prepare_with(&path, 2 * GIB, on)?;
+        let (mut lab, _) = Lab::open(&path)?;
+        lab.create(SLICE, SLICE_BLOCKS)?;
+        lab.write(SLICE, (0..SLICE_BLOCKS / 32).map(|i| i * 32), 32)?;
+        labs.push(lab);
+    }
+    let mut rows = Vec::new();
+    for (writes, depth) in [(false, 1), (false, 32), (true, 1), (true, 32)] {
+        let mut places = Places(17);
+        let found = paired::measure(pairs, |side| {
+            let lab = &mut labs[usize::from(side == Side::B)];
+            let place = || places.next(SLICE_BLOCKS);
+            if writes {
+                lab.write_iops(SLICE, depth, time, place)
+            } else {
+                lab.read_iops(SLICE, depth, time, place)
+            }
+        })?;
+        let iops = |of: &[f64]| Some(Figures::from([("iops", median(of).unwrap_or_default())]));
+        let what = if writes { "overwrites" } else { "randread" };
+        rows.push(Row {
+            ours: iops(&found.a),
+            peer: iops(&found.b),
+            ratio: paired::ratio(&found.a, &found.b),
+            ..Row::new(format!("{what} 4k QD{depth}"), Some(0.95), Some(0.85))
+        });
+    }
+    let verified = labs[0].store().counters().core.blocks_verified;
+    if verified == 0 {
+        bail!("nothing was verified");
+    }
+    for (lab, name) in labs.into_iter().zip(["on", "off"]) {
+        lab.stop()?;
+        std::fs::remove_file(dir.join(name))?;
+    }
+    let against = "the same without checksums";
+    Ok(budget("S5", "checksums of blocks", against, rows))
 }
 
 /// How long a full map takes to open, and how much memory it takes; per terabyte of extents.

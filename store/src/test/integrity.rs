@@ -1,0 +1,123 @@
+//! Spoiled content on a real file, and stores of earlier formats.
+
+use super::*;
+use std::os::unix::fs::FileExt;
+
+fn opened(path: &Path, epoch: u64) -> Rig {
+    let mut rig = Rig::open(path).unwrap();
+    let create = StoreOp::CreateSlice {
+        spec: spec(4),
+        incomplete: false,
+    };
+    rig.run(4, create).unwrap();
+    rig.open_session(4, epoch);
+    rig
+}
+
+/// Flips a bit of a block behind the store's back.
+fn spoil(path: &Path, rig: &Rig, lba: u64) {
+    let place = rig.store.place_of(Nsid(4), Lba(lba), Generation(0));
+    let at = place.unwrap().expect("present") + 1234;
+    let mut how = std::fs::OpenOptions::new();
+    let file = how.read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+    file.sync_all().unwrap();
+}
+
+#[test]
+fn a_flipped_bit_is_a_fault_also_after_a_restart_and_writing_heals_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = prepared(dir.path());
+    let mut rig = opened(&path, 1);
+    let write = rig.write_op(0, 32, 5, true);
+    rig.run(4, write).unwrap();
+    spoil(&path, &rig, 9);
+    let rotten = |rig: &mut Rig| {
+        let fault = rig.read(4, 0, 32).unwrap_err();
+        assert!(matches!(fault, StoreFault::Rotten { lba: Lba(9), .. }));
+    };
+    rotten(&mut rig);
+    let hash = StoreOp::Hash {
+        range: range(0, 32),
+        generation: Generation(0),
+    };
+    assert!(matches!(rig.run(4, hash), Err(StoreFault::Rotten { .. })));
+    rig.stop();
+    let mut rig = opened(&path, 2);
+    rotten(&mut rig);
+    rig.read(4, 10, 22).unwrap();
+    let write = rig.write_op(9, 1, 5, false);
+    rig.run(4, write).unwrap();
+    let content = rig.read(4, 0, 32).unwrap();
+    let wanted: Vec<u8> = (0..32).flat_map(|lba| pattern(lba, 5)).collect();
+    assert!(content == wanted);
+    let counters = rig.store.counters();
+    assert_eq!(counters.core.blocks_rotten, 1);
+    rig.stop();
+}
+
+#[test]
+fn a_store_without_checksums_serves_and_notices_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = prepared_with(dir.path(), false);
+    assert!(!Store::inspect(&path).unwrap().checksums);
+    let mut rig = opened(&path, 1);
+    let write = rig.write_op(0, 32, 5, true);
+    rig.run(4, write).unwrap();
+    spoil(&path, &rig, 9);
+    assert!(rig.read(4, 9, 1).unwrap() != pattern(9, 5));
+    rig.stop();
+}
+
+/// Writes version 1 into everything that has a version, and seals it again.
+fn make_version_1(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let mut at = 0;
+    while at < bytes.len() {
+        let head = &bytes[at..at + 16];
+        let (version_at, len) = if head[8..16] == *b"UBSSTORE" {
+            (4, 4096)
+        } else if head[4..8] == *b"UBSD" {
+            (8, 4096)
+        } else if head[4..8] == *b"UBSJ" {
+            let len = u32::from_le_bytes(head[8..12].try_into().unwrap());
+            (16, len as usize)
+        } else {
+            at += 4096;
+            continue;
+        };
+        let block = &mut bytes[at..at + len];
+        assert_eq!(block[version_at..version_at + 2], [2, 0]);
+        block[version_at] = 1;
+        let sum = crc32c::crc32c(&block[4..]).to_le_bytes();
+        block[..4].copy_from_slice(&sum);
+        at += len;
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_store_of_format_1_opens_keeps_its_data_and_becomes_format_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = prepared_with(dir.path(), false);
+    let mut model = BTreeMap::new();
+    let mut rig = opened(&path, 1);
+    churn(&mut rig, 4, &mut model, 10);
+    rig.stop();
+    make_version_1(&path);
+    assert!(Store::check(&path).unwrap().clean);
+    let mut rig = opened(&path, 2);
+    rig.check(4, &model);
+    let begin = StoreOp::BeginGeneration(Generation(2));
+    rig.run(4, begin).unwrap();
+    churn(&mut rig, 4, &mut model, 10);
+    rig.stop();
+    let bytes = std::fs::read(&path).unwrap();
+    let versions = [0, 64 * 1024].map(|at| bytes[at + 4]);
+    assert!(versions.contains(&2), "{versions:?}");
+    let mut rig = opened(&path, 3);
+    rig.check(4, &model);
+    rig.stop();
+}
