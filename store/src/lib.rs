@@ -14,6 +14,7 @@
 //! Store::prepare(&Path, &PrepareOptions) -> Result<StoreInfo, PrepareError>     // blocking
 //! Store::inspect(&Path) -> Result<StoreInfo, PrepareError>                     // blocking
 //! Examined::open(&Path) -> Result<Examined, StoreFault>                        // blocking, read-only
+//! examined.verify(&mut FnMut(u64)) -> Verified                                 // blocking, read-only
 //! Store::check(&Path) -> Result<OpenFacts, StoreFault>                         // blocking, fsck
 //! ```
 //! Every call that takes the event vector may append to it; the caller handles them afterwards.
@@ -35,10 +36,11 @@ mod store;
 mod test;
 
 pub use crate::core::facts::{
-    GenerationState, OpenFacts, OpenFault, SliceSpec, SliceState, Stamp, StoreFault, StoreUsage,
+    GenerationState, OpenFacts, OpenFault, Rot, SliceSpec, SliceState, Stamp, StoreFault,
+    StoreUsage,
 };
 pub use api::{PrepareOptions, StoreEvent, StoreInfo, StoreOp, StoreReply, StoreRequest};
 pub use counters::Counters;
-pub use examine::Examined;
+pub use examine::{Examined, Verified};
 pub use prepare::PrepareError;
 pub use store::Store;

@@ -209,6 +209,10 @@ impl Checksums {
         self.doubtful.insert(extent);
     }
 
+    pub(super) fn is_doubtful(&self, extent: u32) -> bool {
+        self.doubtful.contains(extent)
+    }
+
     pub(super) fn has_doubts(&self) -> bool {
         !self.doubtful.is_empty()
     }

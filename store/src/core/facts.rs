@@ -73,6 +73,31 @@ pub struct GenerationState {
     pub used_blocks: u64,
 }
 
+/// A block that is not what was written there, or cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rot {
+    /// The slice.
+    pub nsid: Nsid,
+    /// The volume it is a part of.
+    pub volume: VolumeId,
+    /// The generation that wrote it.
+    pub generation: Generation,
+    /// Block of the volume.
+    pub lba: Lba,
+}
+
+impl std::fmt::Display for Rot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            nsid,
+            volume,
+            generation,
+            lba,
+        } = self;
+        write!(f, "{lba} of volume {volume} ({nsid}, {generation})")
+    }
+}
+
 /// What opening a store found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenFacts {

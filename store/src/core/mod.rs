@@ -39,6 +39,7 @@ mod session;
 mod slice;
 mod space;
 mod stop;
+pub mod survey;
 mod verify;
 mod write;
 mod zero;

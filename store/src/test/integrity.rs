@@ -121,3 +121,44 @@ fn a_store_of_format_1_opens_keeps_its_data_and_becomes_format_2() {
     rig.check(4, &model);
     rig.stop();
 }
+
+#[test]
+fn a_check_of_all_data_finds_each_spoiled_block_of_each_generation() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = prepared(dir.path());
+    let mut rig = opened(&path, 1);
+    let write = rig.write_op(0, 32, 5, true);
+    rig.run(4, write).unwrap();
+    for op in [
+        StoreOp::BeginGeneration(Generation(2)),
+        StoreOp::CompleteGeneration(Generation(1)),
+    ] {
+        rig.run(4, op).unwrap();
+    }
+    let write = rig.write_op(3, 2, 6, true);
+    rig.run(4, write).unwrap();
+    let verify = |path: &Path| {
+        let examined = crate::Examined::open(path).unwrap();
+        let mut told = 0;
+        let verified = examined.verify(&mut |blocks| told = blocks);
+        assert_eq!(told, verified.blocks);
+        verified
+    };
+    rig.stop();
+    let sound = verify(&path);
+    assert_eq!((sound.blocks, sound.unknown), (34, 0));
+    assert!(sound.found.is_empty());
+    let rig = opened(&path, 2);
+    spoil(&path, &rig, 3);
+    spoil(&path, &rig, 20);
+    rig.stop();
+    let spoiled = verify(&path);
+    assert_eq!((spoiled.rotten, spoiled.unreadable), (2, 0));
+    let found = spoiled.found.iter();
+    let found: Vec<_> = found.map(|r| (r.nsid.0, r.generation.0, r.lba.0)).collect();
+    assert_eq!(found, [(4, 2, 3), (4, 1, 20)]);
+    // Killed: nothing is known of marked regions.
+    drop(opened(&path, 3));
+    let after = verify(&path);
+    assert_eq!((after.blocks, after.unknown, after.rotten), (34, 34, 0));
+}

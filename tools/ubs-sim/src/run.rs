@@ -129,7 +129,7 @@ fn live(sim: &mut Sim) {
     sim.prove_a_detach_in_order();
     sim.prove_nothing_is_lost_without_power();
     sim.prove_space_comes_back();
-    (0..sim.servers.len()).for_each(|server| sim.note_merges(server));
+    (0..sim.servers.len()).for_each(|server| sim.note_counts(server));
 }
 
 impl Sim {

@@ -175,19 +175,24 @@ impl Sim {
         Some(look(store))
     }
 
-    /// Counts what its store has merged.
-    pub(crate) fn note_merges(&mut self, index: usize) {
+    /// Counts what its store has merged. Disks here lose and tear, but they do not rot: a checksum that
+    /// does not match is a false alarm.
+    pub(crate) fn note_counts(&mut self, index: usize) {
         let store = self.servers[index].store;
         let counts = store.and_then(|store| self.with_store(store, |it| it.counters().core));
         if let Some(counts) = counts {
             let merged = counts.cells_moved + counts.cells_copied;
             self.rare.add(Rare::Merged, merged);
+            if counts.blocks_rotten > 0 {
+                let rotten = counts.blocks_rotten;
+                self.find(format!("server {index}: {rotten} blocks taken for rotten"));
+            }
         }
     }
 
     /// The process is gone.
     fn server_is_down(&mut self, index: usize, in_order: bool) {
-        self.note_merges(index);
+        self.note_counts(index);
         let now_ns = self.world.now_ns();
         let server = &mut self.servers[index];
         (server.app, server.orders, server.listening) = (None, None, false);

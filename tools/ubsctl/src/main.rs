@@ -13,6 +13,7 @@ mod doctor;
 mod events;
 mod explain;
 mod failure;
+mod fsck;
 mod host;
 mod meta;
 mod output;

@@ -2,6 +2,7 @@
 
 use crate::context::{Context, named};
 use crate::failure::Failure;
+use crate::fsck;
 use crate::output::Format;
 use crate::output::{Listing, Row, document, one, or_dash, parse_size, say, size};
 use ::store::{PrepareError, PrepareOptions, Store, StoreInfo};
@@ -24,6 +25,18 @@ pub(crate) enum Verb {
     Rm {
         /// Id or uuid.
         store: String,
+    },
+    /// Check a store of this machine that no storaged has open; changes nothing.
+    #[command(
+        after_help = "Ends with 0 if it is sound. What is damaged is listed; reads through clientd \
+        and a resilver write such blocks again."
+    )]
+    Fsck {
+        /// Block device or file.
+        path: PathBuf,
+        /// Read all data, too, and compare it with its checksums.
+        #[arg(long)]
+        data: bool,
     },
     /// Make a device or file of this machine a store. What is on it is lost.
     #[command(
@@ -54,6 +67,7 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         Verb::Show { store } if store.contains('/') => inspect(context, Path::new(&store)),
         Verb::Show { store } => show(context, &store).await,
         Verb::Rm { store } => rm(context, &store).await,
+        Verb::Fsck { path, data } => fsck::run(context, &path, data),
         Verb::Prepare {
             path,
             size,
