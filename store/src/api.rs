@@ -1,6 +1,8 @@
 //! What storaged asks of a store and what it gets.
 
-use crate::core::facts::{GenerationState, OpenFacts, SliceSpec, SliceState, Stamp, StoreFault};
+use crate::core::facts::{
+    GenerationState, OpenFacts, Rot, SliceSpec, SliceState, Stamp, StoreFault,
+};
 use reactor::{Buf, BufMut};
 use roaring::RoaringBitmap;
 use shardmap::units::{BlockRange, Epoch, Generation, Nsid, RegionIndex, VolumeId, WriteTick};
@@ -211,6 +213,13 @@ pub enum StoreEvent {
         id: u64,
         /// How it ended.
         result: Result<StoreReply, StoreFault>,
+    },
+    /// The scrub found an extent with blocks that are not what was written, or cannot be read.
+    Rotten {
+        /// The first of them.
+        first: Rot,
+        /// How many in the extent.
+        blocks: u64,
     },
     /// The store cannot be trusted any more: exit, loudly; do not stop cleanly, do not retry.
     Poisoned(StoreFault),

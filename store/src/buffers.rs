@@ -18,6 +18,8 @@ pub(crate) struct Buffers {
     checksums: Vec<BufMut>,
     /// For hash requests, one at a time.
     pub(crate) hash: Option<BufMut>,
+    /// For the scrub, one extent at a time.
+    pub(crate) scrub: Option<BufMut>,
     /// For copies of a merge, one at a time.
     pub(crate) copy: Option<BufMut>,
 }
@@ -36,6 +38,7 @@ impl Buffers {
             large: large.collect::<Option<_>>()?,
             checksums: checksums.collect::<Option<_>>()?,
             hash,
+            scrub: Some(arena.take(EXTENT_BYTES)?),
             copy: Some(arena.take(EXTENT_BYTES)?),
         })
     }

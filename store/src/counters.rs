@@ -1,6 +1,7 @@
 //! What a store has done and how long it took. Read by the program's metrics; never on the data path.
 
 use crate::core::CoreCounts;
+use crate::scrub::ScrubCounters;
 
 /// A latency histogram: bucket `i` counts operations of `[2^i, 2^(i+1))` nanoseconds.
 #[derive(Clone, Debug)]
@@ -57,6 +58,8 @@ pub struct Counters {
     pub write_latency: Latency,
     /// Of flushes.
     pub flush_latency: Latency,
+    /// What the scrub found.
+    pub scrub: ScrubCounters,
     /// What the core counts.
     pub core: CoreCounts,
 }

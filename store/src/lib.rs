@@ -8,6 +8,7 @@
 //! store.submit(io, StoreRequest, &mut Vec<StoreEvent>)
 //! store.on_completion(io, Completion, &mut Vec<StoreEvent>)
 //! store.stop(io, &mut Vec<StoreEvent>)                   // drains, flushes, clean mark; Stopped
+//! store.scrub(io, ScrubPace)                             // from now on; StoreEvent::Rotten
 //! store.slices() -> impl Iterator<Item = SliceState>     // for namespace lists
 //! store.slice(Nsid) -> Option<SliceState>
 //! store.usage() -> StoreUsage        store.counters() -> Counters
@@ -30,6 +31,7 @@ pub mod hash;
 mod hashing;
 pub mod limits;
 pub mod prepare;
+mod scrub;
 mod signature;
 mod store;
 #[cfg(test)]
@@ -43,4 +45,5 @@ pub use api::{PrepareOptions, StoreEvent, StoreInfo, StoreOp, StoreReply, StoreR
 pub use counters::Counters;
 pub use examine::{Examined, Verified};
 pub use prepare::PrepareError;
+pub use scrub::{ScrubCounters, ScrubPace};
 pub use store::Store;

@@ -39,6 +39,10 @@ pub const CHECKSUM_WRITES_MAX: usize = 8;
 pub const CHECKSUM_BLOCKS_RANGE: std::ops::RangeInclusive<usize> = 4096..=16_384;
 /// In between: one for so many extents of the store, 16 MiB for a TiB.
 pub const CHECKSUM_EXTENTS_PER_BLOCK_IN_MEMORY: u32 = 4096;
+/// Extents that a scrub reads in a row: few wake-ups, and a small part of a second of any disk.
+pub const SCRUB_EXTENTS_AT_ONCE: u32 = 16;
+/// Longest pause of a scrub: how soon it notices that there is something in an empty store.
+pub const SCRUB_PAUSE_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 /// Trims in flight at once.
 pub const TRIMS_MAX: usize = 2;
 /// Extents in one trim (64 MiB).

@@ -11,6 +11,7 @@ use crate::device::{CopyJob, MetaJob, Note, full_length};
 use crate::hash::block_checksum;
 use crate::hashing::HashJob;
 use crate::limits::COMMANDS_MAX;
+use crate::scrub::Scrub;
 use reactor::{Buf, BufMut, Completion, Driver, Event, FileFacts, FileKind, Handle, Op};
 use reactor::{OpenFile, Token};
 use shardmap::generations::VolumeGenerations;
@@ -41,15 +42,17 @@ pub(crate) enum Owner {
     Request(u64),
     /// A chunk of the hash request at the front.
     Hash,
+    /// The scrub.
+    Scrub,
 }
 
 #[derive(Debug)]
-struct Slot {
-    owner: Owner,
-    sort: Sort,
-    bytes: u64,
-    since_ns: u64,
-    body: Body,
+pub(crate) struct Slot {
+    pub(crate) owner: Owner,
+    pub(crate) sort: Sort,
+    pub(crate) bytes: u64,
+    pub(crate) since_ns: u64,
+    pub(crate) body: Body,
 }
 
 /// What comes after the device is closed.
@@ -81,6 +84,7 @@ pub struct Store {
     pub(crate) hashes: VecDeque<HashJob>,
     /// What a short piece left of the hash buffer.
     pub(crate) hash_rest: Option<BufMut>,
+    pub(crate) scrub: Scrub,
     effects: Vec<Effect>,
     opened: bool,
     stop_wanted: bool,
@@ -152,6 +156,7 @@ impl Store {
             in_flight: 0,
             hashes: VecDeque::new(),
             hash_rest: None,
+            scrub: Scrub::default(),
             effects: Vec::new(),
             opened: false,
             stop_wanted: false,
@@ -304,7 +309,7 @@ impl Store {
         (used + 1 < COMMANDS_MAX).then(|| self.reserve_beyond(slot))
     }
 
-    fn reserve_beyond(&mut self, slot: Slot) -> CommandId {
+    pub(crate) fn reserve_beyond(&mut self, slot: Slot) -> CommandId {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).expect("bounded by COMMANDS_MAX")
@@ -321,7 +326,7 @@ impl Store {
         out: &mut Vec<StoreEvent>,
     ) {
         let Event::Op { op, result } = completion.event else {
-            return;
+            return self.on_timer(io, completion.token, out);
         };
         if completion.token.value == CLOSE {
             match self.ending.take() {
@@ -396,6 +401,7 @@ impl Store {
         self.start_copies(io);
         self.start_queued(io);
         self.continue_hashes(io, out);
+        self.continue_scrub(io, out);
     }
 
     /// The checksums of blocks that were moved, if the store keeps them.
@@ -432,12 +438,18 @@ impl Store {
     /// [`StoreEvent::Stopped`].
     pub fn stop(&mut self, io: &mut dyn Driver, out: &mut Vec<StoreEvent>) {
         self.stop_wanted = true;
+        self.stop_scrub(io);
         if self.opened {
             self.step(io, CoreEvent::Stop, out);
         }
     }
 
-    fn step(&mut self, io: &mut dyn Driver, event: CoreEvent<'_>, out: &mut Vec<StoreEvent>) {
+    pub(crate) fn step(
+        &mut self,
+        io: &mut dyn Driver,
+        event: CoreEvent<'_>,
+        out: &mut Vec<StoreEvent>,
+    ) {
         // Reused; a step within a step (a stop that was waiting) finds it empty and makes its own.
         let mut effects = std::mem::take(&mut self.effects);
         self.core.step(Moment(io.now_ns()), event, &mut effects);
@@ -662,8 +674,10 @@ impl Store {
             Body::Read { parts, rest } => Some(rejoin(parts, rest)),
             Body::None | Body::Write(_) => None,
         };
-        let Owner::Request(id) = slot.owner else {
-            return self.on_compared(result, buffer.expect("a read"));
+        let id = match slot.owner {
+            Owner::Request(id) => id,
+            Owner::Hash => return self.on_compared(result, buffer.expect("a read")),
+            Owner::Scrub => return self.on_scrubbed(io, result, buffer.expect("a read"), out),
         };
         let took_ns = io.now_ns().saturating_sub(slot.since_ns);
         self.counters
@@ -677,6 +691,7 @@ impl Store {
             (Answer::Marks { regions, next }, _) => StoreReply::Marks { regions, next },
             (Answer::Presence { blocks, next }, _) => StoreReply::Presence { blocks, next },
             (Answer::Generations(all), _) => StoreReply::Generations(all),
+            (Answer::Scrubbed(_), _) => unreachable!("nobody requests a scrub"),
         });
         out.push(StoreEvent::Reply { id, result });
     }

@@ -106,6 +106,7 @@ impl Rig {
             StoreEvent::OpenFailed(fault) => Err(fault),
             StoreEvent::Opened(_)
             | StoreEvent::Reply { .. }
+            | StoreEvent::Rotten { .. }
             | StoreEvent::Poisoned(_)
             | StoreEvent::Stopped => Ok(rig),
         }

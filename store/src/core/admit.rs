@@ -58,6 +58,10 @@ impl Core {
                 self.change_generations(id, nsid, Change::Drop(generation.0), out)
             }
             Command::ReadGenerations => self.read_generations(id, nsid, out),
+            Command::Scrub => {
+                self.scrub(id, out);
+                Ok(())
+            }
             Command::Diff {
                 after,
                 upto,
@@ -157,6 +161,7 @@ impl Core {
             | Command::State
             | Command::DropGeneration(_)
             | Command::ReadGenerations
+            | Command::Scrub
             | Command::Diff { .. } => unreachable!("needs no session"),
         }
     }

@@ -86,6 +86,21 @@ pub struct Rot {
     pub lba: Lba,
 }
 
+/// What the scrub of one cell found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Blocks read.
+    pub blocks: u64,
+    /// Of those: no checksum was known, or they were being written.
+    pub unknown: u64,
+    /// Of those: the device did not read them.
+    pub unreadable: u64,
+    /// Of those: not what was written there.
+    pub rotten: u64,
+    /// The first of the last two kinds.
+    pub first_bad: Option<Rot>,
+}
+
 impl std::fmt::Display for Rot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self {

@@ -1,7 +1,9 @@
 //! What goes into the core and what comes out of it.
 
 use super::checksums::Span;
-use super::facts::{GenerationState, OpenFacts, SliceSpec, SliceState, Stamp, StoreFault};
+use super::facts::{
+    GenerationState, OpenFacts, Scrubbed, SliceSpec, SliceState, Stamp, StoreFault,
+};
 use roaring::RoaringBitmap;
 use shardmap::units::{BlockRange, Epoch, Generation, Lba, Nsid, RegionIndex, VolumeId, WriteTick};
 
@@ -73,6 +75,8 @@ pub enum Command {
     CompleteGeneration(Generation),
     DropGeneration(Generation),
     ReadGenerations,
+    /// Not a request: reads the next cell of the scrub into a buffer of an extent.
+    Scrub,
     Diff {
         after: Generation,
         upto: Generation,
@@ -265,6 +269,8 @@ pub enum Answer {
         next: Option<RegionIndex>,
     },
     Generations(Vec<GenerationState>),
+    /// Nothing: the scrub has come to its end and begins again.
+    Scrubbed(Option<Scrubbed>),
 }
 
 /// What a device operation is for.

@@ -35,6 +35,7 @@ mod pages;
 mod read;
 mod reclaim;
 mod replay;
+mod scrub;
 mod session;
 mod slice;
 mod space;
@@ -126,6 +127,7 @@ enum Kind {
         regions: Vec<u32>,
         tick: u64,
     },
+    Scrub(scrub::Scrubbing),
     /// Waits for a journal entry only.
     Entry(Answer),
 }
@@ -452,7 +454,11 @@ impl Core {
                 }
             }
             Kind::Zero { marked, .. } => marked.iter().for_each(|r| slice.leave_region(*r)),
-            Kind::Read { .. } | Kind::Flush | Kind::Stable { .. } | Kind::Entry(_) => {}
+            Kind::Read { .. }
+            | Kind::Scrub(_)
+            | Kind::Flush
+            | Kind::Stable { .. }
+            | Kind::Entry(_) => {}
         }
         slice.drain.leave(active.turn);
         self.on_drained(active.nsid, out);
@@ -499,6 +505,8 @@ impl Core {
         let fault = active.fault.take();
         if matches!(active.kind, Kind::Write { .. }) {
             self.on_written(id, fault, out);
+        } else if matches!(active.kind, Kind::Scrub(_)) {
+            self.finish_scrub(id, out);
         } else {
             let result = fault.map_or(Ok(Answer::Done), Err);
             self.finish(id, result, out);
@@ -550,6 +558,7 @@ impl Core {
                     Kind::Read { .. }
                     | Kind::Write { .. }
                     | Kind::Zero { .. }
+                    | Kind::Scrub(_)
                     | Kind::Stable { .. }
                     | Kind::Flush => Answer::Done,
                 };

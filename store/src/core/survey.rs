@@ -1,4 +1,5 @@
-//! Walking over all data there is, cell by cell, while it changes: for checks of stopped stores. Cells come in order of slice, extent and generation.
+//! Walking over all data there is, cell by cell, while it changes: for the scrub, and for checks of
+//! stopped stores. Cells come in order of slice, extent and generation.
 
 use super::Core;
 use super::facts::Rot;

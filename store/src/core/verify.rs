@@ -47,11 +47,19 @@ impl Core {
         let nsid = Nsid(active.nsid);
         let (what, learn) = match active.kind {
             Kind::Read { compare } => ("read", compare),
+            Kind::Scrub(scrubbing) => ("read", scrubbing.learn),
             Kind::Write { .. } | Kind::Zero { .. } | Kind::Flush | Kind::Entry(_) => {
                 ("write", false)
             }
             Kind::Stable { .. } => unreachable!("moves no data"),
         };
+        if matches!(active.kind, Kind::Scrub(_)) && (result.is_err() || self.checksums.is_none()) {
+            let read = result.is_ok().then_some(Verdict {
+                unknown: span.blocks,
+                ..Verdict::default()
+            });
+            self.on_scrubbed(id, (lba, span.blocks), read.as_ref());
+        }
         let outcome = result.map(|_| ()).map_err(|errno| StoreFault::Medium {
             what,
             nsid,
@@ -93,6 +101,12 @@ impl Core {
         checksums.end(check.span);
         self.note(&verdict);
         match check.asker {
+            Asker::Command { id, lba, .. }
+                if matches!(self.active_mut(id).kind, Kind::Scrub(_)) =>
+            {
+                self.on_scrubbed(id, (lba, check.span.blocks), Some(&verdict));
+                self.on_data_done(id, Ok(()), out);
+            }
             Asker::Command { id, lba, .. } => {
                 let nsid = Nsid(self.active_mut(id).nsid);
                 let outcome = match verdict.first_bad {

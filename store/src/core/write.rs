@@ -58,7 +58,11 @@ impl Core {
                 ..
             } => self.begin_write(id, (range, generation), fua, out),
             Kind::Zero { .. } => self.begin_zero(id, out),
-            Kind::Read { .. } | Kind::Flush | Kind::Stable { .. } | Kind::Entry(_) => {
+            Kind::Read { .. }
+            | Kind::Scrub(_)
+            | Kind::Flush
+            | Kind::Stable { .. }
+            | Kind::Entry(_) => {
                 unreachable!("has nothing to begin")
             }
         }

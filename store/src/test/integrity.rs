@@ -162,3 +162,29 @@ fn a_check_of_all_data_finds_each_spoiled_block_of_each_generation() {
     let after = verify(&path);
     assert_eq!((after.blocks, after.unknown, after.rotten), (34, 34, 0));
 }
+
+#[test]
+fn a_scrub_finds_rot_that_nobody_reads_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = prepared(dir.path());
+    let mut rig = opened(&path, 1);
+    let write = rig.write_op(0, 32, 5, true);
+    rig.run(4, write).unwrap();
+    spoil(&path, &rig, 20);
+    let pace = crate::ScrubPace {
+        period: std::time::Duration::from_millis(1),
+        bytes_per_s_max: 64 << 20,
+    };
+    rig.store.scrub(&mut rig.io, pace);
+    let event = rig.until(|e| matches!(e, StoreEvent::Rotten { .. }));
+    let StoreEvent::Rotten { first, blocks } = event else {
+        panic!("just asked for")
+    };
+    assert_eq!((first.nsid, first.lba, blocks), (Nsid(4), Lba(20), 1));
+    let counters = rig.store.counters().scrub;
+    assert!(
+        counters.blocks >= 32 && counters.rotten >= 1,
+        "{counters:?}"
+    );
+    rig.stop();
+}

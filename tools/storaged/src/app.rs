@@ -10,6 +10,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use store::ScrubPace;
 use uuid::Uuid;
 
 /// The target's room.
@@ -88,6 +89,13 @@ impl Storaged {
         }
     }
 
+    /// Stores are scrubbed at that pace, from their opening on.
+    #[must_use]
+    pub fn scrubbed(mut self, pace: Option<ScrubPace>) -> Self {
+        self.slices.scrub_at(pace);
+        self
+    }
+
     /// The stores.
     pub fn slices(&self) -> &Slices {
         &self.slices
@@ -155,6 +163,7 @@ impl Storaged {
                 let path = self.paths[store_index].display();
                 tracing::info!(%path, incarnation = facts.incarnation.0, clean = facts.clean,
                     slices = facts.slices.len(), replayed = facts.replayed, "store open");
+                self.slices.scrub(io, store_index);
                 self.tell(News::StoreOpened { store_index, facts });
                 self.opened_one(io);
             }

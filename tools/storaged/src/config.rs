@@ -33,6 +33,12 @@ pub(crate) struct StoragedConfig {
     /// Limit for bringing volumes up to date that no host uses, in bytes per second; zero is none.
     #[serde(default = "resilver_bytes_per_s_max_default")]
     pub(crate) resilver_bytes_per_s_max: u64,
+    /// In how many days each store is read once and compared with its checksums; zero: never.
+    #[serde(default = "scrub_days_default")]
+    pub(crate) scrub_days: u32,
+    /// Limit for that, for each store, in bytes per second.
+    #[serde(default = "scrub_bytes_per_s_max_default")]
+    pub(crate) scrub_bytes_per_s_max: u64,
     /// Buffers of the reactor.
     #[serde(default)]
     pub(crate) arena: ArenaConfig,
@@ -49,6 +55,18 @@ const fn report_interval_ms_default() -> u64 {
 const fn resilver_bytes_per_s_max_default() -> u64 {
     64 << 20
 }
+
+const fn scrub_days_default() -> u32 {
+    7
+}
+
+/// A small part of what any disk does; 4.6 TiB in a week.
+const fn scrub_bytes_per_s_max_default() -> u64 {
+    8 << 20
+}
+
+/// Slower than that a scrub would never see its end.
+const SCRUB_BYTES_PER_S_MIN: u64 = 64 << 10;
 
 /// Slower than that a volume would look as if it did not move.
 const RESILVER_BYTES_PER_S_MIN: u64 = 1 << 20;
@@ -121,7 +139,26 @@ impl Config for StoragedConfig {
                 "use at least 1048576 (1 MiB/s), or 0 for no limit",
             ));
         }
+        let rate = self.scrub_bytes_per_s_max;
+        if self.scrub_days > 0 && rate < SCRUB_BYTES_PER_S_MIN {
+            return Err(Senseless::new(
+                "scrub_bytes_per_s_max",
+                rate,
+                "use at least 65536 (64 KiB/s), or scrub_days = 0 for no scrub",
+            ));
+        }
         self.arena.check()
+    }
+}
+
+impl StoragedConfig {
+    /// How stores are scrubbed.
+    pub(crate) fn scrub(&self) -> Option<store::ScrubPace> {
+        const DAY_S: u64 = 24 * 3600;
+        (self.scrub_days > 0).then(|| store::ScrubPace {
+            period: std::time::Duration::from_secs(u64::from(self.scrub_days) * DAY_S),
+            bytes_per_s_max: self.scrub_bytes_per_s_max,
+        })
     }
 }
 

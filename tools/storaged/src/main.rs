@@ -74,11 +74,12 @@ fn serve(config: StoragedConfig) -> Result<()> {
     })?;
     let subsystem = storaged::subsystem(identity.uuid);
     let target = Target::new(TargetConfig::new(ROOM_TARGET, subsystem));
+    let scrub = config.scrub();
     let paths = config.stores.into_iter().map(|s| s.path).collect();
     let hosting = Hosting::new(identity.uuid);
     let tell = bridge::teller(news, maintenance);
     let listen = (config.listen, target);
-    let mut app = Storaged::new((paths, fills), listen, hosting, orders, tell);
+    let mut app = Storaged::new((paths, fills), listen, hosting, orders, tell).scrubbed(scrub);
     driver.run(&mut app);
     drop(app);
     control

@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use storaged::{Figures, Hosting};
+use storaged::{Figures, Hosting, Slices};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StoreKind {
@@ -47,6 +47,7 @@ pub(crate) fn registry(names: &[String], figures: Figures<'_>) -> Registry {
     }
     registry.register("store_bytes", "Space of a store, in bytes", bytes);
     registry.register("store_events", "What a store did", io);
+    register_scrub(&mut registry, names, figures.slices);
     let wire = Family::<[(&'static str, &'static str); 1], Counter>::default();
     let c = figures.target.counters();
     for (kind, value) in [
@@ -96,6 +97,34 @@ fn store_events(c: &store::Counters) -> [(&'static str, u64); 14] {
         ("checksum_blocks_written", c.core.checksum_blocks_written),
         ("checksum_blocks_damaged", c.core.checksum_blocks_damaged),
     ]
+}
+
+/// What the scrubs of the stores have found since these were opened.
+fn register_scrub(registry: &mut Registry, names: &[String], slices: &Slices) {
+    let passes = Family::<[(&'static str, String); 1], Counter>::default();
+    let blocks = Family::<StoreKind, Counter>::default();
+    for (index, store) in slices.stores() {
+        let (name, c) = (&names[index], store.counters().scrub);
+        passes
+            .get_or_create(&[("store", name.clone())])
+            .inc_by(c.passes);
+        for (kind, value) in [
+            ("read", c.blocks),
+            ("unknown", c.unknown),
+            ("unreadable", c.unreadable),
+            ("rotten", c.rotten),
+        ] {
+            let label = StoreKind {
+                store: name.clone(),
+                kind,
+            };
+            blocks.get_or_create(&label).inc_by(value);
+        }
+    }
+    let what = "Times that all data of a store was scrubbed";
+    registry.register("store_scrub_passes", what, passes);
+    let what = "Blocks that the scrub of a store read, and of those: without a known checksum, unreadable, not what was written";
+    registry.register("store_scrub_blocks", what, blocks);
 }
 
 /// Volumes that are brought up to date because no host uses them.

@@ -15,7 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use store::{
-    SliceSpec, SliceState, Store, StoreEvent, StoreFault, StoreOp, StoreReply, StoreRequest,
+    ScrubPace, SliceSpec, SliceState, Store, StoreEvent, StoreFault, StoreOp, StoreReply,
+    StoreRequest,
 };
 use uuid::Uuid;
 
@@ -59,6 +60,8 @@ pub struct Slices {
     groups: BTreeMap<u64, Group>,
     next_id: u64,
     tidy: Tidy,
+    /// How stores are scrubbed.
+    pace: Option<ScrubPace>,
     /// Events of stores by their place, not yet handled.
     events: Vec<(usize, StoreEvent)>,
     scratch: Vec<StoreEvent>,
@@ -100,6 +103,7 @@ impl Slices {
             groups: BTreeMap::new(),
             next_id: 0,
             tidy: Tidy::default(),
+            pace: None,
             events: Vec::new(),
             scratch: Vec::new(),
             replies: Vec::new(),
@@ -268,6 +272,18 @@ impl Slices {
         }
     }
 
+    /// Stores that open are scrubbed at that pace.
+    pub(crate) const fn scrub_at(&mut self, pace: Option<ScrubPace>) {
+        self.pace = pace;
+    }
+
+    /// The store has opened.
+    pub(crate) fn scrub(&mut self, io: &mut dyn Driver, index: usize) {
+        if let (Some(store), Some(pace)) = (&mut self.stores[index], self.pace) {
+            store.scrub(io, pace);
+        }
+    }
+
     /// Stops every store in order; each answers with [`Notable::Stopped`].
     pub(crate) fn stop(&mut self, io: &mut dyn Driver) {
         for index in 0..self.stores.len() {
@@ -309,6 +325,11 @@ impl Slices {
             StoreEvent::OpenFailed(fault) => {
                 self.stores[index] = None;
                 Some(Notable::Failed(index, fault.to_string()))
+            }
+            StoreEvent::Rotten { first, blocks } => {
+                tracing::error!(volume = %first.volume, lba = first.lba.0, generation = first.generation.0,
+                    nsid = %first.nsid, blocks, "the scrub found blocks that are spoiled on the disk");
+                None
             }
             StoreEvent::Poisoned(fault) => Some(Notable::Poisoned(index, fault.to_string())),
             StoreEvent::Stopped => {

@@ -258,6 +258,7 @@ impl Server {
                     StoreEvent::OpenFailed(fault) | StoreEvent::Poisoned(fault) => {
                         self.fail(fault.to_string());
                     }
+                    StoreEvent::Rotten { first, .. } => self.fail(first.to_string()),
                     StoreEvent::Stopped => self.stage = Stage::Over,
                 }
             }

@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use storaged::app::{CONTROL_TOKEN, ROOM_TARGET};
 use storaged::{News, Order, Storaged, Told, Wanted};
-use store::{OpenFacts, PrepareOptions, Store};
+use store::{OpenFacts, PrepareOptions, ScrubPace, Store};
 use uuid::Uuid;
 
 const PORT: u16 = 4420;
@@ -146,6 +146,10 @@ impl Sim {
                 mailbox,
                 Box::new(news),
             )
+            .scrubbed(Some(ScrubPace {
+                period: std::time::Duration::from_secs(20),
+                bytes_per_s_max: 4 << 20,
+            }))
         });
         let server = &mut self.servers[index];
         (server.app, server.orders) = (Some(app), orders);

@@ -2,6 +2,7 @@
 
 use super::geometry::Geometry;
 use super::{Corrupt, VERSION, is_known, is_sealed, seal};
+use crate::core::survey::Spot;
 use shardmap::units::{BLOCK_BYTES, EXTENT_BYTES};
 use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -52,7 +53,10 @@ struct Raw {
     features: U64,      // without which this store must not be opened; bit 0: checksum blocks
     checksums_offset: U64,
     checksum_blocks: U32,
-    reserved_b: [u8; 2884],
+    scrub_nsid: U32, // where the scrub goes on: this cell, or the next after it
+    scrub_extent: U64,
+    scrub_generation: U32,
+    reserved_b: [u8; 2868],
     directory_current: [u8; 1024], // bit i: directory page i counts in place B
 }
 
@@ -63,6 +67,7 @@ const _: () = assert!(offset_of!(Raw, journal_bytes) == 72);
 const _: () = assert!(offset_of!(Raw, incarnation) == 120);
 const _: () = assert!(offset_of!(Raw, features) == 168);
 const _: () = assert!(offset_of!(Raw, checksum_blocks) == 184);
+const _: () = assert!(offset_of!(Raw, scrub_extent) == 192);
 const _: () = assert!(offset_of!(Raw, directory_current) == 3072);
 const _: () = assert!(DIRECTORY_PAGES_MAX == 1024 * 8);
 
@@ -93,6 +98,8 @@ pub struct Superblock {
     pub tail_offset: u64,
     /// Highest journal sequence known durable.
     pub proven: u64,
+    /// Where the scrub goes on.
+    pub scrub: Spot,
     /// Bit i: directory page i counts in place B.
     pub directory_current: Box<[u8; 1024]>,
 }
@@ -125,6 +132,7 @@ impl Superblock {
             tail_sequence: 1,
             tail_offset: 0,
             proven: 0,
+            scrub: Spot::default(),
             directory_current: Box::new([0; 1024]),
         }
     }
@@ -170,7 +178,10 @@ impl Superblock {
             features: (if g.has_checksums() { CHECKSUMS } else { 0 }).into(),
             checksums_offset: g.checksums_offset.into(),
             checksum_blocks: g.checksum_blocks.into(),
-            reserved_b: [0; 2884],
+            scrub_nsid: self.scrub.nsid.into(),
+            scrub_extent: self.scrub.extent.into(),
+            scrub_generation: self.scrub.generation.into(),
+            reserved_b: [0; 2868],
             directory_current: *self.directory_current,
         };
         let mut bytes = raw.as_bytes().to_vec();
@@ -227,6 +238,11 @@ impl Superblock {
             tail_sequence: raw.tail_sequence.get(),
             tail_offset: tail,
             proven: raw.proven.get(),
+            scrub: Spot {
+                nsid: raw.scrub_nsid.get(),
+                extent: raw.scrub_extent.get(),
+                generation: raw.scrub_generation.get(),
+            },
             directory_current: Box::new(raw.directory_current),
         })
     }
@@ -295,6 +311,7 @@ mod test {
             let mut s = superblock(update);
             (s.incarnation, s.tail_offset, s.clean) = (incarnation, tail * 4096, clean);
             s.doubt = doubt;
+            s.scrub = Spot { nsid: 7, extent: incarnation, generation: u32::MAX };
             let mut bytes = s.encode();
             prop_assert_eq!(&Superblock::decode(&bytes).unwrap(), &s);
             bytes[at] ^= 1 << bit;

@@ -443,3 +443,93 @@ fn checksum_blocks_come_and_go() {
     assert!(counts.blocks_verified > 250 * 16 && counts.blocks_rotten == 0);
     assert!(counts.checksum_blocks_written > 10 && counts.checksum_blocks_read > 10);
 }
+
+fn scrub_pass(world: &mut World) -> Vec<crate::core::facts::Scrubbed> {
+    let mut all = Vec::new();
+    loop {
+        let Answer::Scrubbed(found) = world.ok(1, Command::Scrub) else {
+            panic!("a scrub")
+        };
+        match found {
+            Some(found) => all.push(found),
+            None => return all,
+        }
+    }
+}
+
+#[test]
+fn a_scrub_reads_every_cell_once_and_tells_where_rot_is() {
+    let mut world = world();
+    world.ok(1, write(0, 20, true));
+    world.ok(2, write(2048, 3, true));
+    world.ok(1, Command::BeginGeneration(Generation(2)));
+    world.ok(1, Command::CompleteGeneration(Generation(1)));
+    world.ok(1, write(2, 1, true));
+    let clean = scrub_pass(&mut world);
+    let blocks: Vec<u64> = clean.iter().map(|s| s.blocks).collect();
+    // Extent 0 in both generations, extent 1, and the other slice's.
+    assert_eq!(blocks, [16, 1, 4, 3]);
+    assert!(
+        clean
+            .iter()
+            .all(|s| s.rotten + s.unknown + s.unreadable == 0)
+    );
+    rot(&mut world, 2);
+    rot(&mut world, 17);
+    rot(&mut world, 18);
+    let found = scrub_pass(&mut world);
+    let bad: Vec<_> = found
+        .iter()
+        .filter_map(|s| {
+            s.first_bad
+                .map(|r| (s.rotten, r.nsid.0, r.generation.0, r.lba.0))
+        })
+        .collect();
+    assert_eq!(bad, [(1, 1, 2, 2), (2, 1, 1, 17)]);
+    // A cell that cannot be read is told, and the scrub goes on.
+    let id = world.submit(1, Command::Scrub);
+    assert!(world.fail(|p| matches!(p, Pending::Read { .. })));
+    world.settle();
+    let Some(Ok(Answer::Scrubbed(Some(found)))) = world.answers.remove(&id) else {
+        panic!("a scrub")
+    };
+    assert_eq!((found.unreadable, found.rotten), (16, 0));
+    assert_eq!(scrub_pass(&mut world).len(), 3);
+}
+
+#[test]
+fn a_scrub_learns_what_is_not_known_but_not_of_marked_regions() {
+    let mut world = world();
+    world.ok(1, write(0, 16, false));
+    world.ok(1, write(1024, 16, true));
+    world.lose_power(|| false);
+    world.reopen();
+    world.open_session(1);
+    let unknown_of = |world: &mut World| scrub_pass(world).iter().map(|s| s.unknown).sum::<u64>();
+    assert_eq!(unknown_of(&mut world), 32);
+    assert_eq!(unknown_of(&mut world), 32, "both regions are marked");
+    unmark(&mut world).unwrap();
+    assert_eq!(unknown_of(&mut world), 32, "looked at for the first time");
+    assert_eq!(unknown_of(&mut world), 0);
+    // A crash: what was learnt is durable after a clean stop only, and never wrong.
+    world.lose_power(|| true);
+    world.reopen();
+    scrub_pass(&mut world);
+    assert_eq!(world.core.counts().blocks_rotten, 0);
+}
+
+#[test]
+fn a_scrub_goes_on_where_it_was_after_a_clean_stop() {
+    let mut world = world();
+    (0..4).for_each(|e| {
+        world.ok(1, write(e * 16, 16, true));
+    });
+    world.ok(1, Command::Scrub);
+    world.ok(1, Command::Scrub);
+    world.step(Event::Stop);
+    world.settle();
+    world.device.lose_power(Vec::new(), || false);
+    world.reopen();
+    assert_eq!(scrub_pass(&mut world).len(), 2);
+    assert_eq!(scrub_pass(&mut world).len(), 4);
+}

@@ -522,6 +522,7 @@ impl World {
                 let key = (nsid, self.model.resolve(nsid, *generation));
                 self.model.submitted(key, *range, version, zero);
             }
+            Command::Scrub => buffer = vec![b"untouched".to_vec(); 16],
             Command::Flush => covers = self.model.completed(nsid),
             _ => {}
         }

@@ -261,6 +261,7 @@ impl Shell {
                 StoreEvent::OpenFailed(fault) | StoreEvent::Poisoned(fault) => {
                     self.problem = Some(fault.to_string());
                 }
+                StoreEvent::Rotten { first, .. } => self.problem = Some(first.to_string()),
                 StoreEvent::Stopped => self.stopped = true,
             }
         }

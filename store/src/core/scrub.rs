@@ -1,0 +1,111 @@
+//! The scrub: all data is read once in a while and compared with its checksums. One cell at a time, when
+//! the shell says so; the place is kept in the superblock, so that a restart goes on (from the last
+//! checkpoint or clean stop).
+
+use super::checksums::Verdict;
+use super::facts::{Rot, Scrubbed};
+use super::io::{Answer, CommandId, Effect, Outbox};
+use super::survey::{Found, Spot};
+use super::{Core, Kind};
+use shardmap::units::{BLOCK_BYTES, EXTENT_BLOCKS, Generation, Lba, Nsid, REGION_BLOCKS};
+
+/// A cell being scrubbed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scrubbing {
+    found: Found,
+    /// What is not known is from now on: not while the region is marked, because then the replicas
+    /// may differ, and it is not for this one to say what is right.
+    pub(super) learn: bool,
+    tally: Scrubbed,
+}
+
+impl Core {
+    /// Scrubs the next cell, or says that there is none before the end.
+    pub(super) fn scrub(&mut self, id: CommandId, out: &mut Outbox) {
+        let Some(found) = self.next_data(self.sb.scrub) else {
+            self.sb.scrub = Spot::default();
+            let result = Ok(Answer::Scrubbed(None));
+            return out.push(Effect::Answer {
+                command: id,
+                result,
+            });
+        };
+        self.sb.scrub = found.spot.after();
+        let nsid = found.spot.nsid;
+        let first = found.spot.extent * u64::from(EXTENT_BLOCKS);
+        let slice = &self.slices[&nsid];
+        let region = u32::try_from(first / u64::from(REGION_BLOCKS)).expect("in the volume");
+        let marked = slice.marks.contains(region) || slice.marking.contains_key(&region);
+        let scrubbing = Scrubbing {
+            found,
+            learn: !marked,
+            tally: Scrubbed::default(),
+        };
+        self.activate(id, nsid, Kind::Scrub(scrubbing));
+        let mut at_blocks = 0;
+        for (start, blocks) in found.runs() {
+            let within = u64::from(start) * u64::from(BLOCK_BYTES);
+            let offset_bytes = self.sb.geometry.extent_offset(found.physical) + within;
+            let lba = Lba(first + u64::from(start));
+            let io = self.start_data(id, lba, (offset_bytes, blocks));
+            out.push(Effect::ReadData {
+                io,
+                command: id,
+                at_blocks,
+                blocks,
+                offset_bytes,
+            });
+            at_blocks += blocks;
+        }
+    }
+
+    /// A run was read and compared; `None`: it could not be read.
+    pub(super) fn on_scrubbed(
+        &mut self,
+        id: CommandId,
+        (lba, blocks): (Lba, u32),
+        verdict: Option<&Verdict>,
+    ) {
+        let active = self.active_mut(id);
+        let nsid = active.nsid;
+        let Kind::Scrub(scrubbing) = &mut active.kind else {
+            unreachable!("only a scrub is scrubbed")
+        };
+        let generation = scrubbing.found.spot.generation;
+        let tally = &mut scrubbing.tally;
+        tally.blocks += u64::from(blocks);
+        let bad = match verdict {
+            None => {
+                tally.unreadable += u64::from(blocks);
+                Some(0)
+            }
+            Some(verdict) => {
+                tally.unknown += u64::from(verdict.unknown);
+                tally.rotten += u64::from(verdict.bad);
+                verdict.first_bad.map(|(nth, _)| nth)
+            }
+        };
+        if let Some(nth) = bad {
+            let slice = &self.slices[&nsid];
+            let rot = Rot {
+                nsid: Nsid(nsid),
+                volume: slice.spec.volume,
+                generation: Generation(generation),
+                lba: Lba(lba.0 + u64::from(nth)),
+            };
+            let Kind::Scrub(scrubbing) = &mut self.active_mut(id).kind else {
+                unreachable!("just seen")
+            };
+            scrubbing.tally.first_bad.get_or_insert(rot);
+        }
+    }
+
+    /// All of the cell was read.
+    pub(super) fn finish_scrub(&mut self, id: CommandId, out: &mut Outbox) {
+        let Kind::Scrub(scrubbing) = &self.active_mut(id).kind else {
+            unreachable!("a scrub")
+        };
+        let answer = Answer::Scrubbed(Some(scrubbing.tally));
+        self.finish(id, Ok(answer), out);
+    }
+}
