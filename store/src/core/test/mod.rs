@@ -6,5 +6,6 @@ mod device;
 mod enumerate;
 mod generations;
 mod model;
+mod record;
 mod rules;
 mod world;

@@ -7,6 +7,7 @@
 
 use super::device::{BLOCK, Content, Device, coin_of};
 use super::model::{Model, data};
+use super::record::Recorder;
 use crate::core::facts::{OpenFacts, SliceSpec, StoreFault};
 use crate::core::format::geometry::{Geometry, SUPERBLOCK_OFFSETS};
 use crate::core::format::superblock::Superblock;
@@ -92,6 +93,8 @@ pub(super) struct World {
     next_id: u32,
     epoch: u64,
     pub(super) device_bytes: u64,
+    /// If the run is to be followed in a model.
+    pub(super) recorder: Option<Recorder>,
 }
 
 pub(super) fn spec(nsid: u32, size_blocks: u64) -> SliceSpec {
@@ -172,6 +175,7 @@ impl World {
             next_id: 0,
             epoch: 0,
             device_bytes,
+            recorder: None,
         };
         world.reopen();
         for nsid in [1, 2] {
@@ -215,6 +219,7 @@ impl World {
             self.volatile_cache,
         ));
         (self.opened, self.failed, self.stopped) = (None, None, false);
+        self.record_starting();
         self.step(Event::Start);
     }
 
@@ -224,6 +229,7 @@ impl World {
         for effect in out {
             self.on_effect(effect);
         }
+        self.record_seen();
     }
 
     fn on_effect(&mut self, effect: Effect) {
@@ -261,6 +267,10 @@ impl World {
                 durable,
             } => {
                 let write = self.data_write(command, at_blocks, blocks, offset_bytes);
+                if self.recorder.is_some() {
+                    let out = self.outstanding[&command.0].clone();
+                    self.record_write(io.0, &out, offset_bytes);
+                }
                 self.pend(
                     io,
                     Pending::Write {
@@ -285,6 +295,7 @@ impl World {
                 durable,
             } => {
                 let blocks = blocks_of(offset_bytes, &bytes);
+                self.record_meta(io.0, offset_bytes);
                 let data = false;
                 let write = Pending::Write {
                     blocks,
@@ -321,6 +332,7 @@ impl World {
             }
             Effect::Flush { io } => {
                 let covers = self.device.completed();
+                self.record_flush(io.0);
                 self.pend(io, Pending::Flush { covers });
             }
             Effect::Discard {
@@ -332,7 +344,10 @@ impl World {
                 self.pend(io, Pending::Discard { first, blocks });
             }
             Effect::Answer { command, result } => self.on_answer(command.0, result),
-            Effect::Opened(facts) => self.opened = Some(*facts),
+            Effect::Opened(facts) => {
+                self.opened = Some(*facts);
+                self.record_opened();
+            }
             Effect::OpenFailed(fault) => self.failed = Some(fault),
             Effect::Poisoned(fault) => self.poisoned = Some(fault),
             Effect::Stopped => self.stopped = true,
@@ -371,6 +386,7 @@ impl World {
             return false;
         }
         let io = self.order.remove(nth % self.order.len());
+        self.record_ended(io);
         match self.pending.remove(&io).unwrap() {
             Pending::Read {
                 command,
@@ -534,6 +550,7 @@ impl World {
             wanted,
             covers,
         };
+        self.record_submitted(nsid, &outstanding.command, version);
         self.outstanding.insert(id, outstanding);
         let id = CommandId(id);
         self.step(Event::Submitted {
@@ -565,6 +582,7 @@ impl World {
     fn on_answer(&mut self, id: u32, result: Answered) {
         let out = self.outstanding.remove(&id).expect("answered once");
         if result.is_ok() {
+            self.record_answer(&out);
             self.check_answer(&out);
         } else if !matches!(
             result,
@@ -627,6 +645,7 @@ impl World {
             opened: None,
             failed: None,
             poisoned: None,
+            recorder: None,
             ..*self
         }
     }

@@ -74,14 +74,14 @@ const SOURCES: &[Source] = &[
     Source {
         module: "TraceResilver",
         runs: "two-stores",
-        cargo: &volume_test("runs_with_two_stores_are_recorded"),
+        cargo: &lib_test("volume", "runs_with_two_stores_are_recorded"),
         others: false,
         tampers: RESILVER_TAMPERS,
     },
     Source {
         module: "TraceResilver",
         runs: "three-stores",
-        cargo: &volume_test("runs_with_three_stores_are_recorded"),
+        cargo: &lib_test("volume", "runs_with_three_stores_are_recorded"),
         others: false,
         tampers: RESILVER_TAMPERS,
     },
@@ -99,14 +99,21 @@ const SOURCES: &[Source] = &[
         others: true,
         tampers: CLUSTER_TAMPERS,
     },
+    Source {
+        module: "TraceMerge",
+        runs: "one-extent",
+        cargo: &lib_test("store", "runs_of_one_extent_are_recorded"),
+        others: false,
+        tampers: MERGE_TAMPERS,
+    },
 ];
 
-const fn volume_test(name: &str) -> [&str; 8] {
+const fn lib_test<'a>(package: &'a str, name: &'a str) -> [&'a str; 8] {
     [
         "test",
         "-q",
         "-p",
-        "volume",
+        package,
         "--lib",
         name,
         "--",
@@ -192,6 +199,27 @@ const CLUSTER_TAMPERS: &[Tamper] = &[
     Tamper::Alter("open", "FALSE", "TRUE"),
     Tamper::Alter("copied", "s1", "s0"),
     Tamper::Alter("join", "s0", "s1"),
+];
+
+const MERGE_TAMPERS: &[Tamper] = &[
+    Tamper::Drop("write"),
+    Tamper::Drop("land"),
+    Tamper::Drop("zero"),
+    Tamper::Drop("begin"),
+    Tamper::Drop("drop"),
+    Tamper::Drop("crash"),
+    Tamper::DropNeeded("record", "crash"),
+    Tamper::DropNeeded("durable", "flushed"),
+    Tamper::DropNeeded("flush", "flushed"),
+    Tamper::Early("land", "write"),
+    Tamper::Early("durable", "flush"),
+    Tamper::Early("switch", "checkpoint"),
+    Tamper::Alter("seen", "\"p\"", "\"z\""),
+    Tamper::Alter("seen", "<<1, ", "<<2, "),
+    Tamper::Alter("seen", "m |-> {1}", "m |-> {}"),
+    Tamper::Alter("read", "v |-> ", "v |-> 9"),
+    Tamper::Alter("crash", "<<1, 1, ", "<<1, 1, 9"),
+    Tamper::Alter("write", "x |-> ", "x |-> 9"),
 ];
 
 /// Follows all traces; true if every true one was accepted and every broken one refused.
