@@ -78,6 +78,16 @@ mechanisms! {
     ZeroEntry = "zero-entry";
     /// Hazard: a blank store that took a zero passes for equal there. Model: `UseZeroMark`.
     ZeroMark = "zero-mark";
+    /// Hazard: writes carry a generation that a store has not begun, which takes them into the one before.
+    BeginAll = "begin-all";
+    /// Hazard: a snapshot is complete while writes to it are under way.
+    SnapshotDrain = "snapshot-drain";
+    /// Hazard: a snapshot is complete with some of it in caches.
+    SnapshotFlush = "snapshot-flush";
+    /// Hazard: doubtful regions are made equal in the head, and stay different in the pending snapshot.
+    SnapshotReconcile = "snapshot-reconcile";
+    /// Hazard: a store that was out completes snapshots that lack what it missed.
+    CatchUp = "catch-up";
 }
 
 /// Whether the mechanism is in force.

@@ -124,6 +124,8 @@ pub struct Disk {
     pub(super) delay_ns: Option<(u64, u64)>,
     /// One op in so many takes that long instead, and later ones pass it.
     pub(super) laggards: Option<(u64, (u64, u64))>,
+    /// Every write takes that long instead, and other ops pass it.
+    pub(super) slow_writes_ns: Option<(u64, u64)>,
     /// Who has it exclusively.
     pub(super) locked: bool,
 }
@@ -156,6 +158,7 @@ impl Disk {
             waiting: Vec::new(),
             delay_ns: None,
             laggards: None,
+            slow_writes_ns: None,
             locked: false,
         }
     }

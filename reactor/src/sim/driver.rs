@@ -79,6 +79,7 @@ impl State {
             return Err(Errno::NOT_SUPPORTED);
         }
         let sending = matches!(op.op, Op::Send { .. });
+        let writing = matches!(op.op, Op::Write { .. });
         match &mut open.place {
             Place::Listener { accepts, .. } => {
                 accepts.push_back(key);
@@ -100,6 +101,9 @@ impl State {
                 if let Some((one_in, slow_ns)) = disk.laggards
                     && self.prng.chance(1, one_in)
                 {
+                    delay_ns = slow_ns;
+                }
+                if let Some(slow_ns) = disk.slow_writes_ns.filter(|_| writing) {
                     delay_ns = slow_ns;
                 }
                 let at_ns = self.now_ns + self.draw(delay_ns);

@@ -264,6 +264,12 @@ impl SimWorld {
         self.disk(node, path).laggards = laggards;
     }
 
+    /// How long each write to the disk takes from now on (`None`: as usual), in nanoseconds; what else is
+    /// submitted after it passes it.
+    pub fn set_slow_writes(&mut self, node: NodeId, path: &Path, delay_ns: Option<(u64, u64)>) {
+        self.disk(node, path).slow_writes_ns = delay_ns;
+    }
+
     /// How long one way through the network takes from now on, in nanoseconds.
     pub fn set_net_delay(&mut self, net_ns: (u64, u64)) {
         self.state.borrow_mut().config.net_ns = net_ns;

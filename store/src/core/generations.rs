@@ -14,6 +14,7 @@ use super::io::{Answer, Command, CommandId, Effect, Outbox};
 use super::journal::Ticket;
 use super::slice::Slice;
 use super::{Core, Waiter};
+use shardmap::canary::{Mechanism, stands};
 use shardmap::generations::{SnapshotState, VolumeGenerations};
 use shardmap::units::{EXTENT_BLOCKS, Generation, Nsid};
 use std::collections::{BTreeMap, VecDeque};
@@ -139,7 +140,8 @@ impl Changes {
 impl Slice {
     /// The generation that a read, write or zero is for; zero stands for the head.
     pub(super) fn resolve(&self, asked: Generation) -> u32 {
-        if asked.0 == 0 {
+        let unknown = asked.0 > self.generations.head() && !stands(Mechanism::BeginAll);
+        if asked.0 == 0 || unknown {
             self.generations.head()
         } else {
             asked.0

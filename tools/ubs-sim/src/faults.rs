@@ -112,6 +112,7 @@ impl Sim {
     /// A moment that a trouble may be waiting for.
     pub(crate) fn pass(&mut self, prey: Prey) {
         self.user_sees(prey);
+        self.script_sees(prey);
         let odds = match prey {
             Prey::Write => 8,
             Prey::Change => 3,
@@ -490,17 +491,24 @@ impl Sim {
     /// removed from when metad is asked to remove it.
     fn wipe_a_store(&mut self) {
         let volume = self.recorded();
+        let of_volume = |s: &StoreId| self.servers.iter().position(|it| it.store == Some(*s));
+        let all: Vec<usize> = volume.map.stores.iter().filter_map(of_volume).collect();
+        let server = all[index(&mut self.fate, all.len())];
+        let after = self.duration_ns(10);
+        self.wipe(server, (after, after));
+    }
+
+    /// The same to one of them; false if that must not be now.
+    pub(crate) fn wipe(&mut self, index: usize, back_ns: (u64, u64)) -> bool {
+        let volume = self.recorded();
         let whole = volume.isr.len() == volume.map.stores.len()
             && self.no_slice_is_incomplete()
             && !self.membership_is_asked_for();
         if volume.map.shape.replicas < 2 || !whole || self.wiped.is_some_and(|at| volume.seq <= at)
         {
-            return;
+            return false;
         }
         let seq = volume.seq;
-        let of_volume = |s: &StoreId| self.servers.iter().position(|it| it.store == Some(*s));
-        let all: Vec<usize> = volume.map.stores.iter().filter_map(of_volume).collect();
-        let index = all[index(&mut self.fate, all.len())];
         self.trouble(format_args!(
             "server {index}: its disk is lost and replaced by a blank one"
         ));
@@ -512,8 +520,8 @@ impl Sim {
         self.world.remove_disk(node, path());
         self.give_blank_store(index);
         self.record_loss(index);
-        let after = self.duration_ns(10);
-        self.schedule(after, Task::Boot(Party::Server(index)));
+        self.restart_server(index, back_ns);
+        true
     }
 
     /// Whether every slice of the volume is there and whole. A store that is down is not.
@@ -572,6 +580,7 @@ impl Sim {
     pub(crate) fn ease_all(&mut self) {
         self.calm = true;
         self.say(format_args!("all trouble ends"));
+        self.end_script();
         for ease in [Ease::Net, Ease::Metad, Ease::Answers] {
             self.on_ease(ease);
         }

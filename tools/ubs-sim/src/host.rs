@@ -606,6 +606,7 @@ impl Sim {
 
     fn on_transition(&mut self, index: usize, what: TraceEvent) {
         self.say(format_args!("host {index}: {what:?}"));
+        self.script_sees_event(what);
         if let Some(prey) = prey_of(what) {
             let quiet_ns = self.world.now_ns() - self.wrote_at_ns;
             if prey != Prey::Clean || quiet_ns < LATELY_NS {

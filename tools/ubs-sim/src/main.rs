@@ -18,6 +18,7 @@ mod rare;
 mod recorder;
 mod run;
 mod runner;
+mod scripts;
 mod server;
 mod sim;
 mod snapshots;

@@ -149,6 +149,9 @@ impl Sim {
             if let Change::Snapshot(_, name, SnapshotFate::Completed) = &change {
                 self.on_snapshot_complete(generation_of(name));
             }
+            if let Change::IsrChanged { joined, .. } = &change {
+                self.script_sees_set(joined);
+            }
         }
         self.tell_watchers();
         reply
@@ -204,7 +207,8 @@ impl Sim {
         let state = &self.metad.state;
         let mut due = Vec::new();
         for (index, server) in self.servers.iter_mut().enumerate() {
-            let known = server.id.and_then(|id| state.servers.get(&id));
+            let known = server.id.filter(|_| server.registered);
+            let known = known.and_then(|id| state.servers.get(&id));
             if known.is_some_and(|s| s.desired_index > server.seen) && !server.looking {
                 server.looking = true;
                 due.push((Party::Server(index), server.life));

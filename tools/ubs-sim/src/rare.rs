@@ -102,6 +102,10 @@ rare! {
     SnapshotDeletedWithoutAll = "snapshot deleted while a store was away", true;
     /// Extents of a deleted snapshot went over to the next generation.
     Merged = "extents of deleted snapshots merged", true;
+    /// A source was lost while copies of it waited in the target's disk.
+    ChoiceAbandoned = "source lost while its copies waited in a disk", true;
+    /// Zeroes came while a blank store was about to join, and its sources did not get to them.
+    ZeroedWhileJoining = "zeroed on a blank store only, which then joined", true;
     /// An answer of metad was lost.
     AnswerLost = "answer of metad lost", true;
     /// A command reached metad more than once.

@@ -40,6 +40,8 @@ pub(crate) struct Server {
     host_nqns: Vec<String>,
     pub(crate) seen: u64,
     pub(crate) looking: bool,
+    /// metad knows its store in this life; before, it does not ask what is wanted of it.
+    pub(crate) registered: bool,
     /// It answers on the network.
     pub(crate) listening: bool,
     /// When a life last ended otherwise than in order.
@@ -69,6 +71,7 @@ impl Server {
             host_nqns: Vec::new(),
             seen: 0,
             looking: false,
+            registered: false,
             listening: false,
             lost_at_ns: None,
             stopping: false,
@@ -116,7 +119,7 @@ impl Sim {
         let server = &mut self.servers[index];
         server.life += 1;
         (server.looking, server.listening, server.stopping) = (false, false, false);
-        (server.facts, server.seen) = (None, 0);
+        (server.facts, server.seen, server.registered) = (None, 0, false);
         server.wanted = Wanted::default();
         let (node, life, uuid) = (server.node, server.life, server.uuid);
         let listen = SocketAddr::new(self.world.ip(node), PORT);
@@ -332,7 +335,7 @@ impl Sim {
                 self.ask(Party::Server(index), Why::RegisterStore, command);
             }
             (Why::RegisterStore, Reply::Store(id)) => {
-                server.store = Some(*id);
+                (server.store, server.registered) = (Some(*id), true);
                 server.wanted.registered(0, *id);
                 self.look_soon(Party::Server(index));
             }

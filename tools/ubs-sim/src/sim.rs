@@ -9,6 +9,7 @@ use crate::plan::Plan;
 use crate::rare::Counts;
 use crate::recorder::Recorder;
 use crate::run::Finding;
+use crate::scripts::Scripts;
 use crate::server::Server;
 use crate::snapshots::Snapshots;
 use crate::timeline::Timeline;
@@ -26,8 +27,9 @@ use volume::VolumeEvent;
 /// The cluster of every seed.
 pub(crate) const CLUSTER: Uuid = Uuid::from_u128(0xc1);
 const SECOND_NS: u64 = 1_000_000_000;
-/// Makes the user's chance another one than the world's.
+/// Make the chance of the user, and of scripts, another one than the world's.
 const USER_SEED: u64 = 0x75_7365_7220_0000;
+const SCRIPT_SEED: u64 = 0x73_6372_6970_7420;
 
 /// Who talks to metad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +70,8 @@ pub(crate) enum Task {
     User,
     /// The user does it.
     UserActs,
+    /// The next scene of a script, if it is still that one's turn.
+    Script(u64),
 }
 
 /// What an app told.
@@ -125,6 +129,7 @@ pub(crate) struct Sim {
     pub(crate) oracle: Oracle,
     pub(crate) log: Log,
     pub(crate) snapshots: Snapshots,
+    pub(crate) scripts: Scripts,
     /// When eras began, in the oracle's time.
     pub(crate) eras: BTreeMap<u32, u64>,
     pub(crate) next_op: u64,
@@ -185,6 +190,7 @@ impl Sim {
             oracle: Oracle::default(),
             log: Log::default(),
             snapshots,
+            scripts: Scripts::draw(Prng::new(seed ^ SCRIPT_SEED)),
             eras: BTreeMap::new(),
             next_op: 1,
             timeline: Timeline::new(show),
@@ -387,6 +393,7 @@ impl Sim {
             Task::Ease(ease) => self.on_ease(ease),
             Task::User => self.on_user(),
             Task::UserActs => self.use_snapshots(),
+            Task::Script(of) => self.on_script(of),
             Task::Boot(Party::Operator) => unreachable!("people do not boot"),
         }
     }
@@ -416,7 +423,8 @@ impl Sim {
             | Task::Strike(_)
             | Task::Ease(_)
             | Task::User
-            | Task::UserActs => {
+            | Task::UserActs
+            | Task::Script(_) => {
                 return None;
             }
         };

@@ -36,6 +36,8 @@ pub(crate) struct InFlight {
 
 /// Requests of one burst.
 const BURST: (u64, u64) = (10, 120);
+/// How often it looks whether it may go on.
+const QUIET_NS: u64 = 50_000_000;
 
 impl Sim {
     pub(crate) fn work_soon(&mut self, host: usize) {
@@ -52,6 +54,10 @@ impl Sim {
         if it.burst_left == 0 {
             let burst = self.load.within(BURST.0, BURST.1);
             self.hosts[host].burst_left = u32::try_from(burst).expect("small");
+        }
+        if self.is_quiet() {
+            let life = self.hosts[host].life;
+            return self.schedule(QUIET_NS, Task::Work(Party::Host(host), life));
         }
         let room = self.plan.depth.saturating_sub(self.hosts[host].ops.len());
         let some = if room == 0 {
@@ -82,7 +88,8 @@ impl Sim {
 
     /// What a host that comes up reads, twice: which value holds is decided then, and stays.
     pub(crate) fn plan_reading(&mut self, host: usize) {
-        if self.plan.reads_first {
+        let look = std::mem::take(&mut self.scripts.look_at_all) && self.plan.mix.read > 0;
+        if self.plan.reads_first || look {
             let runs = runs_of(&self.oracle.touched());
             self.hosts[host].to_read = [runs.clone(), runs].concat();
         }

@@ -21,6 +21,7 @@ use super::members::{Members, Position};
 use super::pace::Throttle;
 use super::state::{Outbox, Purpose, Replicator};
 use crate::limits::{COPIES_BUSY_MAX, COPIES_MAX, COPY_BLOCKS_MAX};
+use shardmap::canary::{Mechanism, stands};
 use shardmap::dirty::{BlockSet, RegionSet};
 use shardmap::generations::SnapshotState;
 use shardmap::units::{BlockRange, Generation, Lba, RegionIndex};
@@ -336,6 +337,9 @@ impl Replicator {
         let leg = self.leg(target);
         if !leg.facts.incomplete {
             present.intersect(&leg.dirty);
+        }
+        if !stands(Mechanism::CatchUp) {
+            present.clear();
         }
         let window = self.window_of(from).expect("was asked about");
         let catch_up = self.catch_up_mut();

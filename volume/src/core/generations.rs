@@ -19,6 +19,7 @@ use super::flush::FlushFor;
 use super::leg::{Condemned, Session};
 use super::members::{Members, Position};
 use super::state::{Outbox, Phase, Purpose, Replicator};
+use shardmap::canary::{Mechanism, stands};
 use shardmap::generations::{SnapshotState, VolumeGenerations};
 use shardmap::units::{Generation, Moment};
 
@@ -185,6 +186,9 @@ impl Replicator {
             Stage::Draining => {
                 if self.has_drained(barrier.snapshot) {
                     self.barrier_mut().stage = Stage::Flushing;
+                    if !stands(Mechanism::SnapshotFlush) {
+                        return self.on_snapshot_flushed(out);
+                    }
                     let over = self.write_set();
                     self.start_flush(FlushFor::Snapshot, over, barrier.inherited, out);
                 }
@@ -217,7 +221,7 @@ impl Replicator {
             let what = Command::BeginGeneration(head);
             self.send(at, Purpose::Begin(head), what, out);
         }
-        missing.is_empty()
+        missing.is_empty() || !stands(Mechanism::BeginAll)
     }
 
     /// From here on writes carry the head.
@@ -263,7 +267,7 @@ impl Replicator {
         };
         let repair = |c: &Copy| c.purpose == CopyFor::Repair && c.generation == snapshot;
         self.reconcile.regions.is_empty()
-            && !self.ops.values().any(under_way)
+            && (!self.ops.values().any(under_way) || !stands(Mechanism::SnapshotDrain))
             && !self.copies.values().any(repair)
     }
 
@@ -339,6 +343,7 @@ impl Replicator {
     /// In which generation a region is to be made equal, and in which then.
     pub(super) fn generations_to_reconcile(&self) -> (Generation, Option<Generation>) {
         let pending = self.generations.draining();
+        let pending = pending.filter(|_| stands(Mechanism::SnapshotReconcile));
         pending.map_or((self.head, None), |snapshot| (snapshot, Some(self.head)))
     }
 

@@ -95,7 +95,7 @@ const SOURCES: &[Source] = &[
     Source {
         module: "TraceResilver",
         runs: "clusters-of-three",
-        cargo: &cluster(["1", "18", "21", "27", "40", "42"]),
+        cargo: &cluster(["1", "18", "27", "40", "42", "46"]),
         others: true,
         tampers: CLUSTER_TAMPERS,
     },
