@@ -181,6 +181,7 @@ struct Command {
     completeSnapshot :group { volume @45 :Uuid; epoch @46 :UInt64; generation @47 :UInt32; }
     deleteSnapshot :group { volume @48 :Uuid; generation @49 :UInt32; }
     deleteVolumeWithSnapshots @50 :Uuid;
+    createView :group { id @51 :Uuid; name @52 :Text; volume @53 :Uuid; generation @54 :UInt32; }
   }
 }
 
@@ -196,6 +197,7 @@ struct AttachGrant {
   unverified @8 :Bool;       # restored: the stores' stamps decide first
   heldSince @9 :UInt64;
   generations @10 :VolumeGenerations;
+  view @11 :UInt32;          # generation, 0: it is no view
 }
 
 struct Reply {
@@ -394,6 +396,7 @@ struct VolumeView {
   head @16 :UInt32;          # generation
   snapshots @17 :UInt32;     # how many
   pendingSnapshot @18 :Text; # its name, empty: none is
+  shows @19 :Text;           # VOLUME@NAME if it is a view, else empty
 }
 
 struct SnapshotView {

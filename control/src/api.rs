@@ -357,6 +357,8 @@ pub struct VolumeView {
     pub snapshots: u32,
     /// The snapshot that is not complete yet; empty: none.
     pub pending_snapshot: String,
+    /// It is a view of this snapshot (`VOLUME@NAME`), whose slices these are; empty: it is none.
+    pub shows: String,
 }
 
 /// A snapshot of a volume.

@@ -3,7 +3,7 @@
 
 use crate::generations::VolumeGenerations;
 use crate::map::VolumeMap;
-use crate::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
+use crate::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -51,6 +51,9 @@ pub struct AttachGrant {
     pub min_in_sync: u8,
     /// Where the slices are, by position.
     pub slices: Vec<SliceAddress>,
+    /// It is a view: to be read is this snapshot of the volume whose slices these are, and nothing is
+    /// written.
+    pub view: Option<Generation>,
 }
 
 /// metad's answer to a change of the in-sync set.

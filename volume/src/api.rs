@@ -51,6 +51,8 @@ pub struct AttachGrant {
     pub slices: BTreeMap<StoreId, SlicePath>,
     /// Knobs of this volume.
     pub options: VolumeOptions,
+    /// Not the volume is attached but this snapshot of it opened, as [`ViewGrant`] does.
+    pub view: Option<Generation>,
 }
 
 impl AttachGrant {
@@ -80,6 +82,7 @@ impl AttachGrant {
                 min_in_sync: granted.min_in_sync,
                 ..options
             },
+            view: granted.view,
         }
     }
 }
@@ -97,8 +100,20 @@ pub struct ViewGrant {
     pub slices: BTreeMap<StoreId, SlicePath>,
     /// How long to wait until every shard has a store that answers, in milliseconds.
     pub attach_wait_ms: u64,
-    /// How long a read may wait for a store that answers before it fails, in milliseconds.
-    pub io_wait_ms: u64,
+}
+
+impl ViewGrant {
+    /// The view that an attachment stands for; `None`: it attaches the volume itself.
+    pub fn of(grant: &AttachGrant) -> Option<Self> {
+        let generation = grant.view?;
+        Some(Self {
+            id: grant.volume,
+            map: grant.map.clone(),
+            generation,
+            slices: grant.slices.clone(),
+            attach_wait_ms: grant.options.attach_wait_ms,
+        })
+    }
 }
 
 /// Knobs of one volume.

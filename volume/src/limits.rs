@@ -11,6 +11,9 @@ pub const ZERO_BLOCKS_MAX: u32 = 16_384;
 pub const HOST_OPS_MAX: usize = 1024;
 /// Largest resilver copy, in blocks: the largest IO.
 pub const COPY_BLOCKS_MAX: u32 = IO_BLOCKS_MAX;
+/// How long a request to a view may wait for a store that answers, in milliseconds: a backup is told
+/// before its reader gives up, and a restart of a server passes unnoticed.
+pub const VIEW_WAIT_MS: u64 = 30_000;
 /// Resilver copies in flight per volume while the host is quiet; each holds one large arena slot.
 pub const COPIES_MAX: usize = 8;
 /// Resilver copies in flight per volume while the host has requests outstanding.

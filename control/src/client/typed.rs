@@ -6,8 +6,8 @@ use crate::api::{
     ServerView, SliceDesire, SnapshotView, StoreView, Versioned, VolumeView,
 };
 use crate::core::{
-    AttachGrant, Command, EventRecord, HostId, NewHost, NewServer, NewStore, NewVolume, Reply,
-    Standing,
+    AttachGrant, Command, EventRecord, HostId, NewHost, NewServer, NewStore, NewVolume, Origin,
+    Reply, Standing,
 };
 use shardmap::grant::{IsrAnswer, MembershipRequest};
 use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
@@ -168,6 +168,27 @@ impl MetadClient {
     ) -> Result<(), MetadError> {
         self.run_done(Command::CreateSnapshot { volumes, name })
             .await
+    }
+
+    /// Makes a view of a complete snapshot.
+    ///
+    /// # Errors
+    /// Unknown, name taken, not complete; see [`MetadError`].
+    pub async fn create_view(
+        &self,
+        id: VolumeId,
+        name: String,
+        origin: Origin,
+    ) -> Result<(), MetadError> {
+        let pick = |r| {
+            if let Reply::Volume(_) = r {
+                Ok(())
+            } else {
+                Err(r)
+            }
+        };
+        let command = Command::CreateView { id, name, origin };
+        self.run(command, pick).await
     }
 
     /// Gives up a snapshot; its space comes back in the background.

@@ -1,6 +1,6 @@
 //! What may be asked of the state machine, and what it answers.
 
-use super::model::{Domain, HostId, Standing};
+use super::model::{Domain, HostId, Origin, Standing};
 use super::refusal::Refusal;
 use serde::{Deserialize, Serialize};
 pub use shardmap::grant::{AttachGrant, SliceAddress};
@@ -266,6 +266,15 @@ pub enum Command {
         /// Which snapshot.
         generation: Generation,
     },
+    /// Make a volume that shows a complete snapshot, for reading only.
+    CreateView {
+        /// Its identity, chosen by who asks.
+        id: VolumeId,
+        /// Unique name.
+        name: String,
+        /// What it shows.
+        origin: Origin,
+    },
 }
 
 /// What is answered. New variants go to the end.
@@ -388,6 +397,8 @@ pub enum Change {
     MaintenanceEnded(VolumeId, ServerId),
     /// What became of the snapshot of this name.
     Snapshot(VolumeId, String, SnapshotFate),
+    /// A view of a snapshot is ready.
+    ViewCreated(VolumeId),
 }
 
 /// A step in the life of a snapshot.

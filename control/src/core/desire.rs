@@ -110,6 +110,12 @@ pub fn known_hosts(state: &State) -> Vec<String> {
     hosts.chain(servers).chain(reader).collect()
 }
 
+/// The slices that who has the volume reads: its own, or those of the volume whose snapshot it shows.
+pub fn slices_read<'s>(state: &'s State, volume: &'s Volume) -> &'s [Nsid] {
+    let shown = volume.origin.and_then(|o| state.volumes.get(&o.volume));
+    &shown.unwrap_or(volume).slices
+}
+
 /// Everything the storaged of a server should bring up to date, by volume.
 pub fn maintenance_of_server(state: &State, server: ServerId) -> Vec<DesiredMaintenance> {
     let volumes = state.volumes.iter();
@@ -150,10 +156,9 @@ pub fn attachments_of_host(state: &State, host: HostId) -> Vec<DesiredAttachment
         .collect()
 }
 
-/// Where the slices of a volume are, by position.
+/// Where the slices of a volume are, by position; of a view those that it shows.
 pub fn slice_addresses(state: &State, volume: &Volume) -> Vec<SliceAddress> {
-    volume
-        .slices
+    slices_read(state, volume)
         .iter()
         .filter_map(|nsid| {
             let slice = state.slices.get(nsid)?;

@@ -4,6 +4,7 @@
 use super::apply::{maintenance_of, shard_without};
 use super::limits;
 use super::model::{Phase, State, Volume};
+use shardmap::generations::SnapshotState;
 use shardmap::units::{Epoch, VolumeId};
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -148,7 +149,9 @@ fn check_volume(state: &State, id: VolumeId, volume: &Volume, found: &mut Findin
         format!("volume {name}: some shard has no in-sync replica")
     });
     found.unless(
-        volume.phase == Phase::Deleting || volume.slices.len() == volume.map.stores.len(),
+        volume.phase == Phase::Deleting
+            || volume.origin.is_some()
+            || volume.slices.len() == volume.map.stores.len(),
         || {
             format!(
                 "volume {name}: {} slices for {} stores",
@@ -170,6 +173,7 @@ fn check_volume(state: &State, id: VolumeId, volume: &Volume, found: &mut Findin
     found.unless((volume.phase == Phase::Ready) <= confirmed, || {
         format!("volume {name} is ready without all its slices")
     });
+    check_origin(state, volume, found);
     check_snapshots(volume, found);
     check_holder(state, volume, found);
     check_maintenance(state, (id, volume), found);
@@ -195,6 +199,23 @@ fn check_maintenance(state: &State, (id, volume): (VolumeId, &Volume), found: &m
         let newest = volume.epoch;
         format!("volume {name}: resilvered by {server} under another epoch than {newest}")
     });
+}
+
+fn check_origin(state: &State, volume: &Volume, found: &mut Findings) {
+    let Some(origin) = volume.origin else {
+        return;
+    };
+    let name = &volume.name;
+    let of = state.volumes.get(&origin.volume);
+    let snapshot = of.and_then(|v| v.snapshots.get(&origin.generation));
+    let complete = snapshot.is_some_and(|s| s.state == SnapshotState::Complete);
+    found.unless(complete, || {
+        format!("view {name}: what it shows is no complete snapshot")
+    });
+    found.unless(
+        volume.slices.is_empty() && volume.snapshots.is_empty(),
+        || format!("view {name} has slices or snapshots of its own"),
+    );
 }
 
 fn check_snapshots(volume: &Volume, found: &mut Findings) {

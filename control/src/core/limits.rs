@@ -1,7 +1,7 @@
 //! Every bound of the replicated state, with its reason.
 
 /// Version of the replicated state and of the commands; a member refuses a log it does not know.
-pub const SCHEMA: u16 = 4;
+pub const SCHEMA: u16 = 5;
 /// Servers of a cluster: what one listing and one placement may scan.
 pub const SERVERS_MAX: usize = 1024;
 /// Stores of a cluster.

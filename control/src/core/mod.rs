@@ -22,7 +22,7 @@ pub use command::{
 pub use desire::{DesiredAttachment, DesiredMaintenance, DesiredSlice};
 pub use fsck::{Finding, fsck};
 pub use model::{
-    Attachment, CLIENTD_NQN_PREFIX, Cluster, Domain, Host, HostId, Maintenance, Phase,
+    Attachment, CLIENTD_NQN_PREFIX, Cluster, Domain, Host, HostId, Maintenance, Origin, Phase,
     READER_HOST_NQN_PREFIX, STORAGED_HOST_NQN_PREFIX, Server, SetId, Slice, Snapshot, Standing,
     State, Store, StrideSet, Volume, reader_host_nqn, storaged_host_nqn,
 };

@@ -250,6 +250,15 @@ pub struct Snapshot {
     pub state: SnapshotState,
 }
 
+/// A snapshot that a view shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The snapshot's volume.
+    pub volume: VolumeId,
+    /// The snapshot.
+    pub generation: Generation,
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -287,6 +296,8 @@ pub struct Volume {
     pub head: Generation,
     /// The generations before the head that are kept. Those that are missing were deleted.
     pub snapshots: BTreeMap<Generation, Snapshot>,
+    /// It is a view of this snapshot: read-only, without slices of its own.
+    pub origin: Option<Origin>,
 }
 
 impl Volume {

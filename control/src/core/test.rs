@@ -730,6 +730,13 @@ fn any_snapshot() -> impl Strategy<Value = Command> {
         }),
         1 => (vol(), generation())
             .prop_map(|(volume, generation)| Command::DeleteSnapshot { volume, generation }),
+        2 => (vol(), vol(), generation()).prop_map(|(id, volume, generation)| {
+            Command::CreateView {
+                id,
+                name: format!("view-{}", id.0[0]),
+                origin: Origin { volume, generation },
+            }
+        }),
     ]
 }
 

@@ -6,6 +6,7 @@ use crate::api::{
     SnapshotView, StoreView, VolumeView,
 };
 use crate::core::apply::plan_volume;
+use crate::core::desire::slices_read;
 use crate::core::{NewVolume, Refusal, State, Volume};
 use shardmap::generations::SnapshotState;
 use shardmap::placement::forecast;
@@ -141,6 +142,10 @@ impl Scene<'_> {
                 .pending_snapshot()
                 .map(|(_, snapshot)| snapshot.name.clone())
                 .unwrap_or_default(),
+            shows: volume
+                .origin
+                .map(|origin| self.state.snapshot_name(origin))
+                .unwrap_or_default(),
         }
     }
 
@@ -165,7 +170,7 @@ impl Scene<'_> {
     }
 
     fn slices(&self, volume: &Volume) -> Vec<SliceView> {
-        let slices = volume.slices.iter().filter_map(|nsid| {
+        let slices = slices_read(self.state, volume).iter().filter_map(|nsid| {
             let slice = self.state.slices.get(nsid)?;
             let store = self.state.stores.get(&slice.store)?;
             let server = self.state.servers.get(&store.server)?;

@@ -6,7 +6,7 @@ use super::words::{
     put_stores, put_subject, put_uuid, put_volume_id,
 };
 use super::{Decoded, malformed};
-use crate::core::{ClientId, Command, HostId, NewHost, NewServer, NewStore, NewVolume};
+use crate::core::{ClientId, Command, HostId, NewHost, NewServer, NewStore, NewVolume, Origin};
 use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::BTreeSet;
 use ubs_capnp::control_capnp as wire;
@@ -76,7 +76,8 @@ pub(crate) fn put_command(
         | Command::AssignMaintenance { .. }
         | Command::CreateSnapshot { .. }
         | Command::CompleteSnapshot { .. }
-        | Command::DeleteSnapshot { .. } => put_volume_command(command, to),
+        | Command::DeleteSnapshot { .. }
+        | Command::CreateView { .. } => put_volume_command(command, to),
     }
 }
 
@@ -128,6 +129,12 @@ fn put_volume_command(command: &Command, to: wire::command::Builder<'_>) {
                 volume,
                 set_generation = generation.0
             );
+        }
+        Command::CreateView { id, name, origin } => {
+            let mut to = to.init_create_view();
+            put_volume_id(*id, to.reborrow().init_id());
+            to.set_name(name);
+            put_of_volume!(to, &origin.volume, set_generation = origin.generation.0);
         }
         Command::SetIsr { .. } | Command::VerifyMembership { .. } => put_membership(command, to),
         Command::InitCluster { .. }
@@ -277,6 +284,7 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         Which::CreateSnapshot(c) => get_create_snapshot(c)?,
         Which::CompleteSnapshot(c) => get_complete_snapshot(c)?,
         Which::DeleteSnapshot(c) => get_delete_snapshot(c)?,
+        Which::CreateView(c) => get_create_view(c)?,
         Which::SetDesiredAttachment(c) => get_set_desired(c)?,
         Which::ClearDesiredAttachment(v) => Command::ClearDesiredAttachment {
             volume: get_volume_id(v?),
@@ -367,6 +375,17 @@ fn get_delete_snapshot(from: wire::command::delete_snapshot::Reader<'_>) -> Deco
     Ok(Command::DeleteSnapshot {
         volume: get_volume_id(from.get_volume()?),
         generation: Generation(from.get_generation()),
+    })
+}
+
+fn get_create_view(from: wire::command::create_view::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::CreateView {
+        id: get_volume_id(from.get_id()?),
+        name: get_text(from.get_name())?,
+        origin: Origin {
+            volume: get_volume_id(from.get_volume()?),
+            generation: Generation(from.get_generation()),
+        },
     })
 }
 

@@ -6,7 +6,7 @@ use super::words::{
 };
 use super::{Decoded, malformed};
 use crate::core::{AttachGrant, HostId, Refusal, RefusalCode, Reply};
-use shardmap::units::{Epoch, MembershipSeq, ServerId, StoreId};
+use shardmap::units::{Epoch, Generation, MembershipSeq, ServerId, StoreId};
 use ubs_capnp::control_capnp as wire;
 
 pub(crate) fn put_reply(reply: &Reply, mut to: wire::reply::Builder<'_>) {
@@ -58,6 +58,7 @@ fn put_grant(grant: &AttachGrant, mut to: wire::attach_grant::Builder<'_>) {
     to.set_min_in_sync(grant.min_in_sync);
     to.set_unverified(!grant.verified);
     to.set_held_since(grant.held_since.0);
+    to.set_view(grant.view.map_or(0, |generation| generation.0));
     put_generations(&grant.generations, to.reborrow().init_generations());
     put_slice_addresses(
         &grant.slices,
@@ -79,6 +80,7 @@ fn get_grant(from: wire::attach_grant::Reader<'_>) -> Decoded<AttachGrant> {
         generations: get_generations(from.get_generations()?)?,
         min_in_sync: from.get_min_in_sync(),
         slices: get_slice_addresses(from.get_slices()?)?,
+        view: Some(Generation(from.get_view())).filter(|g| g.0 != 0),
     })
 }
 

@@ -203,6 +203,7 @@ pub(crate) fn put_volume_view(v: &VolumeView, mut to: wire::volume_view::Builder
     to.set_head(v.head.0);
     to.set_snapshots(v.snapshots);
     to.set_pending_snapshot(&v.pending_snapshot);
+    to.set_shows(&v.shows);
     let mut slices = to.reborrow().init_slices(len(v.slices.len()));
     for (i, slice) in (0..).zip(&v.slices) {
         put_slice_view(slice, slices.reborrow().get(i));
@@ -242,6 +243,7 @@ pub(crate) fn get_volume_view(from: wire::volume_view::Reader<'_>) -> Decoded<Vo
         head: Generation(from.get_head()),
         snapshots: from.get_snapshots(),
         pending_snapshot: get_text(from.get_pending_snapshot())?,
+        shows: get_text(from.get_shows())?,
     })
 }
 

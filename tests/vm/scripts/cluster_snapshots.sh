@@ -2,7 +2,7 @@
 # Snapshots of a volume under fio with verification: none costs an IO error, one is made while a server
 # is away and reaches it when it is back, one completes with nobody having the volume; deleted, in any
 # order, their space comes back. A snapshot and what changed since, exported and imported, give what the
-# device shows, also with a server away. In the end all replicas are the same.
+# device shows, also with a server away; so does a view of it, which survives a kill of clientd. In the end all replicas are the same.
 # vm: build=metad build=storaged build=clientd build=ubsctl build=ubs-verify mem=4G limit=600 disk=2G,serial=cluster alone
 # vm: file=tests/vm/guest/cluster.sh:/usr/lib/ubs/cluster.sh
 . /usr/lib/ubs/prelude.sh
@@ -64,6 +64,20 @@ ubsctl dev kill --dir $dir storaged1 > /dev/null
 ubsctl snapshot export v1@end --since a > /tmp/end.ubs || lose "export of the changes with a server away"
 ubsctl dev start --dir $dir storaged1 > /dev/null
 ubsctl snapshot import --from /tmp/a.ubs --to /tmp/image || lose "import"
+ubsctl snapshot view v1@a old
+refuses "to delete what a view shows" ubsctl snapshot rm v1@a
+main=$dev
+attach old dev
+cmp /tmp/image $dev || lose "the view does not show what was exported"
+refuses "a write to a snapshot" dd if=/dev/zero of=$dev bs=4k count=1 oflag=direct
+ubsctl dev kill --dir $dir clientd > /dev/null
+ubsctl dev start --dir $dir clientd > /dev/null
+wait_for 60 "the view after a restart of clientd" state_is old online
+cmp /tmp/image $dev || lose "the view shows something else after a restart of clientd"
+ubsctl volume detach old --wait || lose "detach of the view"
+ubsctl volume delete old --yes || lose "deletion of the view"
+dev=$main
+wait_for 90 "a whole volume" whole
 cmp -s /tmp/image $dev && lose "nothing has changed since snapshot a"
 ubsctl snapshot import --to /tmp/image < /tmp/end.ubs || lose "import of the changes"
 cmp /tmp/image $dev || lose "what was exported is not what the device shows"

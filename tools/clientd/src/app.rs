@@ -47,6 +47,8 @@ struct Guest {
     size_blocks: u64,
     /// Device that an earlier clientd left.
     left_behind: Option<u32>,
+    /// A view of a snapshot.
+    read_only: bool,
 }
 
 /// The app of clientd's reactor.
@@ -117,7 +119,12 @@ impl Clientd {
             stage: Stage::Attaching,
             size_blocks: grant.map.size_blocks,
             left_behind,
+            read_only: grant.view.is_some(),
         };
+        if guest.read_only {
+            // Nothing is trusted of its stores; that there may be a device is what has to be known.
+            self.distrust(volume);
+        }
         self.guests.insert(volume, guest);
     }
 
@@ -245,11 +252,13 @@ impl Clientd {
             return;
         }
         guest.stage = Stage::Device;
-        let left = guest.left_behind;
+        let (left, read_only) = (guest.left_behind, guest.read_only);
+        let size_blocks = guest.size_blocks;
         if let Some(device) = left {
             tracing::info!(%volume, device, "taking over the device of an earlier clientd");
         }
-        if let Err(why) = self.disks.open(io, volume, guest.size_blocks, left) {
+        let made = self.disks.open(io, volume, (size_blocks, read_only), left);
+        if let Err(why) = made {
             self.device_failed(io, volume, why);
         }
     }

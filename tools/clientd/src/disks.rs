@@ -78,7 +78,7 @@ impl Disks {
         &mut self,
         io: &mut dyn Driver,
         volume: VolumeId,
-        size_blocks: u64,
+        (size_blocks, read_only): (u64, bool),
         left_behind: Option<u32>,
     ) -> Result<(), String> {
         let (room, index) = (self.room, self.next_index);
@@ -92,7 +92,7 @@ impl Disks {
                     size_blocks,
                     queue_count: self.knobs.queue_count,
                     queue_depth: self.knobs.queue_depth,
-                    read_only: false,
+                    read_only,
                     boundary_blocks: None,
                     mark,
                 };

@@ -90,6 +90,9 @@ fn lines(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<String> {
         state(v),
         replicas(v)
     )];
+    if !v.shows.is_empty() {
+        lines.push(format!("it shows snapshot {}, for reading only", v.shows));
+    }
     if is_idle(v) {
         lines.push("nobody has it attached, and nobody is asked to".into());
     }
@@ -110,7 +113,7 @@ fn lines(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<String> {
         };
         lines.push(format!("{who} says: {note}"));
     }
-    if v.phase == Phase::Ready {
+    if v.phase == Phase::Ready && v.shows.is_empty() {
         lines.extend(safe_to_stop(v));
     }
     lines
@@ -344,6 +347,7 @@ pub(crate) mod test {
             head: Generation(1),
             snapshots: 0,
             pending_snapshot: String::new(),
+            shows: String::new(),
         }
     }
 

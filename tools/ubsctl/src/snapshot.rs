@@ -10,10 +10,12 @@ use crate::failure::Failure;
 use crate::output::{Listing, Row, one, time};
 use clap::Subcommand;
 use control::api::{SnapshotView, VolumeView};
+use control::core::Origin;
 use serde_json::{Value, json};
 use shardmap::units::VolumeId;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use uuid::Uuid;
 
 #[derive(Subcommand)]
 pub(crate) enum Verb {
@@ -43,6 +45,20 @@ pub(crate) enum Verb {
         /// Which.
         #[arg(value_name = "VOLUME@NAME")]
         snapshot: Which,
+    },
+    /// Make a read-only volume that shows a complete snapshot; attach and delete it as any volume.
+    #[command(after_help = "Examples:\n  ubsctl snapshot view data@mon data-mon\n  \
+        ubsctl volume attach data-mon --on HOST --wait    # then mount it read-only\n  \
+        ubsctl volume delete data-mon\nNothing is copied. The snapshot cannot be deleted while a \
+        view shows it. A file system that was in use when the snapshot was made wants its journal \
+        replayed: mount ext4 with -o ro,noload, xfs with -o ro,norecovery.")]
+    View {
+        /// Which.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: Which,
+        /// Name of the new volume.
+        #[arg(value_name = "VIEW")]
+        name: String,
     },
     /// What a snapshot holds otherwise than an earlier one: ranges of the volume, from the maps.
     #[command(
@@ -142,6 +158,7 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         } => create(context, &volumes, &name, !no_wait).await,
         Verb::Ls { volume } => ls(context, volume.as_deref()).await,
         Verb::Show { snapshot } => show(context, &snapshot).await,
+        Verb::View { snapshot, name } => view(context, &snapshot, name).await,
         Verb::Diff { snapshot, since } => export::diff(context, &snapshot, since.as_deref()).await,
         Verb::Export {
             snapshot,
@@ -261,6 +278,20 @@ async fn show(context: &Context, which: &Which) -> Result<(), Failure> {
     ];
     let name = full_name(&s);
     one(context.format, "Snapshot", &name, &pairs, to_json(&s));
+    Ok(())
+}
+
+async fn view(context: &Context, which: &Which, name: String) -> Result<(), Failure> {
+    let s = snapshot(context, which).await?;
+    let id = VolumeId(*Uuid::new_v4().as_bytes());
+    let origin = Origin {
+        volume: s.volume,
+        generation: s.generation,
+    };
+    context.client.create_view(id, name.clone(), origin).await?;
+    let pairs = [("view", name.clone()), ("shows", full_name(&s))];
+    let json = json!({ "name": name, "id": id.to_string(), "shows": full_name(&s) });
+    one(context.format, "View", &name, &pairs, json);
     Ok(())
 }
 

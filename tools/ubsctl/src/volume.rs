@@ -310,6 +310,7 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
             or_dash(v.report.as_ref().map_or("", |r| &r.device)),
         ),
         ("snapshots", snapshots(&v)),
+        ("shows", or_dash(&v.shows)),
         ("membership", format!("{}, {}", v.epoch, v.seq)),
     ];
     one(context.format, "Volume", &v.name, &pairs, to_json(&v));
@@ -493,6 +494,7 @@ pub(crate) fn to_json(v: &VolumeView) -> Value {
         "headGeneration": v.head.0,
         "snapshots": v.snapshots,
         "pendingSnapshot": v.pending_snapshot,
+        "shows": Some(&v.shows).filter(|s| !s.is_empty()),
         "slices": slices,
     })
 }

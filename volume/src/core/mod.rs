@@ -48,7 +48,7 @@ pub use event::{
 };
 pub use members::{Members, Position, STRIDE_MAX};
 pub use state::{Config, Outbox, Replicator};
-pub use view::{View, ViewConfig};
+pub use view::View;
 
 /// A store that left this soon after joining waits longer before it is taken in again.
 const HYSTERESIS_MS: u64 = 60_000;

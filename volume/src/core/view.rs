@@ -12,11 +12,11 @@
 
 use super::event::{
     Answer, AttachFault, Command, CommandId, Effect, Event, Fault, HostFault, HostWhat, OpId,
-    Payload, Timer,
+    Payload, StoreState, Timer,
 };
 use super::members::{Members, Position};
 use super::state::{Outbox, copysets_of, homes_of};
-use crate::limits::{IO_BLOCKS_MAX, PRESENCE_REGIONS};
+use crate::limits::{IO_BLOCKS_MAX, PRESENCE_REGIONS, VIEW_WAIT_MS};
 use shardmap::dirty::BlockSet;
 use shardmap::generations::SnapshotState;
 use shardmap::map::VolumeMap;
@@ -26,15 +26,6 @@ use std::collections::BTreeMap;
 
 /// How long a store that does not have the snapshot is left alone before it is asked again.
 const PAUSE_MS: u64 = 1_000;
-
-/// Knobs of a view, in milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ViewConfig {
-    /// How long every shard may take to have a store that answers.
-    pub attach_wait_ms: u64,
-    /// How long a request may wait for a store.
-    pub io_wait_ms: u64,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
@@ -94,7 +85,7 @@ enum Purpose {
 pub struct View {
     map: VolumeMap,
     generation: Generation,
-    config: ViewConfig,
+    attach_wait_ms: u64,
     phase: Phase,
     stores: Vec<Store>,
     /// Commands on the way, with their receiver.
@@ -107,8 +98,8 @@ pub struct View {
 }
 
 impl View {
-    /// Nothing is asked yet.
-    pub fn new(config: ViewConfig, map: VolumeMap, generation: Generation) -> Self {
+    /// Nothing is asked yet. `attach_wait_ms`: how long every shard may take to have a store that answers.
+    pub fn new(map: VolumeMap, generation: Generation, attach_wait_ms: u64) -> Self {
         let store = Store {
             standing: Standing::Away,
             outstanding: 0,
@@ -117,7 +108,7 @@ impl View {
         Self {
             map,
             generation,
-            config,
+            attach_wait_ms,
             phase: Phase::Attaching { until: Moment(0) },
             stores,
             commands: BTreeMap::new(),
@@ -134,7 +125,7 @@ impl View {
         }
         match event {
             Event::Start => {
-                let until = now.plus_ms(self.config.attach_wait_ms);
+                let until = now.plus_ms(self.attach_wait_ms);
                 self.phase = Phase::Attaching { until };
                 self.positions()
                     .for_each(|at| out.push(Effect::Connect(at)));
@@ -155,6 +146,16 @@ impl View {
     /// Whether reads are answered.
     pub fn is_serving(&self) -> bool {
         self.phase == Phase::Serving
+    }
+
+    /// Where a store stands, its commands under way.
+    pub fn store_state(&self, at: Position) -> (StoreState, u32) {
+        let store = self.stores[at.index()];
+        let state = match store.standing {
+            Standing::Ready => StoreState::InSync,
+            Standing::Away | Standing::Asked | Standing::Unfit(_) => StoreState::Out,
+        };
+        (state, store.outstanding)
     }
 
     /// Stores that have the snapshot and answer.
@@ -325,7 +326,7 @@ impl View {
                 let op_state = Op {
                     what,
                     pieces,
-                    until: now.plus_ms(self.config.io_wait_ms),
+                    until: now.plus_ms(VIEW_WAIT_MS),
                     found: BlockSet::new(),
                 };
                 let before = self.ops.insert(op, op_state);

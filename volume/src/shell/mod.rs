@@ -12,7 +12,7 @@ mod views;
 
 use crate::api::{
     AttachGrant, HostOp, HostRequest, MetadAnswer, MetadVerdict, NotTaken, NotTakenWhy, SlicePath,
-    StoreStatus, VolumeEvent, VolumeStatus,
+    StoreStatus, ViewGrant, VolumeEvent, VolumeStatus,
 };
 use crate::core::{
     Command, CommandId, Config, CopyId, Event, Grant, HostWhat, OpId, Position, Replicator,
@@ -132,6 +132,9 @@ impl Volumes {
     /// # Errors
     /// [`GrantFault`] if the grant contradicts itself; nothing was begun then.
     pub fn attach(&mut self, io: &mut dyn Driver, grant: &AttachGrant) -> Result<(), GrantFault> {
+        if let Some(view) = ViewGrant::of(grant) {
+            return self.open_view(io, &view);
+        }
         let (id, map) = (grant.volume, &grant.map);
         self.check_map(id, map, &grant.slices)?;
         if !grant.generations.is_sound() {
@@ -376,12 +379,13 @@ impl Volumes {
         out.append(&mut self.events);
     }
 
-    /// What a volume looks like now; `None` for a view.
+    /// What a volume looks like now. Of a view those stores are in sync that have the snapshot and answer.
     pub fn status(&self, volume: VolumeId) -> Option<VolumeStatus> {
         let slot = self.by_id.get(&volume)?;
         let hosted = self.slots[*slot as usize].hosted.as_ref()?;
-        let Machine::Volume(core) = &hosted.core else {
-            return None;
+        let core = match &hosted.core {
+            Machine::Volume(core) => core,
+            Machine::View(core) => return Some(Self::view_status(hosted, core)),
         };
         let (seq, isr) = core.membership();
         let stores = (0..hosted.slices.len()).map(Position::new).map(|at| {

@@ -379,6 +379,7 @@ impl Cluster {
             survived: None,
             generations: VolumeGenerations::default(),
             ticket: [0; 32],
+            view: None,
             slices: ids
                 .iter()
                 .enumerate()

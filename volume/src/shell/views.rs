@@ -2,11 +2,11 @@
 
 use super::hosted::{Hosted, Machine};
 use super::{GrantFault, Volumes};
-use crate::api::ViewGrant;
-use crate::core::{Event, View, ViewConfig};
+use crate::api::{StoreStatus, ViewGrant, VolumeStatus};
+use crate::core::{Event, Position, View};
 use reactor::Driver;
-use shardmap::units::{StoreId, VolumeId};
-use std::collections::BTreeSet;
+use shardmap::generations::VolumeGenerations;
+use shardmap::units::MembershipSeq;
 
 impl Volumes {
     /// Begins to open a view; ends in [`VolumeEvent::Attached`](crate::VolumeEvent::Attached) or
@@ -20,11 +20,7 @@ impl Volumes {
         self.check_map(id, map, &grant.slices)?;
         let slices = map.stores.iter();
         let slices: Vec<_> = slices.map(|s| self.server_of(&grant.slices[s])).collect();
-        let config = ViewConfig {
-            attach_wait_ms: grant.attach_wait_ms,
-            io_wait_ms: grant.io_wait_ms,
-        };
-        let core = View::new(config, map.clone(), grant.generation);
+        let core = View::new(map.clone(), grant.generation, grant.attach_wait_ms);
         let slot = self.free_slot();
         let hosted = Hosted::of_view(grant, Machine::View(core), slices);
         self.slots[slot as usize].hosted = Some(Box::new(hosted));
@@ -34,13 +30,26 @@ impl Volumes {
         Ok(())
     }
 
-    /// Stores that a view reads from now; `None` if there is no such view.
-    pub fn view_stores(&self, view: VolumeId) -> Option<BTreeSet<StoreId>> {
-        let slot = self.by_id.get(&view)?;
-        let hosted = self.slots[*slot as usize].hosted.as_ref()?;
-        match &hosted.core {
-            Machine::View(core) => Some(hosted.stores(core.ready())),
-            Machine::Volume(_) => None,
+    pub(super) fn view_status(hosted: &Hosted, core: &View) -> VolumeStatus {
+        let stores = (0..hosted.slices.len()).map(Position::new).map(|at| {
+            let (state, outstanding) = core.store_state(at);
+            let status = StoreStatus {
+                state,
+                incarnation: None,
+                dirty_blocks: 0,
+                outstanding,
+            };
+            (hosted.store(at), status)
+        });
+        VolumeStatus {
+            epoch: hosted.epoch,
+            seq: MembershipSeq(0),
+            isr: hosted.stores(core.ready()),
+            generations: VolumeGenerations::default(),
+            serving: core.is_serving(),
+            regions_to_reconcile: 0,
+            stores: stores.collect(),
+            counters: hosted.counters,
         }
     }
 }

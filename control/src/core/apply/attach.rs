@@ -132,6 +132,7 @@ impl Step<'_> {
             generations: volume.generations(),
             min_in_sync: volume.min_in_sync,
             slices: slice_addresses(self.state, volume),
+            view: volume.origin.map(|origin| origin.generation),
         }
     }
 

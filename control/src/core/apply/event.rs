@@ -2,7 +2,7 @@
 
 use super::super::command::{Change, EventRecord, SnapshotFate, Subject};
 use super::super::limits;
-use super::super::model::{HostId, Standing, State};
+use super::super::model::{HostId, Origin, Standing, State};
 use shardmap::units::{Epoch, MembershipSeq, ServerId, StoreId, VolumeId};
 
 /// Appends one event per change.
@@ -44,6 +44,14 @@ impl State {
         self.volumes
             .get(&id)
             .map_or_else(|| id.to_string(), |v| v.name.clone())
+    }
+
+    /// `data@monday`, or what is known of it.
+    pub fn snapshot_name(&self, origin: Origin) -> String {
+        let of = self.volumes.get(&origin.volume);
+        let snapshot = of.and_then(|v| v.snapshots.get(&origin.generation));
+        let name = snapshot.map_or_else(|| origin.generation.to_string(), |s| s.name.clone());
+        format!("{}@{name}", self.volume_name(origin.volume))
     }
 
     /// `store-3 on alpha`.
@@ -119,6 +127,7 @@ fn tell(state: &State, change: &Change) -> Told {
         Change::LineageBegan(lineage) => lineage_began(*lineage),
         Change::MembershipVerified { volume, seq, isr } => verified(state, *volume, *seq, isr),
         Change::Snapshot(id, name, fate) => snapshot(state, *id, name, *fate),
+        Change::ViewCreated(id) => view_created(state, *id),
         Change::Noted(subject, text) => (*subject, "Noted", text.clone()),
         Change::HostRemoved(id, was) => forgotten(Subject::Host(*id), "HostRemoved", was),
         Change::StoreRemoved(id, was) => forgotten(Subject::Store(*id), "StoreRemoved", was),
@@ -164,6 +173,12 @@ fn snapshot(state: &State, id: VolumeId, name: &str, fate: SnapshotFate) -> Told
     let of = state.volume_name(id);
     let text = format!("snapshot {of}@{name} {what}");
     (Subject::Volume(id), kind, text)
+}
+
+fn view_created(state: &State, id: VolumeId) -> Told {
+    let origin = state.volumes.get(&id).and_then(|v| v.origin);
+    let of = origin.map_or(String::new(), |origin| state.snapshot_name(origin));
+    volume(state, id, "ViewCreated", &format!("shows {of}"))
 }
 
 fn lineage_began(lineage: u16) -> Told {

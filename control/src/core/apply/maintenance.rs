@@ -59,13 +59,16 @@ impl Step<'_> {
         self.touched.insert(id);
     }
 
-    /// Volumes with a slice on the store.
+    /// Volumes with a slice on the store, and views of them.
     pub(super) fn volumes_on(&self, store: StoreId) -> BTreeSet<VolumeId> {
         let slices = self.state.slices.values();
-        slices
-            .filter(|s| s.store == store)
-            .map(|s| s.volume)
-            .collect()
+        let on_store = slices.filter(|s| s.store == store).map(|s| s.volume);
+        let mut volumes: BTreeSet<VolumeId> = on_store.collect();
+        let all = self.state.volumes.iter();
+        let shows = |v: &Volume| v.origin.is_some_and(|o| volumes.contains(&o.volume));
+        let views: Vec<VolumeId> = all.filter(|(_, v)| shows(v)).map(|(id, _)| *id).collect();
+        volumes.extend(views);
+        volumes
     }
 
     pub(super) fn review_touched(&mut self) {

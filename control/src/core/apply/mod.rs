@@ -10,6 +10,7 @@ mod forget;
 mod maintenance;
 mod restore;
 mod snapshot;
+mod view;
 mod volume;
 
 pub(in crate::core) use attach::shard_without;
@@ -188,6 +189,7 @@ impl Step<'_> {
             Command::DeleteSnapshot { volume, generation } => {
                 self.delete_snapshot(volume, generation)
             }
+            Command::CreateView { id, name, origin } => self.create_view(id, name, origin),
             Command::Note { subject, text } => self.note(subject, text),
             Command::AddHost(new) => self.add_host(new),
             Command::RemoveHost { host } => self.remove_host(host),

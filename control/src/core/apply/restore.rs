@@ -27,7 +27,8 @@ impl Step<'_> {
         for volume in self.state.volumes.values_mut() {
             volume.epoch = volume.epoch.max(floor);
             volume.attachment = None;
-            volume.verified = false;
+            // A view has no membership to verify.
+            volume.verified = volume.origin.is_some();
         }
         let volumes: Vec<_> = self.state.volumes.keys().copied().collect();
         volumes.into_iter().for_each(|volume| self.touch(volume));

@@ -11,6 +11,7 @@ use super::super::command::{Change, Reply, SnapshotFate};
 use super::super::limits;
 use super::super::model::{Phase, Snapshot, Volume};
 use super::super::refusal::{Refusal, RefusalCode};
+use super::view::{not_a_view, not_shown};
 use super::{Step, check_name};
 use shardmap::generations::{SNAPSHOTS_MAX, SnapshotState};
 use shardmap::units::{Epoch, Generation, VolumeId};
@@ -112,6 +113,8 @@ impl Step<'_> {
             return Err(still_pending(volume, snapshot));
         }
         let name = snapshot.name.clone();
+        not_shown(self.state, id, Some(generation))?;
+        let volume = self.volume(id)?;
         volume.snapshots.remove(&generation);
         self.say(Change::Snapshot(id, name, SnapshotFate::Deleted));
         self.generations_moved(id);
@@ -132,6 +135,7 @@ impl Step<'_> {
 /// Whether the volume can have another snapshot, of this name.
 fn may_snapshot(volume: &Volume, name: &str) -> Result<(), Refusal> {
     let of = &volume.name;
+    not_a_view(volume, "has no snapshots of its own")?;
     if volume.phase != Phase::Ready {
         return Err(Refusal::new(
             RefusalCode::NotReady,

@@ -4,6 +4,7 @@ use super::super::command::{Change, NewVolume, Reply};
 use super::super::limits;
 use super::super::model::{Domain, Phase, SetId, Slice, Standing, State, StrideSet, Volume};
 use super::super::refusal::{Refusal, RefusalCode};
+use super::view::not_shown;
 use super::{Step, check_name, check_room};
 use shardmap::generations::FIRST_GENERATION;
 use shardmap::map::VolumeMap;
@@ -18,19 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// # Errors
 /// The refusal that `CreateVolume` would answer with.
 pub fn plan_volume(state: &State, new: &NewVolume) -> Result<Choice, Refusal> {
-    check_name("volume", &new.name)?;
     check_numbers(new)?;
-    if state.volumes.contains_key(&new.id)
-        || state
-            .volume_named(&new.name)
-            .is_some_and(|(_, v)| v.phase != Phase::Deleting)
-    {
-        return Err(Refusal::new(
-            RefusalCode::NameTaken,
-            format!("there is a volume {} already", new.name),
-            "choose another name, or delete the other volume",
-        ));
-    }
+    check_new_name(state, new.id, &new.name)?;
     check_room("volume", state.volumes.len(), limits::VOLUMES_MAX)?;
     let candidates = candidates(state, &new.domain, &new.avoid);
     let catalogue: Vec<KnownSet> = state
@@ -52,6 +42,20 @@ pub fn plan_volume(state: &State, new: &NewVolume) -> Result<Choice, Refusal> {
         layout: new.layout,
     };
     placement::choose(wish, &candidates, &catalogue).map_err(|no| no_place(new, &no))
+}
+
+/// Whether a volume of this name and identity can be made.
+pub(super) fn check_new_name(state: &State, id: VolumeId, name: &str) -> Result<(), Refusal> {
+    check_name("volume", name)?;
+    let mut same_name = state.volumes.values().filter(|v| v.name == name);
+    if state.volumes.contains_key(&id) || same_name.any(|v| v.phase != Phase::Deleting) {
+        return Err(Refusal::new(
+            RefusalCode::NameTaken,
+            format!("there is a volume {name} already"),
+            "choose another name, or delete the other volume",
+        ));
+    }
+    Ok(())
 }
 
 fn check_numbers(new: &NewVolume) -> Result<(), Refusal> {
@@ -202,6 +206,7 @@ impl Step<'_> {
             maintenance: None,
             head: FIRST_GENERATION,
             snapshots: BTreeMap::new(),
+            origin: None,
         };
         self.state.volumes.insert(new.id, volume);
         self.wake_stores(new.id);
@@ -276,6 +281,13 @@ impl Step<'_> {
                      `ubsctl volume delete {name} --with-snapshots`"
                 ),
             ));
+        }
+        not_shown(self.state, id, None)?;
+        if volume.origin.is_some() {
+            let name = volume.name.clone();
+            self.state.volumes.remove(&id);
+            self.say(Change::VolumeGone(id, name));
+            return Ok(Reply::Done);
         }
         self.state.volumes.get_mut(&id).expect("just read").phase = Phase::Deleting;
         self.touch(id);

@@ -27,8 +27,6 @@ const BELL: Token = Token {
 };
 /// Requests under way; who asks keeps to it.
 pub(super) const REQUESTS_MAX: usize = 32;
-/// How long a read may wait for a store that answers.
-const IO_WAIT_MS: u64 = 30_000;
 
 /// A request's end: what was found, or one sentence.
 type Told<T> = oneshot::Sender<Result<T, String>>;
@@ -60,7 +58,6 @@ impl Reader {
             generation: snapshot.generation,
             slices: paths(context, volume).await?,
             attach_wait_ms: wait_ms,
-            io_wait_ms: IO_WAIT_MS,
         };
         let (tell, opened) = oneshot::channel();
         let (started, orders) = oneshot::channel();

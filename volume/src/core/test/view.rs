@@ -3,18 +3,16 @@
 use super::script::{MS, at, members, range};
 use crate::core::{
     Answer, AttachFault, Command, CommandId, Effect, Event, Fault, HostFault, HostWhat, OpId,
-    Outbox, Position, SliceFacts, Timer, View, ViewConfig,
+    Outbox, Position, SliceFacts, Timer, View,
 };
+use crate::limits::VIEW_WAIT_MS;
 use shardmap::dirty::BlockSet;
 use shardmap::generations::{SnapshotState, VolumeGenerations};
 use shardmap::map::{Layout, Shape, VolumeMap};
 use shardmap::units::{Generation, Moment, RegionIndex, StoreId};
 
 const SNAPSHOT: Generation = Generation(2);
-const CONFIG: ViewConfig = ViewConfig {
-    attach_wait_ms: 3_000,
-    io_wait_ms: 30_000,
-};
+const ATTACH_WAIT_MS: u64 = 3_000;
 
 struct Script {
     view: View,
@@ -36,7 +34,7 @@ impl Script {
             stores: [10, 11, 12].map(StoreId).to_vec(),
         };
         let mut script = Self {
-            view: View::new(CONFIG, map, SNAPSHOT),
+            view: View::new(map, SNAPSHOT, ATTACH_WAIT_MS),
             now: 0,
             alarm: None,
         };
@@ -207,7 +205,7 @@ fn a_store_that_refuses_is_asked_again_and_a_read_nobody_answers_fails_in_the_en
         }
     };
     assert_eq!(ended, ends(1, Err(HostFault::Failed)));
-    assert_eq!(script.now, CONFIG.io_wait_ms * MS);
+    assert_eq!(script.now, VIEW_WAIT_MS * MS);
     assert!(asks > 50, "both every second: {asks}");
 }
 
