@@ -163,7 +163,7 @@ struct Command {
     detach :group { volume @14 :Uuid; epoch @15 :UInt64; }
     forceDetach @16 :Uuid;
     setIsr :group { volume @17 :Uuid; epoch @18 :UInt64; seq @19 :UInt64; newIsr @20 :List(UInt32); }
-    confirmSlice :group { store @21 :UInt32; nsid @22 :UInt32; }
+    confirmSlice :group { store @21 :UInt32; nsid @22 :UInt32; sizeBlocks @55 :UInt64; }
     confirmSliceGone :group { store @23 :UInt32; nsid @24 :UInt32; }
     setServerStanding :group { server @25 :UInt32; standing @26 :Standing; }
     note :group { subject @27 :Subject; text @28 :Text; }
@@ -182,6 +182,7 @@ struct Command {
     deleteSnapshot :group { volume @48 :Uuid; generation @49 :UInt32; }
     deleteVolumeWithSnapshots @50 :Uuid;
     createView :group { id @51 :Uuid; name @52 :Text; volume @53 :Uuid; generation @54 :UInt32; }
+    growVolume :group { volume @56 :Uuid; sizeBytes @57 :UInt64; }
   }
 }
 
@@ -229,6 +230,7 @@ struct DesiredSlice {
   confirmed @8 :Bool;
   remove @9 :Bool;
   generations @10 :VolumeGenerations;  # absent: drop nothing
+  hasBlocks @11 :UInt64;
 }
 
 struct DesiredAttachment {
@@ -374,6 +376,7 @@ struct SliceView {
   confirmed @6 :Bool;
   inSync @7 :Bool;
   liveness @8 :Liveness;
+  sizeBlocks @9 :UInt64;
 }
 
 struct VolumeView {
@@ -397,6 +400,7 @@ struct VolumeView {
   snapshots @17 :UInt32;     # how many
   pendingSnapshot @18 :Text; # its name, empty: none is
   shows @19 :Text;           # VOLUME@NAME if it is a view, else empty
+  growingTo @20 :UInt64;     # blocks, 0: it does not grow
 }
 
 struct SnapshotView {

@@ -311,6 +311,8 @@ pub struct SliceView {
     pub position: u16,
     /// Its storaged said that it is there.
     pub confirmed: bool,
+    /// Blocks of the volume that it reaches to.
+    pub size_blocks: u64,
     /// Its store is in the in-sync set.
     pub in_sync: bool,
     /// Of the server.
@@ -332,6 +334,8 @@ pub struct VolumeView {
     pub min_in_sync: u8,
     /// Open to standard NVMe hosts.
     pub open_access: bool,
+    /// Blocks that it will have when every slice has them; 0: it does not grow.
+    pub growing_to: u64,
     /// Where it is in its life.
     pub phase: Phase,
     /// Host that should have it; empty: nobody.

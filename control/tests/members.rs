@@ -197,7 +197,11 @@ mod test {
     async fn confirm_all(client: &MetadClient, server: ServerId) {
         let desire = client.watch_slices(server, 0).await.unwrap();
         for slice in desire.slices {
-            client.confirm_slice(slice.store, slice.nsid).await.unwrap();
+            let has = slice.size_blocks;
+            client
+                .confirm_slice(slice.store, slice.nsid, has)
+                .await
+                .unwrap();
         }
     }
 

@@ -170,6 +170,15 @@ impl MetadClient {
             .await
     }
 
+    /// Makes a volume larger; it has the size when its storageds have grown its slices.
+    ///
+    /// # Errors
+    /// Unknown, smaller than it is, no room; see [`MetadError`].
+    pub async fn grow_volume(&self, volume: VolumeId, size_bytes: u64) -> Result<(), MetadError> {
+        self.run_done(Command::GrowVolume { volume, size_bytes })
+            .await
+    }
+
     /// Makes a view of a complete snapshot.
     ///
     /// # Errors
@@ -414,8 +423,18 @@ impl MetadClient {
     ///
     /// # Errors
     /// Unknown slice; see [`MetadError`].
-    pub async fn confirm_slice(&self, store: StoreId, nsid: Nsid) -> Result<(), MetadError> {
-        self.run_done(Command::ConfirmSlice { store, nsid }).await
+    pub async fn confirm_slice(
+        &self,
+        store: StoreId,
+        nsid: Nsid,
+        size_blocks: u64,
+    ) -> Result<(), MetadError> {
+        let command = Command::ConfirmSlice {
+            store,
+            nsid,
+            size_blocks,
+        };
+        self.run_done(command).await
     }
 
     /// storaged: a slice is gone.

@@ -164,12 +164,14 @@ pub enum Command {
         /// The in-sync set it wants.
         new_isr: BTreeSet<StoreId>,
     },
-    /// A storaged made the slice.
+    /// A storaged made the slice, or grew it.
     ConfirmSlice {
         /// On which store.
         store: StoreId,
         /// Which slice.
         nsid: Nsid,
+        /// Blocks of the volume that it reaches to.
+        size_blocks: u64,
     },
     /// A storaged removed the slice.
     ConfirmSliceGone {
@@ -274,6 +276,13 @@ pub enum Command {
         name: String,
         /// What it shows.
         origin: Origin,
+    },
+    /// Make a volume larger, while it is used.
+    GrowVolume {
+        /// Which.
+        volume: VolumeId,
+        /// Its new size, a multiple of 4096.
+        size_bytes: u64,
     },
 }
 
@@ -399,6 +408,10 @@ pub enum Change {
     Snapshot(VolumeId, String, SnapshotFate),
     /// A view of a snapshot is ready.
     ViewCreated(VolumeId),
+    /// Its slices are to grow so that it can have so many bytes.
+    VolumeGrowing(VolumeId, u64),
+    /// It has so many bytes.
+    VolumeGrown(VolumeId, u64),
 }
 
 /// A step in the life of a snapshot.

@@ -22,8 +22,10 @@ pub struct DesiredSlice {
     pub nsid: Nsid,
     /// The volume.
     pub volume: VolumeId,
-    /// Its size in blocks.
+    /// Size in blocks that the slice is to reach to.
     pub size_blocks: u64,
+    /// Blocks that it reaches to, as the storaged said last.
+    pub has_blocks: u64,
     /// How its shards are dealt.
     pub shape: Shape,
     /// Position of this slice in the stride set.
@@ -76,7 +78,8 @@ pub fn slices_of_server(state: &State, server: ServerId) -> Vec<DesiredSlice> {
                 store_uuid: store.uuid,
                 nsid: *nsid,
                 volume: slice.volume,
-                size_blocks: volume.map.size_blocks,
+                size_blocks: volume.growing_to.unwrap_or(volume.map.size_blocks),
+                has_blocks: slice.size_blocks,
                 shape: volume.map.shape,
                 position: slice.position,
                 open_access: volume.open_access,

@@ -174,6 +174,7 @@ fn check_volume(state: &State, id: VolumeId, volume: &Volume, found: &mut Findin
         format!("volume {name} is ready without all its slices")
     });
     check_origin(state, volume, found);
+    check_growth(state, volume, found);
     check_snapshots(volume, found);
     check_holder(state, volume, found);
     check_maintenance(state, (id, volume), found);
@@ -216,6 +217,20 @@ fn check_origin(state: &State, volume: &Volume, found: &mut Findings) {
         volume.slices.is_empty() && volume.snapshots.is_empty(),
         || format!("view {name} has slices or snapshots of its own"),
     );
+}
+
+fn check_growth(state: &State, volume: &Volume, found: &mut Findings) {
+    let (name, size) = (&volume.name, volume.map.size_blocks);
+    found.unless(volume.growing_to.is_none_or(|to| to > size), || {
+        format!("volume {name}: growing to less than it has, {size} blocks")
+    });
+    let slices = volume.slices.iter().filter_map(|n| state.slices.get(n));
+    let short = slices
+        .filter(|s| s.confirmed && s.size_blocks < size)
+        .count();
+    found.unless(short == 0 || volume.phase == Phase::Creating, || {
+        format!("volume {name}: {short} slices are smaller than it")
+    });
 }
 
 fn check_snapshots(volume: &Volume, found: &mut Findings) {

@@ -268,6 +268,8 @@ pub struct Volume {
     pub map: VolumeMap,
     /// The stride set it took its stores from.
     pub set: SetId,
+    /// Size in blocks that it will have when every slice has it.
+    pub growing_to: Option<u64>,
     /// Slices by position.
     pub slices: Vec<Nsid>,
     /// Below this many in-sync replicas of a shard, clientd holds IO.
@@ -360,6 +362,8 @@ pub struct Slice {
     pub promised_bytes: u64,
     /// Its storaged said that it is there.
     pub confirmed: bool,
+    /// Blocks of the volume that it reaches to, as its storaged said last.
+    pub size_blocks: u64,
 }
 
 /// Replies already given to a client.

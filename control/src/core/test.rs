@@ -81,15 +81,22 @@ impl Cluster0 {
     }
 
     fn confirm_all(&mut self) {
-        let slices: Vec<_> = self
-            .state
-            .slices
-            .iter()
-            .map(|(n, s)| (*n, s.store))
-            .collect();
-        for (nsid, store) in slices {
-            self.run(Command::ConfirmSlice { store, nsid });
+        let slices: Vec<_> = self.state.slices.keys().copied().collect();
+        for nsid in slices {
+            self.confirm(nsid);
         }
+    }
+
+    /// A storaged has made a slice.
+    fn confirm(&mut self, nsid: Nsid) {
+        let slice = &self.state.slices[&nsid];
+        let size_blocks = self.state.volumes[&slice.volume].map.size_blocks;
+        let store = slice.store;
+        self.run(Command::ConfirmSlice {
+            store,
+            nsid,
+            size_blocks,
+        });
     }
 
     /// A ready volume on three stores.
@@ -230,17 +237,14 @@ fn a_volume_is_ready_only_when_every_slice_is_confirmed() {
         volume: VOL,
         host: HostId(1),
     });
-    for (nsid, store) in &slices {
+    for (nsid, _) in &slices {
         assert_eq!(it.state.volumes[&VOL].phase, Phase::Creating);
         let attach = Command::Attach {
             volume: VOL,
             host: HostId(1),
         };
         assert_eq!(it.refused(attach), RefusalCode::NotReady);
-        it.run(Command::ConfirmSlice {
-            store: *store,
-            nsid: *nsid,
-        });
+        it.confirm(*nsid);
     }
     assert_eq!(it.state.volumes[&VOL].phase, Phase::Ready);
     assert!(attachments_of_host(&it.state, HostId(1))[0].ready);
@@ -542,10 +546,7 @@ fn every_shard_keeps_a_replica_in_a_wide_set() {
     wide.replicas = 2;
     wide.stride = Some(6);
     it.run(Command::CreateVolume(wide));
-    let slices: Vec<_> = it.state.slices.iter().map(|(n, s)| (*n, s.store)).collect();
-    for (nsid, store) in slices {
-        it.run(Command::ConfirmSlice { store, nsid });
-    }
+    it.confirm_all();
     let grant = it.attach(1);
     let set = |isr: &[u32]| Command::SetIsr {
         volume: VOL,
@@ -740,6 +741,20 @@ fn any_snapshot() -> impl Strategy<Value = Command> {
     ]
 }
 
+/// Slices that are made, and that grow with their volume.
+fn any_size() -> impl Strategy<Value = Command> {
+    let confirm = (1u32..7, 1u32..30, 0u64..5).prop_map(|(s, n, size)| Command::ConfirmSlice {
+        store: StoreId(s),
+        nsid: Nsid(n),
+        size_blocks: size << 14,
+    });
+    let grow = (0u8..4, 0u64..5).prop_map(|(i, size)| Command::GrowVolume {
+        volume: VolumeId([i; 16]),
+        size_bytes: size << 26,
+    });
+    prop_oneof![confirm, grow]
+}
+
 /// Commands over a small world, so that they collide often.
 pub(crate) fn any_command() -> impl Strategy<Value = Command> {
     let vol = || (0u8..4).prop_map(|i| VolumeId([i; 16]));
@@ -788,10 +803,7 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
         any_restore(),
         any_snapshot(),
         any_maintenance(),
-        (1u32..7, 1u32..30).prop_map(|(s, n)| Command::ConfirmSlice {
-            store: StoreId(s),
-            nsid: Nsid(n)
-        }),
+        any_size(),
         (1u32..7, 1u32..30).prop_map(|(s, n)| Command::ConfirmSliceGone {
             store: StoreId(s),
             nsid: Nsid(n)

@@ -124,6 +124,7 @@ impl Scene<'_> {
             set: volume.set.0,
             min_in_sync: volume.min_in_sync,
             open_access: volume.open_access,
+            growing_to: volume.growing_to.unwrap_or(0),
             phase: volume.phase,
             desired_on: volume.desired.map(host).unwrap_or_default(),
             held_by: holder.map(host).unwrap_or_default(),
@@ -182,6 +183,7 @@ impl Scene<'_> {
                 address: server.address,
                 position: slice.position,
                 confirmed: slice.confirmed,
+                size_blocks: slice.size_blocks,
                 in_sync: volume.isr.contains(&slice.store),
                 liveness: self.server_liveness(store.server),
             })

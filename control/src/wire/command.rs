@@ -53,10 +53,15 @@ pub(crate) fn put_command(
         Command::RemoveStore { store } => to.set_remove_store(store.0),
         Command::RemoveServer { server } => to.set_remove_server(server.0),
         Command::BeginLineage { lineage } => to.set_begin_lineage(*lineage),
-        Command::ConfirmSlice { store, nsid } => {
+        Command::ConfirmSlice {
+            store,
+            nsid,
+            size_blocks,
+        } => {
             let mut to = to.init_confirm_slice();
             to.set_store(store.0);
             to.set_nsid(nsid.0);
+            to.set_size_blocks(*size_blocks);
         }
         Command::ConfirmSliceGone { store, nsid } => {
             let mut to = to.init_confirm_slice_gone();
@@ -77,7 +82,8 @@ pub(crate) fn put_command(
         | Command::CreateSnapshot { .. }
         | Command::CompleteSnapshot { .. }
         | Command::DeleteSnapshot { .. }
-        | Command::CreateView { .. } => put_volume_command(command, to),
+        | Command::CreateView { .. }
+        | Command::GrowVolume { .. } => put_volume_command(command, to),
     }
 }
 
@@ -130,11 +136,11 @@ fn put_volume_command(command: &Command, to: wire::command::Builder<'_>) {
                 set_generation = generation.0
             );
         }
+        Command::GrowVolume { volume, size_bytes } => {
+            put_of_volume!(to.init_grow_volume(), volume, set_size_bytes = *size_bytes);
+        }
         Command::CreateView { id, name, origin } => {
-            let mut to = to.init_create_view();
-            put_volume_id(*id, to.reborrow().init_id());
-            to.set_name(name);
-            put_of_volume!(to, &origin.volume, set_generation = origin.generation.0);
+            put_create_view((*id, name), *origin, to.init_create_view());
         }
         Command::SetIsr { .. } | Command::VerifyMembership { .. } => put_membership(command, to),
         Command::InitCluster { .. }
@@ -203,6 +209,16 @@ fn put_create_snapshot(
     for (i, volume) in (0..).zip(volumes) {
         put_volume_id(*volume, to.reborrow().get(i));
     }
+}
+
+fn put_create_view(
+    (id, name): (VolumeId, &str),
+    origin: Origin,
+    mut to: wire::command::create_view::Builder<'_>,
+) {
+    put_volume_id(id, to.reborrow().init_id());
+    to.set_name(name);
+    put_of_volume!(to, &origin.volume, set_generation = origin.generation.0);
 }
 
 fn put_server(new: &NewServer, mut to: wire::new_server::Builder<'_>) {
@@ -285,6 +301,10 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         Which::CompleteSnapshot(c) => get_complete_snapshot(c)?,
         Which::DeleteSnapshot(c) => get_delete_snapshot(c)?,
         Which::CreateView(c) => get_create_view(c)?,
+        Which::GrowVolume(c) => Command::GrowVolume {
+            volume: get_volume_id(c.get_volume()?),
+            size_bytes: c.get_size_bytes(),
+        },
         Which::SetDesiredAttachment(c) => get_set_desired(c)?,
         Which::ClearDesiredAttachment(v) => Command::ClearDesiredAttachment {
             volume: get_volume_id(v?),
@@ -309,6 +329,7 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         Which::ConfirmSlice(c) => Command::ConfirmSlice {
             store: StoreId(c.get_store()),
             nsid: Nsid(c.get_nsid()),
+            size_blocks: c.get_size_blocks(),
         },
         Which::ConfirmSliceGone(c) => Command::ConfirmSliceGone {
             store: StoreId(c.get_store()),

@@ -168,6 +168,7 @@ fn put_slice_view(s: &SliceView, mut to: wire::slice_view::Builder<'_>) {
     to.set_address(s.address.to_string());
     to.set_position(s.position);
     to.set_confirmed(s.confirmed);
+    to.set_size_blocks(s.size_blocks);
     to.set_in_sync(s.in_sync);
     to.set_liveness(put_liveness(s.liveness));
 }
@@ -181,6 +182,7 @@ fn get_slice_view(from: wire::slice_view::Reader<'_>) -> Decoded<SliceView> {
         address: get_address(from.get_address())?,
         position: from.get_position(),
         confirmed: from.get_confirmed(),
+        size_blocks: from.get_size_blocks(),
         in_sync: from.get_in_sync(),
         liveness: get_liveness(from.get_liveness()?),
     })
@@ -193,6 +195,7 @@ pub(crate) fn put_volume_view(v: &VolumeView, mut to: wire::volume_view::Builder
     to.set_set(v.set);
     to.set_min_in_sync(v.min_in_sync);
     to.set_open_access(v.open_access);
+    to.set_growing_to(v.growing_to);
     to.set_phase(put_phase(v.phase));
     to.set_desired_on(&v.desired_on);
     to.set_held_by(&v.held_by);
@@ -227,6 +230,7 @@ pub(crate) fn get_volume_view(from: wire::volume_view::Reader<'_>) -> Decoded<Vo
         set: from.get_set(),
         min_in_sync: from.get_min_in_sync(),
         open_access: from.get_open_access(),
+        growing_to: from.get_growing_to(),
         phase: get_phase(from.get_phase()?),
         desired_on: get_text(from.get_desired_on())?,
         held_by: get_text(from.get_held_by())?,
@@ -342,6 +346,7 @@ pub(crate) fn put_desired_slice(s: &DesiredSlice, mut to: wire::desired_slice::B
     to.set_position(s.position);
     to.set_open_access(s.open_access);
     to.set_confirmed(s.confirmed);
+    to.set_has_blocks(s.has_blocks);
     to.set_remove(s.remove);
     if let Some(generations) = &s.generations {
         put_generations(generations, to.init_generations());
@@ -364,6 +369,7 @@ pub(crate) fn get_desired_slice(from: wire::desired_slice::Reader<'_>) -> Decode
         position: from.get_position(),
         open_access: from.get_open_access(),
         confirmed: from.get_confirmed(),
+        has_blocks: from.get_has_blocks(),
         remove: from.get_remove(),
         generations,
     })

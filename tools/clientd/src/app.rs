@@ -92,6 +92,7 @@ impl Clientd {
                 // One that has left meanwhile needs none.
                 self.volumes.set_generations(io, volume, generations);
             }
+            Order::Grow(volume, size_blocks) => self.grow(io, volume, size_blocks),
             Order::Metad(answer) => self.volumes.on_metad(io, answer),
             Order::Status(volume, answer) => drop(answer.send(self.volumes.status(volume))),
             Order::Metrics(answer) => {
@@ -106,8 +107,9 @@ impl Clientd {
     fn attach(&mut self, io: &mut dyn Driver, mut grant: AttachGrant, held_since: Epoch) {
         let volume = grant.volume;
         let begun = left_behind::find(self.disks.mark_of(volume)).and_then(|left_behind| {
-            let recall = |_| self.survival.recall(volume, held_since);
-            grant.survived = left_behind.map(recall);
+            // A view is the same on every store for ever: there is nothing to be trusted or not.
+            let asks = left_behind.filter(|_| grant.view.is_none());
+            grant.survived = asks.map(|_| self.survival.recall(volume, held_since));
             let attached = self.volumes.attach(io, &grant);
             attached.map(|()| left_behind).map_err(|e| e.to_string())
         });
@@ -126,6 +128,24 @@ impl Clientd {
             self.distrust(volume);
         }
         self.guests.insert(volume, guest);
+    }
+
+    /// A device that is not made yet gets the size that the volume has then.
+    fn grow(&mut self, io: &mut dyn Driver, volume: VolumeId, size_blocks: u64) {
+        let Some(guest) = self.guests.get_mut(&volume) else {
+            return;
+        };
+        if !self.volumes.grow(io, volume, size_blocks) {
+            return;
+        }
+        guest.size_blocks = guest.size_blocks.max(size_blocks);
+        // One that is not live yet is looked at again when it is.
+        if guest.stage == Stage::Device
+            && self.disks.is_live(volume)
+            && let Err(why) = self.disks.grow(volume, size_blocks)
+        {
+            self.tell(News::NotGrown { volume, why });
+        }
     }
 
     fn detach(&mut self, io: &mut dyn Driver, volume: VolumeId) {
@@ -277,6 +297,11 @@ impl Clientd {
             DiskNews::Live(volume, device) => {
                 tracing::info!(%volume, device, "live");
                 self.tell(News::Live { volume, device });
+                // The volume may have grown while the device was made, or nobody served it.
+                let size_blocks = self.guests.get(&volume).map_or(0, |g| g.size_blocks);
+                if let Err(why) = self.disks.grow(volume, size_blocks) {
+                    self.tell(News::NotGrown { volume, why });
+                }
             }
             DiskNews::StopRefused(volume, why) => {
                 if let Some(guest) = self.guests.get_mut(&volume) {
@@ -290,6 +315,8 @@ impl Clientd {
                     self.volumes.detach(io, volume);
                 }
             }
+            DiskNews::Grown(volume) => self.tell(News::Changed(volume)),
+            DiskNews::NotGrown(volume, why) => self.tell(News::NotGrown { volume, why }),
             DiskNews::Failed(volume, why) => self.device_failed(io, volume, why),
         }
     }

@@ -30,6 +30,8 @@ pub(crate) enum Order {
     },
     /// Head and snapshots of a volume, as metad has them now.
     Generations(VolumeId, VolumeGenerations),
+    /// A volume has so many blocks now.
+    Grow(VolumeId, u64),
     /// metad has answered.
     Metad(MetadAnswer),
     /// How a volume looks now.
@@ -81,6 +83,13 @@ pub(crate) enum News {
     Detached {
         /// Which volume.
         volume: VolumeId,
+    },
+    /// The device of a volume that has grown keeps its size.
+    NotGrown {
+        /// Which volume.
+        volume: VolumeId,
+        /// A sentence.
+        why: String,
     },
     /// The device answers with errors from now on.
     Failed {

@@ -45,6 +45,8 @@ struct Held {
     refusal: Option<Refusal>,
     /// What the volume was last told of its snapshots.
     generations: Option<VolumeGenerations>,
+    /// And of its size.
+    size_blocks: u64,
 }
 
 impl Held {
@@ -59,6 +61,7 @@ impl Held {
             retry: RETRY_MIN,
             refusal: None,
             generations: None,
+            size_blocks: 0,
         }
     }
 
@@ -233,7 +236,7 @@ impl Control {
             }
             (true, Some(held)) if held.stage == Stage::Here => {
                 held.refusal = None;
-                self.pass_generations(volume);
+                self.pass_changes(volume);
             }
             // A turn that is not ours ends by itself and comes back here.
             (_, Some(_)) => {}
@@ -247,6 +250,20 @@ impl Control {
                 }
             }
             (true, None) => {}
+        }
+    }
+
+    /// Hands a volume that is here what metad has changed of it.
+    fn pass_changes(&mut self, volume: VolumeId) {
+        self.pass_generations(volume);
+        let (Some(desired), Some(held)) = (self.wanted.get(&volume), self.held.get_mut(&volume))
+        else {
+            return;
+        };
+        if held.size_blocks < desired.size_blocks {
+            held.size_blocks = desired.size_blocks;
+            let size_blocks = desired.size_blocks;
+            self.order(Order::Grow(volume, size_blocks));
         }
     }
 
@@ -358,11 +375,12 @@ impl Control {
                 held.epoch = Some(grant.epoch);
                 held.stage = Stage::Here;
                 held.generations = None;
+                held.size_blocks = grant.map.size_blocks;
                 let held_since = grant.held_since;
                 let grant = Box::new(self.grant(*grant));
                 self.order(Order::Attach { grant, held_since });
                 // metad may have said more since it granted the volume.
-                self.pass_generations(volume);
+                self.pass_changes(volume);
             }
             Outcome::Granted(volume, Err(error)) => {
                 self.retry_later(volume, &error.to_string());
@@ -443,6 +461,11 @@ impl Control {
             News::Detached { volume } => {
                 if let Some(epoch) = self.held.get(&volume).and_then(|held| held.epoch) {
                     self.let_go(volume, epoch);
+                }
+            }
+            News::NotGrown { volume, why } => {
+                if let Some(held) = self.held.get_mut(&volume) {
+                    held.note = format!("its device keeps its old size: {why}");
                 }
             }
             News::Failed { volume, why } => {

@@ -51,6 +51,10 @@ pub(crate) enum DiskNews {
     StopRefused(VolumeId, String),
     /// It is gone.
     Gone(VolumeId),
+    /// It has grown.
+    Grown(VolumeId),
+    /// It keeps its size.
+    NotGrown(VolumeId, String),
     /// It failed and is gone.
     Failed(VolumeId, String),
 }
@@ -102,6 +106,26 @@ impl Disks {
         let device = opened.map_err(|error| error.to_string())?;
         self.disks.insert(index, Disk { volume, device });
         Ok(())
+    }
+
+    /// Whether the device of a volume can be used.
+    pub(crate) fn is_live(&self, volume: VolumeId) -> bool {
+        let mut disks = self.disks.values();
+        disks.any(|disk| disk.volume == volume && disk.device.size_blocks() > 0)
+    }
+
+    /// Asks the device of a volume to grow, if it is smaller; [`DiskNews::Grown`] or
+    /// [`DiskNews::NotGrown`] follows.
+    ///
+    /// # Errors
+    /// A sentence, if it cannot be asked now.
+    pub(crate) fn grow(&mut self, volume: VolumeId, size_blocks: u64) -> Result<(), String> {
+        let disk = self.disks.values_mut().find(|disk| disk.volume == volume);
+        let disk = disk.ok_or("there is no device")?;
+        if size_blocks <= disk.device.size_blocks() {
+            return Ok(());
+        }
+        disk.device.grow(size_blocks).map_err(|e| e.to_string())
     }
 
     fn index_of(&self, volume: VolumeId) -> Option<u32> {
@@ -209,9 +233,11 @@ impl Disks {
                 }
                 UblkEvent::Grown { size_blocks } => {
                     tracing::info!(%volume, size_blocks, "the device has grown");
+                    news.push(DiskNews::Grown(volume));
                 }
                 UblkEvent::GrowFailed { error } => {
                     tracing::error!(%volume, %error, "the device could not grow");
+                    news.push(DiskNews::NotGrown(volume, error.to_string()));
                 }
                 UblkEvent::Stopped => {
                     self.disks.remove(&index);

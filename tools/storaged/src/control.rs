@@ -292,8 +292,8 @@ impl Control {
                 self.persist(|c| async move { c.confirm_slice_gone(store, nsid).await })
                     .await
             }
-            Some(Told::Made(store, nsid)) => {
-                self.persist(|c| async move { c.confirm_slice(store, nsid).await })
+            Some(Told::Made(store, nsid, size_blocks)) => {
+                self.persist(|c| async move { c.confirm_slice(store, nsid, size_blocks).await })
                     .await
             }
         };

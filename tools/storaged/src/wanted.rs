@@ -10,8 +10,8 @@ use store::SliceSpec;
 /// What metad is to be told of a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {
-    /// It is there.
-    Made(StoreId, Nsid),
+    /// It is there, and reaches to so many blocks of the volume.
+    Made(StoreId, Nsid, u64),
     /// It is gone.
     Gone(StoreId, Nsid),
 }
@@ -112,7 +112,8 @@ impl Wanted {
             return Some(Told::Gone(slice.store, nsid));
         }
         self.made.insert(nsid, slice.size_blocks);
-        (!slice.confirmed).then_some(Told::Made(slice.store, nsid))
+        let news = !slice.confirmed || slice.has_blocks < slice.size_blocks;
+        news.then_some(Told::Made(slice.store, nsid, slice.size_blocks))
     }
 }
 
@@ -139,6 +140,7 @@ mod test {
             nsid: Nsid(nsid),
             volume: VolumeId([3; 16]),
             size_blocks: 4096,
+            has_blocks: if confirmed { 4096 } else { 0 },
             shape: Shape {
                 shard_blocks: 1024,
                 stride: 1,
@@ -189,14 +191,15 @@ mod test {
             "on its way"
         );
         let told = wanted.done(Nsid(5), false, None);
-        assert_eq!(told, Some(Told::Made(StoreId(4), Nsid(5))));
+        assert_eq!(told, Some(Told::Made(StoreId(4), Nsid(5), 4096)));
         assert_eq!(wanted.orders(vec![desired(5, true)]).len(), 0, "there");
         let larger = DesiredSlice {
             size_blocks: 8192,
             ..desired(5, true)
         };
         assert_eq!(wanted.orders(vec![larger]).len(), 1);
-        assert_eq!(wanted.done(Nsid(5), false, None), None, "confirmed before");
+        let told = wanted.done(Nsid(5), false, None);
+        assert_eq!(told, Some(Told::Made(StoreId(4), Nsid(5), 8192)), "grown");
     }
 
     fn with_generations(head: u32, snapshots: &[u32]) -> DesiredSlice {

@@ -115,7 +115,8 @@ fn prey_of(what: TraceEvent) -> Option<Prey> {
         | TraceEvent::Begun { .. }
         | TraceEvent::Sealed { .. }
         | TraceEvent::CatchUp { .. }
-        | TraceEvent::CaughtUp { .. } => Some(Prey::Change),
+        | TraceEvent::CaughtUp { .. }
+        | TraceEvent::Shows { .. } => Some(Prey::Change),
         TraceEvent::Stable => Some(Prey::Clean),
         TraceEvent::Establish { regions: 1.. } => Some(Prey::Reconcile),
         TraceEvent::Establish { regions: 0 }
@@ -671,6 +672,7 @@ impl Sim {
             | TraceEvent::Sealed { .. }
             | TraceEvent::CatchUp { .. }
             | TraceEvent::CaughtUp { .. }
+            | TraceEvent::Shows { .. }
             | TraceEvent::Repaired { .. } => self.note_catch_up(index, what),
         }
     }

@@ -410,6 +410,7 @@ impl Sim {
             | TraceEvent::Sealed { .. }
             | TraceEvent::CatchUp { .. }
             | TraceEvent::CaughtUp { .. }
+            | TraceEvent::Shows { .. }
             | TraceEvent::Sent(_)
             | TraceEvent::Heard(_) => {}
         }

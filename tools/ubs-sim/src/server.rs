@@ -286,8 +286,12 @@ impl Sim {
             } => {
                 let server = &mut self.servers[index];
                 match server.wanted.done(nsid, removal, refused.as_deref()) {
-                    Some(Told::Made(store, nsid)) => {
-                        let command = Command::ConfirmSlice { store, nsid };
+                    Some(Told::Made(store, nsid, size_blocks)) => {
+                        let command = Command::ConfirmSlice {
+                            store,
+                            nsid,
+                            size_blocks,
+                        };
                         self.ask(Party::Server(index), Why::Confirm, command);
                     }
                     Some(Told::Gone(store, nsid)) => {

@@ -2,11 +2,11 @@
 
 use crate::context::{Context, named};
 use crate::failure::Failure;
-use crate::output::{Format, document, say};
+use crate::output::{Format, document, say, size};
 use control::api::{Liveness, ResilverView, SliceView, VolumeHealth, VolumeView};
 use control::core::Phase;
 use serde_json::json;
-use shardmap::units::{ServerId, ShardIndex};
+use shardmap::units::{BLOCK_BYTES, ServerId, ShardIndex};
 use std::collections::BTreeMap;
 
 /// One word: `creating`, `deleting`, `detached`, `attaching`, `online`, `degraded`, `stalled`,
@@ -93,6 +93,9 @@ fn lines(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<String> {
     if !v.shows.is_empty() {
         lines.push(format!("it shows snapshot {}, for reading only", v.shows));
     }
+    if v.growing_to > 0 {
+        lines.push(growth(v));
+    }
     if is_idle(v) {
         lines.push("nobody has it attached, and nobody is asked to".into());
     }
@@ -117,6 +120,21 @@ fn lines(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<String> {
         lines.extend(safe_to_stop(v));
     }
     lines
+}
+
+fn growth(v: &VolumeView) -> String {
+    let to = size(v.growing_to * u64::from(BLOCK_BYTES));
+    let smaller = v.slices.iter().filter(|s| s.size_blocks < v.growing_to);
+    let waits: Vec<String> = smaller
+        .map(|s| format!("{} on {}", s.store, s.server_name))
+        .collect();
+    if waits.is_empty() {
+        return format!("it grows to {to} when each of its new shards has an in-sync replica");
+    }
+    format!(
+        "it grows to {to} when all its stores have; missing: {}",
+        waits.join(", ")
+    )
 }
 
 fn pending_snapshot(v: &VolumeView) -> String {
@@ -306,6 +324,7 @@ pub(crate) mod test {
             address: ([127, 0, 0, 1], 4420).into(),
             position: i,
             confirmed: true,
+            size_blocks: 1 << 20,
             in_sync,
             liveness: if in_sync {
                 Liveness::Online
@@ -330,6 +349,7 @@ pub(crate) mod test {
             set: 1,
             min_in_sync: 1,
             open_access: false,
+            growing_to: 0,
             phase: Phase::Ready,
             desired_on: "h".into(),
             held_by: "h".into(),

@@ -9,7 +9,7 @@ use control::api::{PlanView, VolumeHealth, VolumeView};
 use control::core::{Domain, NewVolume, Phase};
 use serde_json::{Value, json};
 use shardmap::map::Layout;
-use shardmap::units::VolumeId;
+use shardmap::units::{BLOCK_BYTES, VolumeId};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
@@ -45,6 +45,23 @@ pub(crate) enum Verb {
         #[arg(long)]
         with_snapshots: bool,
         /// Wait until every server has let it go.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Make a volume larger, while it is used. The file system on it is grown afterwards.
+    #[command(
+        after_help = "Examples:\n  ubsctl volume grow data --size 200GiB --wait\n  \
+        resize2fs /dev/ublkb0      # ext4, mounted or not\n  xfs_growfs /mnt/data       # xfs, \
+        mounted\nIt has the new size when all its stores have grown. A device that is live grows \
+        with it from Linux 6.16 on; on earlier kernels detach and attach it."
+    )]
+    Grow {
+        /// Name or uuid.
+        volume: String,
+        /// Its new size, as 200GiB.
+        #[arg(long, value_parser = parse_size, allow_hyphen_values = true)]
+        size: u64,
+        /// Wait until it has the size.
         #[arg(long)]
         wait: bool,
     },
@@ -138,6 +155,7 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
             confirm_delete(context, &volume, yes).await?;
             delete(context, &volume, with_snapshots, wait).await
         }
+        Verb::Grow { volume, size, wait } => grow(context, &volume, size, wait).await,
         Verb::Attach { volume, on, wait } => attach(context, &volume, &on, wait).await,
         Verb::Detach { volume, wait } => detach(context, &volume, wait).await,
         Verb::ForceDetach { volume, yes } => force_detach(context, &volume, yes).await,
@@ -274,6 +292,34 @@ async fn ls(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
+async fn grow(context: &Context, name: &str, to: u64, wait: bool) -> Result<(), Failure> {
+    let volume = context.volume(name).await?;
+    context.client.grow_volume(volume.id, to).await?;
+    if !wait {
+        return Ok(());
+    }
+    let grown = |v: Option<&VolumeView>| match v {
+        None => Err(Failure::not_found("volume", name)),
+        Some(v) => Ok((v.map.size_bytes() >= to).then_some(())),
+    };
+    let id = volume.id.to_string();
+    let ended = context.follow_volume(&id, grown).await?;
+    ended.ok_or_else(|| {
+        Failure::StillGoing(format!(
+            "volume {name} is still growing; see `ubsctl volume explain {name}`"
+        ))
+    })
+}
+
+/// `100 GiB`, and what it grows to.
+fn size_of(v: &VolumeView) -> String {
+    let now = size(v.map.size_bytes());
+    match v.growing_to {
+        0 => now,
+        to => format!("{now}, growing to {}", size(to * u64::from(BLOCK_BYTES))),
+    }
+}
+
 /// `3, NAME pending`.
 fn snapshots(v: &VolumeView) -> String {
     match v.pending_snapshot.as_str() {
@@ -288,7 +334,7 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
     let pairs = [
         ("name", v.name.clone()),
         ("id", v.id.to_string()),
-        ("size", size(v.map.size_bytes())),
+        ("size", size_of(&v)),
         ("state", explain::state(&v)),
         ("in sync", explain::replicas(&v)),
         (
@@ -494,6 +540,7 @@ pub(crate) fn to_json(v: &VolumeView) -> Value {
         "headGeneration": v.head.0,
         "snapshots": v.snapshots,
         "pendingSnapshot": v.pending_snapshot,
+        "growingToBytes": Some(v.growing_to * u64::from(BLOCK_BYTES)).filter(|b| *b > 0),
         "shows": Some(&v.shows).filter(|s| !s.is_empty()),
         "slices": slices,
     })

@@ -17,6 +17,7 @@ impl Replicator {
             Event::Metad { request, verdict } => self.on_metad(request, verdict, out),
             Event::Timer(timer) => self.on_timer(timer, out),
             Event::Generations(generations) => self.on_generations(generations, out),
+            Event::Grown { size_blocks } => self.on_grown(size_blocks),
             Event::Detach => self.on_detach(out),
         }
     }

@@ -352,6 +352,11 @@ pub enum Event {
     /// metad has other generations now: a snapshot was made or deleted. What is known already, or
     /// older, is ignored.
     Generations(VolumeGenerations),
+    /// The volume has so many blocks now, on every store. Fewer than it had are ignored.
+    Grown {
+        /// Its size.
+        size_blocks: u64,
+    },
     /// Finish what is outstanding and let go of the volume.
     Detach,
 }
@@ -660,6 +665,13 @@ pub enum TraceEvent {
         store: StoreId,
         /// How many snapshots it has to be given.
         snapshots: u32,
+    },
+    /// A view reads from this store, or no more.
+    Shows {
+        /// Which.
+        store: StoreId,
+        /// It has the snapshot and answers.
+        ready: bool,
     },
     /// A store that was out has a snapshot as the others have it.
     CaughtUp {

@@ -4,7 +4,7 @@ use super::event::{Effect, HostFault, HostWhat, OpId};
 use super::flush::FlushFor;
 use super::members::Members;
 use super::range_lock::Holder;
-use super::state::{HostOp, Outbox, Phase, Piece, Replicator, Stage};
+use super::state::{HostOp, Outbox, Phase, Piece, Replicator, Stage, copysets_of};
 use crate::limits::{IO_BLOCKS_MAX, ZERO_BLOCKS_MAX};
 use shardmap::units::BlockRange;
 use smallvec::SmallVec;
@@ -44,6 +44,15 @@ impl Replicator {
             "{op:?} is outstanding already"
         );
         self.admit(op, out);
+    }
+
+    /// The stores have grown before; what lies in the new part was written by nobody.
+    pub(super) fn on_grown(&mut self, size_blocks: u64) {
+        if size_blocks > self.map.size_blocks {
+            self.map.size_blocks = size_blocks;
+            self.copysets = copysets_of(&self.map);
+            self.changed = true;
+        }
     }
 
     fn pieces_of(&self, range: BlockRange) -> SmallVec<[Piece; 1]> {

@@ -12,7 +12,7 @@
 
 use super::event::{
     Answer, AttachFault, Command, CommandId, Effect, Event, Fault, HostFault, HostWhat, OpId,
-    Payload, StoreState, Timer,
+    Payload, StoreState, Timer, TraceEvent,
 };
 use super::members::{Members, Position};
 use super::state::{Outbox, copysets_of, homes_of};
@@ -136,8 +136,8 @@ impl View {
             Event::Host { op, what } => self.on_host(now, op, what, out),
             Event::Timer(_) => self.on_alarm(now, out),
             Event::Detach => return self.end(out),
-            Event::Metad { .. } | Event::Generations(_) => {
-                unreachable!("a view asks metad nothing")
+            Event::Metad { .. } | Event::Generations(_) | Event::Grown { .. } => {
+                unreachable!("a view asks metad nothing and does not change")
             }
         }
         self.arm(out);
@@ -185,15 +185,13 @@ impl View {
     }
 
     fn ask(&mut self, at: Position, out: &mut Outbox) {
-        self.store_mut(at).standing = Standing::Asked;
+        self.stand(at, Standing::Asked, out);
         self.send(at, Purpose::Ask, Command::SliceState, out);
     }
 
     fn on_lost(&mut self, now: Moment, at: Position, out: &mut Outbox) {
-        *self.store_mut(at) = Store {
-            standing: Standing::Away,
-            outstanding: 0,
-        };
+        self.stand(at, Standing::Away, out);
+        self.store_mut(at).outstanding = 0;
         let all = std::mem::take(&mut self.commands).into_iter();
         let (lost, rest): (Vec<_>, Vec<_>) = all.partition(|(_, (to, _))| *to == at);
         self.commands = rest.into_iter().collect();
@@ -246,17 +244,26 @@ impl View {
             Ok(_) | Err(_) => false,
         };
         if !complete {
-            return self.leave_alone(now, at);
+            return self.leave_alone(now, at, out);
         }
-        self.store_mut(at).standing = Standing::Ready;
+        self.stand(at, Standing::Ready, out);
         if let Phase::Attaching { until } = self.phase {
             self.attach(now, until, out);
         }
         self.advance_all(now, out);
     }
 
-    fn leave_alone(&mut self, now: Moment, at: Position) {
-        self.store_mut(at).standing = Standing::Unfit(now.plus_ms(PAUSE_MS));
+    fn leave_alone(&mut self, now: Moment, at: Position, out: &mut Outbox) {
+        self.stand(at, Standing::Unfit(now.plus_ms(PAUSE_MS)), out);
+    }
+
+    fn stand(&mut self, at: Position, standing: Standing, out: &mut Outbox) {
+        let store = self.map.stores[at.index()];
+        let before = std::mem::replace(&mut self.store_mut(at).standing, standing);
+        let ready = standing == Standing::Ready;
+        if (before == Standing::Ready) != ready {
+            out.push(Effect::Trace(TraceEvent::Shows { store, ready }));
+        }
     }
 
     fn on_piece(
@@ -289,7 +296,7 @@ impl View {
                 | Fault::Transient,
             ) => {
                 piece.at = None;
-                self.leave_alone(now, at);
+                self.leave_alone(now, at, out);
             }
         }
         self.advance(now, op, out);

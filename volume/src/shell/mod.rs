@@ -334,6 +334,21 @@ impl Volumes {
         true
     }
 
+    /// The volume is larger now; its stores have grown before. False for an unknown volume, or a view.
+    pub fn grow(&mut self, io: &mut dyn Driver, volume: VolumeId, size_blocks: u64) -> bool {
+        let Some(slot) = self.by_id.get(&volume).copied() else {
+            return false;
+        };
+        let hosted = self.slots[slot as usize].hosted.as_mut();
+        let hosted = hosted.expect("named by id");
+        if !matches!(hosted.core, Machine::Volume(_)) {
+            return false;
+        }
+        hosted.map.size_blocks = hosted.map.size_blocks.max(size_blocks);
+        self.step(io, slot, Event::Grown { size_blocks });
+        true
+    }
+
     /// Finishes what is outstanding and lets go; ends in [`VolumeEvent::Detached`] (or, if the
     /// volume was still attaching, [`VolumeEvent::AttachFailed`]). False for an unknown volume.
     pub fn detach(&mut self, io: &mut dyn Driver, volume: VolumeId) -> bool {

@@ -232,6 +232,7 @@ impl Step<'_> {
             left,
             joined,
         });
+        self.finish_growth(id);
         Ok(Reply::IsrSet(seq))
     }
 }

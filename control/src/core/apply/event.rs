@@ -128,6 +128,8 @@ fn tell(state: &State, change: &Change) -> Told {
         Change::MembershipVerified { volume, seq, isr } => verified(state, *volume, *seq, isr),
         Change::Snapshot(id, name, fate) => snapshot(state, *id, name, *fate),
         Change::ViewCreated(id) => view_created(state, *id),
+        Change::VolumeGrowing(id, to) => grown(state, *id, "VolumeGrowing", "is to have", *to),
+        Change::VolumeGrown(id, to) => grown(state, *id, "VolumeGrown", "has", *to),
         Change::Noted(subject, text) => (*subject, "Noted", text.clone()),
         Change::HostRemoved(id, was) => forgotten(Subject::Host(*id), "HostRemoved", was),
         Change::StoreRemoved(id, was) => forgotten(Subject::Store(*id), "StoreRemoved", was),
@@ -173,6 +175,10 @@ fn snapshot(state: &State, id: VolumeId, name: &str, fate: SnapshotFate) -> Told
     let of = state.volume_name(id);
     let text = format!("snapshot {of}@{name} {what}");
     (Subject::Volume(id), kind, text)
+}
+
+fn grown(state: &State, id: VolumeId, kind: &'static str, what: &str, bytes: u64) -> Told {
+    volume(state, id, kind, &format!("{what} {bytes} bytes"))
 }
 
 fn view_created(state: &State, id: VolumeId) -> Told {

@@ -7,6 +7,7 @@ mod attach;
 mod cluster;
 mod event;
 mod forget;
+mod grow;
 mod maintenance;
 mod restore;
 mod snapshot;
@@ -163,7 +164,11 @@ impl Step<'_> {
                 volume,
                 with_snapshots,
             } => self.delete_volume(volume, with_snapshots),
-            Command::ConfirmSlice { store, nsid } => self.confirm_slice(store, nsid),
+            Command::ConfirmSlice {
+                store,
+                nsid,
+                size_blocks,
+            } => self.confirm_slice(store, nsid, size_blocks),
             Command::ConfirmSliceGone { store, nsid } => self.confirm_slice_gone(store, nsid),
             Command::SetDesiredAttachment { volume, host } => self.set_desired(volume, host),
             Command::ClearDesiredAttachment { volume } => self.clear_desired(volume),
@@ -190,6 +195,7 @@ impl Step<'_> {
                 self.delete_snapshot(volume, generation)
             }
             Command::CreateView { id, name, origin } => self.create_view(id, name, origin),
+            Command::GrowVolume { volume, size_bytes } => self.grow_volume(volume, size_bytes),
             Command::Note { subject, text } => self.note(subject, text),
             Command::AddHost(new) => self.add_host(new),
             Command::RemoveHost { host } => self.remove_host(host),

@@ -91,6 +91,7 @@ impl Step<'_> {
         let isr = isr.into_iter().collect();
         let seq = new_seq;
         self.wake_stores(id);
+        self.finish_growth(id);
         self.say(Change::MembershipVerified {
             volume: id,
             seq,

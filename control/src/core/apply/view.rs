@@ -43,6 +43,7 @@ impl Step<'_> {
         let view = Volume {
             name,
             map: of.map.clone(),
+            growing_to: None,
             set: of.set,
             slices: Vec::new(),
             min_in_sync: of.min_in_sync,

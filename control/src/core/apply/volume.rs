@@ -58,8 +58,8 @@ pub(super) fn check_new_name(state: &State, id: VolumeId, name: &str) -> Result<
     Ok(())
 }
 
-fn check_numbers(new: &NewVolume) -> Result<(), Refusal> {
-    let (name, size) = (&new.name, new.size_bytes);
+/// Whether a volume can have this size.
+pub(super) fn check_size(name: &str, size: u64) -> Result<(), Refusal> {
     if !size.is_multiple_of(u64::from(BLOCK_BYTES)) {
         let up = size.next_multiple_of(u64::from(BLOCK_BYTES));
         return Err(Refusal::invalid(
@@ -77,6 +77,12 @@ fn check_numbers(new: &NewVolume) -> Result<(), Refusal> {
             ),
         ));
     }
+    Ok(())
+}
+
+fn check_numbers(new: &NewVolume) -> Result<(), Refusal> {
+    let name = &new.name;
+    check_size(name, new.size_bytes)?;
     if !(1..=placement::REPLICAS_MAX).contains(&new.replicas) {
         return Err(Refusal::invalid(
             format!("volume {name}: {} replicas", new.replicas),
@@ -192,6 +198,7 @@ impl Step<'_> {
                 shape: choice.shape,
                 stores: choice.stores.clone(),
             },
+            growing_to: None,
             set,
             slices,
             min_in_sync: new.min_in_sync,
@@ -241,6 +248,7 @@ impl Step<'_> {
                 position,
                 promised_bytes: choice.slice_bytes[usize::from(position)],
                 confirmed: false,
+                size_blocks: 0,
             };
             self.state.slices.insert(nsid, slice);
             minted.push(nsid);
@@ -296,7 +304,12 @@ impl Step<'_> {
         Ok(Reply::Done)
     }
 
-    pub(super) fn confirm_slice(&mut self, store: StoreId, nsid: Nsid) -> Result<Reply, Refusal> {
+    pub(super) fn confirm_slice(
+        &mut self,
+        store: StoreId,
+        nsid: Nsid,
+        size_blocks: u64,
+    ) -> Result<Reply, Refusal> {
         let Some(slice) = self
             .state
             .slices
@@ -305,8 +318,16 @@ impl Step<'_> {
         else {
             return Err(Refusal::not_found("slice", format!("{nsid} on {store}")));
         };
-        slice.confirmed = true;
         let id = slice.volume;
+        let size = self.state.volumes[&id].map.size_blocks;
+        if size_blocks < size {
+            return Err(Refusal::invalid(
+                format!("{nsid} on {store} has {size_blocks} blocks and its volume {size}"),
+                "make it as large as the volume",
+            ));
+        }
+        slice.confirmed = true;
+        self.slice_has(store, nsid, size_blocks);
         let volume = &self.state.volumes[&id];
         let all = volume.slices.iter().all(|n| self.state.slices[n].confirmed);
         if all && volume.phase == Phase::Creating {

@@ -296,14 +296,14 @@ impl Shell {
                     id, result, buffer, ..
                 } => self.end(id, result.map_err(|fault| fault.to_string()), buffer),
                 VolumeEvent::Detached { .. } => self.over = true,
+                VolumeEvent::Transition { .. } => {} // which stores are read
                 VolumeEvent::AskMetad { .. }
                 | VolumeEvent::AskVerify { .. }
                 | VolumeEvent::Remember { .. }
                 | VolumeEvent::SnapshotComplete { .. }
                 | VolumeEvent::Failed { .. }
                 | VolumeEvent::Progress { .. }
-                | VolumeEvent::Resilvered { .. }
-                | VolumeEvent::Transition { .. } => unreachable!("not of a view"),
+                | VolumeEvent::Resilvered { .. } => unreachable!("not of a view"),
             }
         }
     }

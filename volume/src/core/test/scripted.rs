@@ -49,6 +49,20 @@ fn a_flush_covers_a_completed_write_although_the_block_is_being_overwritten() {
 }
 
 #[test]
+fn new_blocks_are_taken_once_the_volume_has_grown_and_it_never_shrinks() {
+    let mut script = Script::attached(2);
+    let refused = Effect::Complete {
+        op: OpId(1),
+        result: Err(HostFault::Range),
+    };
+    assert_eq!(script.host(1, write(1024, false)), [refused]);
+    for size_blocks in [2048, 1024] {
+        assert_eq!(script.step(Event::Grown { size_blocks }), []);
+    }
+    assert_eq!(script.run(2, write(2047, false)), [done(2)]);
+}
+
+#[test]
 fn a_detach_goes_on_when_the_flush_it_waited_for_is_answered() {
     let mut script = Script::attached(1);
     script.run(1, write(5, false));

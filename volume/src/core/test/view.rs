@@ -3,7 +3,7 @@
 use super::script::{MS, at, members, range};
 use crate::core::{
     Answer, AttachFault, Command, CommandId, Effect, Event, Fault, HostFault, HostWhat, OpId,
-    Outbox, Position, SliceFacts, Timer, View,
+    Outbox, Position, SliceFacts, Timer, TraceEvent, View,
 };
 use crate::limits::VIEW_WAIT_MS;
 use shardmap::dirty::BlockSet;
@@ -18,6 +18,8 @@ struct Script {
     view: View,
     now: u64,
     alarm: Option<Moment>,
+    /// Stores that it said it reads from, or no more.
+    told: Vec<(u32, bool)>,
 }
 
 impl Script {
@@ -37,6 +39,7 @@ impl Script {
             view: View::new(map, SNAPSHOT, ATTACH_WAIT_MS),
             now: 0,
             alarm: None,
+            told: Vec::new(),
         };
         let effects = script.step(Event::Start);
         assert_eq!(effects, [0, 1, 2].map(|i| Effect::Connect(at(i))));
@@ -58,6 +61,10 @@ impl Script {
         self.view.step(Moment(self.now), event, &mut out);
         let mut effects: Vec<Effect> = out.drain().collect();
         effects.retain(|effect| {
+            if let Effect::Trace(TraceEvent::Shows { store, ready }) = effect {
+                self.told.push((store.0, *ready));
+                return false;
+            }
             let Effect::Arm { timer, at } = effect else {
                 return true;
             };
@@ -182,6 +189,8 @@ fn a_failed_medium_and_a_lost_path_lead_to_the_other_store() {
     let asked = script.step(Event::PathUp(other));
     let third = script.tells(&asked, SnapshotState::Complete);
     assert_eq!(sent(&third[0]).1, other);
+    let who = 10 + u32::try_from(other.index()).unwrap();
+    assert_eq!(script.told[3..], [(who, false), (who, true)]);
     let effects = script.done(&third[0], Err(Fault::Medium));
     assert_eq!(effects, ends(1, Err(HostFault::Medium)));
 }

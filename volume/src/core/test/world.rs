@@ -585,6 +585,7 @@ impl World {
             TraceEvent::Slow { .. }
             | TraceEvent::Open { .. }
             | TraceEvent::ConnBreak { .. }
+            | TraceEvent::Shows { .. }
             | TraceEvent::Join { .. }
             | TraceEvent::Learn { .. }
             | TraceEvent::Stamp { .. }

@@ -161,8 +161,9 @@ async fn make_slices(client: MetadClient, server: ServerId) {
         for s in desire.slices {
             if s.remove {
                 client.confirm_slice_gone(s.store, s.nsid).await.unwrap();
-            } else if !s.confirmed {
-                client.confirm_slice(s.store, s.nsid).await.unwrap();
+            } else if !s.confirmed || s.has_blocks < s.size_blocks {
+                let confirmed = client.confirm_slice(s.store, s.nsid, s.size_blocks).await;
+                confirmed.unwrap();
             }
         }
     }

@@ -247,6 +247,7 @@ impl World {
             | TraceEvent::Sealed { .. }
             | TraceEvent::CatchUp { .. }
             | TraceEvent::CaughtUp { .. }
+            | TraceEvent::Shows { .. }
             | TraceEvent::Resilvered(_) => {}
         }
     }
