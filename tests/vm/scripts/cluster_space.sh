@@ -11,6 +11,7 @@ new_cluster
 # Bytes that all stores have in use, as their servers reported last; blocks that their files have.
 used() { ubsctl store ls -o json | awk -F'[:,]' '/"usedBytes"/ {sum += $2} END {print sum + 0}'; }
 in_files() { du -k $dir/storaged?/store.img | awk '{sum += $1} END {print sum}'; }
+more() { [ "$(used)" -ge "$1" ]; }
 less() { [ "$(used)" -lt "$1" ] && [ "$(in_files)" -lt "$2" ]; }
 mkdir -p /mnt/v
 
@@ -21,12 +22,10 @@ trims() {
     mkfs.$1 $dev > /tmp/mkfs.out 2>&1 || { cat /tmp/mkfs.out; lose "mkfs.$1"; }
     mount $dev /mnt/v
     sync
-    sleep 6 # the next report
     _empty=$(used)
     dd if=/dev/urandom of=/mnt/v/file bs=1M count=40 conv=fsync 2> /dev/null
-    sleep 6
+    wait_for 60 "the report of 3 x 40 MiB" more $((_empty + 3 * 40000000))
     _full=$(used) _files=$(in_files)
-    [ "$_full" -ge $((_empty + 3 * 40000000)) ] || lose "$1: $_empty bytes in use, with 3 x 40 MiB $_full"
     rm /mnt/v/file
     sync
     fstrim /mnt/v || lose "fstrim"

@@ -33,7 +33,11 @@ fn holding(wanted: bool) -> Control {
     };
     let (_news, news) = mpsc::channel(NEWS_MAX);
     let mut control = Control::new(toml::from_str(text).unwrap(), identity, orders, news);
-    control.held.insert(VOLUME, Held::new("v", Stage::Here));
+    let held = Held {
+        size_blocks: 1024,
+        ..Held::new("v", Stage::Here)
+    };
+    control.held.insert(VOLUME, held);
     want(&mut control, wanted);
     control
 }
@@ -115,6 +119,24 @@ fn a_volume_of_an_earlier_clientd_is_cleared_away_before_it_is_taken_again() {
         control.pursue(HOST, VOLUME);
         assert_eq!(control.held[&VOLUME].stage, Stage::LettingGo);
     });
+}
+
+#[test]
+fn a_volume_that_has_grown_is_told_once() {
+    let mut control = holding(true);
+    control.wanted.get_mut(&VOLUME).unwrap().size_blocks = 2048;
+    for told in [true, false] {
+        control.pursue(HOST, VOLUME);
+        if told {
+            assert!(is_generations(control.orders.recv()));
+            let order = control.orders.recv();
+            assert!(
+                matches!(order, Some(Order::Grow(VOLUME, 2048))),
+                "{order:?}"
+            );
+        }
+        assert!(control.orders.recv().is_none());
+    }
 }
 
 /// metad has one snapshot, which is (not) complete.
