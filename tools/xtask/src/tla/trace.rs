@@ -88,7 +88,7 @@ const SOURCES: &[Source] = &[
     Source {
         module: "TraceResilver",
         runs: "clusters-of-two",
-        cargo: &cluster(["2", "3", "8", "11", "29", "57"]),
+        cargo: &cluster(["2", "3", "11", "29", "57", "62"]),
         others: true,
         tampers: CLUSTER_TAMPERS,
     },
