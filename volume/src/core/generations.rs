@@ -287,11 +287,12 @@ impl Replicator {
 
     /// Tells every store that counts, and metad once all have it durably.
     fn complete_members(&mut self, snapshot: Generation, out: &mut Outbox) {
-        let pending = |at: &Position| {
+        // What a store has is not known while its session is opened again.
+        let incomplete = |at: &Position| {
             let state = self.leg(*at).generations.snapshots.get(&snapshot);
-            state == Some(&SnapshotState::Pending)
+            state != Some(&SnapshotState::Complete)
         };
-        let missing: Members = self.ack_set().iter().filter(pending).collect();
+        let missing: Members = self.ack_set().iter().filter(incomplete).collect();
         let barrier = self.barrier_mut();
         let asked = barrier.asked;
         let ask = self.usable(missing).minus(asked);

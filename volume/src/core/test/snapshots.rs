@@ -1,12 +1,12 @@
 //! Snapshots: the barrier, what an attach finds, and stores that were out.
 
-use super::script::{MS, Script, at, command_to, done, grant, is_write, range, sends, write};
+use super::script::{MS, Script, any, at, command_to, done, grant, is_write, range, sends, write};
 use crate::core::{
-    Answer, AttachFault, Command, CommandId, Config, Effect, Event, Fault, HostWhat, Timer,
-    TraceEvent,
+    Answer, AttachFault, Command, CommandId, Config, Effect, Event, Fault, HostWhat, SliceFacts,
+    Timer, TraceEvent,
 };
 use shardmap::generations::{SnapshotState, VolumeGenerations};
-use shardmap::units::Generation;
+use shardmap::units::{Generation, Incarnation};
 
 use SnapshotState::{Complete, Pending};
 
@@ -93,6 +93,36 @@ fn a_snapshot_is_complete_when_its_writes_have_ended_and_are_flushed_and_all_mem
     assert!(told(&snapshot(&mut script)));
     let heard = generations(2, &[(1, Complete)]);
     assert_eq!(script.step(Event::Generations(heard)), []);
+}
+
+#[test]
+fn a_store_whose_session_is_opened_again_does_not_pass_for_one_that_has_completed() {
+    let mut script = Script::attached(2);
+    let sent = snapshot(&mut script);
+    let begin = [0, 1].map(|store| command_to(&sent, store, begins));
+    script.answer(begin[0], Answer::Done);
+    let completing = script.answer(begin[1], Answer::Done);
+    let complete = command_to(&completing, 0, completes);
+    script.step(Event::PathLost(at(1)));
+    let opening = script.step(Event::PathUp(at(1)));
+    let incarnation = Incarnation(script.told[1].incarnation);
+    let open = command_to(&opening, 1, any);
+    let asked = script.answer(open, Answer::Opened(incarnation));
+    let facts = SliceFacts {
+        incarnation,
+        head: Generation(2),
+        snapshot_count: 1,
+        ..SliceFacts::default()
+    };
+    let asked = script.answer(command_to(&asked, 1, any), Answer::Facts(facts));
+    assert!(
+        !told(&script.answer(complete, Answer::Done)),
+        "nobody knows of store 1"
+    );
+    let has = Answer::Generations(generations(2, &[(1, Pending)]));
+    let again = script.answer(command_to(&asked, 1, any), has);
+    let last = script.answer(command_to(&again, 1, completes), Answer::Done);
+    assert!(told(&last));
 }
 
 #[test]
