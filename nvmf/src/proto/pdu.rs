@@ -542,7 +542,7 @@ pub fn term_req(from: Role, fatal: Fatal, offender: &[u8]) -> Vec<u8> {
 
 /// CRC32C as digests use it (Castagnoli, stored little-endian).
 pub fn digest(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes)
+    crc_fast::crc32_iscsi(bytes)
 }
 
 /// Compares digests. Under `cfg(fuzzing)` every digest matches, so that fuzzers get past them.

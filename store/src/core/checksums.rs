@@ -48,17 +48,16 @@ impl Span {
     }
 }
 
-/// Checksums of blocks as they were read or written, in order.
+/// Checksums of blocks as they were read, in order, kept until those that were written are in memory.
 pub(super) type Sums = SmallVec<[u32; 32]>;
 
 /// Blocks that were read, to be compared with what was written.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Check {
     pub(super) asker: Asker,
     pub(super) span: Span,
     /// Value of the clock when the read began.
     pub(super) since: u64,
-    pub(super) sums: Sums,
 }
 
 /// Who waits for a check.
@@ -113,7 +112,7 @@ struct Loading {
     pins: u32,
     /// What writes have changed meanwhile, in order.
     changes: Vec<(usize, u32)>,
-    checks: Vec<Check>,
+    checks: Vec<(Check, Sums)>,
 }
 
 /// What is in flight at an extent.
@@ -298,27 +297,29 @@ impl Checksums {
         self.resident.contains_key(&span.home())
     }
 
-    pub(super) fn wait(&mut self, check: Check) {
+    pub(super) fn wait(&mut self, check: Check, sums: &[u32]) {
         let loading = self.loading.get_mut(&check.span.home());
-        loading.expect("pinned").checks.push(check);
+        let waiting = (check, Sums::from_slice(sums));
+        loading.expect("pinned").checks.push(waiting);
     }
 
     /// What waits for checksums does so no longer.
     pub(super) fn give_up(&mut self) -> Vec<Check> {
         let all = self.loading.values_mut();
-        let checks: Vec<Check> = all.flat_map(|l| std::mem::take(&mut l.checks)).collect();
+        let waiting = all.flat_map(|l| std::mem::take(&mut l.checks));
+        let checks: Vec<Check> = waiting.map(|(check, _)| check).collect();
         checks.iter().for_each(|check| self.end(check.span));
         checks
     }
 
     /// Compares what was read with what is known. `learn`: what is not known is from now on.
-    pub(super) fn judge(&mut self, check: &Check, learn: bool) -> Verdict {
+    pub(super) fn judge(&mut self, check: Check, sums: &[u32], learn: bool) -> Verdict {
         let resident = self.resident.get_mut(&check.span.home());
         let resident = resident.expect("pinned and loaded");
         let mut verdict = Verdict::default();
         for (nth, extent, within, place) in check.span.each() {
             let busy = &self.busy[&extent];
-            let (known, read) = (resident.values[place], check.sums[nth]);
+            let (known, read) = (resident.values[place], sums[nth]);
             assert_ne!(read, UNKNOWN, "no block has it");
             if busy.writing[within] > 0 || busy.ended[within] > check.since {
                 verdict.unknown += 1;
@@ -382,7 +383,7 @@ impl Checksums {
     }
 
     /// A checksum block was read; `None`: it says nothing. Answers whose checks can be made now.
-    pub(super) fn on_read(&mut self, home: u32, values: Option<Box<Values>>) -> Vec<Check> {
+    pub(super) fn on_read(&mut self, home: u32, values: Option<Box<Values>>) -> Vec<(Check, Sums)> {
         self.reads -= 1;
         let Some(loading) = self.loading.remove(&home) else {
             return Vec::new();

@@ -11,7 +11,7 @@
 //!
 //! [`Generations::own`]: super::generations::Generations::own
 
-use super::checksums::{Asker, Check, Span, Sums, Then};
+use super::checksums::{Asker, Check, Span, Then};
 use super::format::entry::{Entry, Merge as MergeEntry};
 use super::io::{Drain, Effect, IoKind, Outbox};
 use super::leaf::{Leaf, known_lanes, present_lanes};
@@ -423,9 +423,8 @@ impl Core {
                     asker: Asker::Copy,
                     span: from,
                     since,
-                    sums: Sums::from_slice(sums),
                 };
-                self.check(check, out);
+                self.check(check, sums, out);
             }
             Ok(_) | Err(_) => {
                 checksums.end(from);

@@ -93,14 +93,7 @@ impl Core {
             if let Some(offset_bytes) = source {
                 touches_device = true;
                 let lba = Lba(range.start().0 + u64::from(at_blocks));
-                let io = self.start_data(id, lba, (offset_bytes, blocks));
-                out.push(Effect::ReadData {
-                    io,
-                    command: id,
-                    at_blocks,
-                    blocks,
-                    offset_bytes,
-                });
+                self.read_data((id, at_blocks), lba, (offset_bytes, blocks), out);
             } else {
                 out.push(Effect::FillZero {
                     command: id,
@@ -112,6 +105,24 @@ impl Core {
         if !touches_device {
             self.finish(id, Ok(Answer::Done), out);
         }
+    }
+
+    /// Reads a run of the device to a place in a command's buffer; `lba` is its first block.
+    pub(super) fn read_data(
+        &mut self,
+        (command, at_blocks): (CommandId, u32),
+        lba: Lba,
+        (offset_bytes, blocks): (u64, u32),
+        out: &mut Outbox,
+    ) {
+        let io = self.start_data(command, lba, (offset_bytes, blocks));
+        out.push(Effect::ReadData {
+            io,
+            command,
+            at_blocks,
+            blocks,
+            offset_bytes,
+        });
     }
 
     fn plan_read(&self, nsid: u32, range: BlockRange, generation: u32) -> SmallVec<[Run; 4]> {

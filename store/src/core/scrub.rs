@@ -47,14 +47,7 @@ impl Core {
             let within = u64::from(start) * u64::from(BLOCK_BYTES);
             let offset_bytes = self.sb.geometry.extent_offset(found.physical) + within;
             let lba = Lba(first + u64::from(start));
-            let io = self.start_data(id, lba, (offset_bytes, blocks));
-            out.push(Effect::ReadData {
-                io,
-                command: id,
-                at_blocks,
-                blocks,
-                offset_bytes,
-            });
+            self.read_data((id, at_blocks), lba, (offset_bytes, blocks), out);
             at_blocks += blocks;
         }
     }

@@ -1,7 +1,7 @@
 //! Checksums in the course of things: reads are compared with them before they are answered, writes
 //! change them, and they are on the medium before a mark goes or a merge names what it copied.
 
-use super::checksums::{Asker, Check, Checksums, Span, Sums, Then, Verdict};
+use super::checksums::{Asker, Check, Checksums, Span, Then, Verdict};
 use super::facts::StoreFault;
 use super::format::checksums::decode;
 use super::format::{Corrupt, geometry::Geometry};
@@ -74,16 +74,7 @@ impl Core {
             Ok(sums) if !poisoned => {
                 assert_eq!(sums.len(), span.blocks as usize);
                 let asker = Asker::Command { id, lba, learn };
-                let sums = Sums::from_slice(sums);
-                return self.check(
-                    Check {
-                        asker,
-                        span,
-                        since,
-                        sums,
-                    },
-                    out,
-                );
+                return self.check(Check { asker, span, since }, sums, out);
             }
             Ok(_) | Err(_) => checksums.end(span),
         }
@@ -91,13 +82,13 @@ impl Core {
     }
 
     /// Compares what was read, now or when the checksums have been read.
-    pub(super) fn check(&mut self, check: Check, out: &mut Outbox) {
+    pub(super) fn check(&mut self, check: Check, sums: &[u32], out: &mut Outbox) {
         let checksums = self.checksums.as_mut().expect("something is to be checked");
         if !checksums.is_resident(check.span) {
-            return checksums.wait(check);
+            return checksums.wait(check, sums);
         }
         let learn = matches!(check.asker, Asker::Command { learn: true, .. });
-        let verdict = checksums.judge(&check, learn);
+        let verdict = checksums.judge(check, sums, learn);
         checksums.end(check.span);
         self.note(&verdict);
         match check.asker {
@@ -193,8 +184,8 @@ impl Core {
         self.counts.checksum_blocks_damaged += u64::from(damaged);
         let checksums = self.checksums.as_mut().expect("it asked for the block");
         let values = decoded.ok().and_then(Result::ok);
-        for check in checksums.on_read(home, values) {
-            self.check(check, out);
+        for (check, sums) in checksums.on_read(home, values) {
+            self.check(check, &sums, out);
         }
     }
 

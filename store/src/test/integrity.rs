@@ -91,7 +91,7 @@ fn make_version_1(path: &Path) {
         let block = &mut bytes[at..at + len];
         assert_eq!(block[version_at..version_at + 2], [2, 0]);
         block[version_at] = 1;
-        let sum = crc32c::crc32c(&block[4..]).to_le_bytes();
+        let sum = crc_fast::crc32_iscsi(&block[4..]).to_le_bytes();
         block[..4].copy_from_slice(&sum);
         at += len;
     }

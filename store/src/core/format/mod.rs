@@ -68,7 +68,7 @@ const fn is_known(version: u16) -> bool {
 
 /// CRC32C of everything after the first four bytes.
 fn sum(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(&bytes[4..])
+    crc_fast::crc32_iscsi(&bytes[4..])
 }
 
 /// Writes the checksum into the first four bytes.

@@ -14,6 +14,13 @@ const CLUSTER: Uuid = Uuid::from_u128(2);
 /// Requests in flight when nothing is measured.
 const FILL_DEPTH: u32 = 32;
 
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Overwrite,
+}
+
 /// The program on the reactor.
 struct Shell {
     store: Option<Store>,
@@ -170,11 +177,11 @@ impl Lab {
         self.ask(slice, StoreOp::Flush).map(|_| ())
     }
 
-    /// Reads single blocks for that long, so many at once; reads per second.
-    pub(super) fn read_iops(
+    /// Reads or overwrites single blocks for that long, so many at once; how many per second.
+    pub(super) fn iops(
         &mut self,
         slice: u32,
-        depth: u32,
+        (access, depth): (Access, u32),
         time: Duration,
         mut place: impl FnMut() -> u64,
     ) -> Result<f64> {
@@ -182,44 +189,21 @@ impl Lab {
         let (mut done, mut in_flight) = (0u64, 0);
         loop {
             while in_flight < depth && began.elapsed() < time {
-                let into = self.driver.arena().take(4096);
-                let op = StoreOp::Read {
-                    range: range(place(), 1)?,
-                    generation: Generation(0),
-                    into: into.context("the arena is too small")?,
-                };
-                self.submit(slice, op);
-                in_flight += 1;
-            }
-            if in_flight == 0 {
-                break;
-            }
-            self.turn_until(|shell| !shell.replies.is_empty())?;
-            let answered = self.shell.replies.drain(..).count();
-            in_flight -= u32::try_from(answered)?;
-            done += answered as u64;
-        }
-        Ok(crate::outcome::float(done) / began.elapsed().as_secs_f64())
-    }
-
-    /// Overwrites single blocks for that long, so many at once; writes per second.
-    pub(super) fn write_iops(
-        &mut self,
-        slice: u32,
-        depth: u32,
-        time: Duration,
-        mut place: impl FnMut() -> u64,
-    ) -> Result<f64> {
-        let began = Instant::now();
-        let (mut done, mut in_flight) = (0u64, 0);
-        loop {
-            while in_flight < depth && began.elapsed() < time {
-                let data = self.driver.arena().take(4096);
-                let op = StoreOp::Write {
-                    range: range(place(), 1)?,
-                    data: data.context("the arena is too small")?.freeze(),
-                    fua: false,
-                    generation: Generation(0),
+                let buf = self.driver.arena().take(4096);
+                let buf = buf.context("the arena is too small")?;
+                let (range, generation) = (range(place(), 1)?, Generation(0));
+                let op = match access {
+                    Access::Read => StoreOp::Read {
+                        range,
+                        generation,
+                        into: buf,
+                    },
+                    Access::Overwrite => StoreOp::Write {
+                        range,
+                        data: buf.freeze(),
+                        fua: false,
+                        generation,
+                    },
                 };
                 self.submit(slice, op);
                 in_flight += 1;

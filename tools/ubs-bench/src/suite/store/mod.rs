@@ -7,7 +7,7 @@ use super::report::{self, Bound, Budget, Figures, Row};
 use super::{Scratch, progress};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use lab::Lab;
+use lab::{Access, Lab};
 use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -211,7 +211,9 @@ fn generations(dir: &Path, quick: bool) -> Result<Budget> {
         let mut places = Places(13);
         let found = paired::measure(pairs, |side| {
             let lab = &mut labs[usize::from(side == Side::B)];
-            lab.read_iops(SLICE, depth, time, || places.next(SLICE_BLOCKS))
+            lab.iops(SLICE, (Access::Read, depth), time, || {
+                places.next(SLICE_BLOCKS)
+            })
         })?;
         let iops = |of: &[f64]| Some(Figures::from([("iops", median(of).unwrap_or_default())]));
         rows.push(Row {
@@ -248,19 +250,22 @@ fn checksums(dir: &Path, quick: bool) -> Result<Budget> {
         labs.push(lab);
     }
     let mut rows = Vec::new();
-    for (writes, depth) in [(false, 1), (false, 32), (true, 1), (true, 32)] {
+    for (access, depth) in [
+        (Access::Read, 1),
+        (Access::Read, 32),
+        (Access::Overwrite, 1),
+        (Access::Overwrite, 32),
+    ] {
         let mut places = Places(17);
         let found = paired::measure(pairs, |side| {
             let lab = &mut labs[usize::from(side == Side::B)];
-            let place = || places.next(SLICE_BLOCKS);
-            if writes {
-                lab.write_iops(SLICE, depth, time, place)
-            } else {
-                lab.read_iops(SLICE, depth, time, place)
-            }
+            lab.iops(SLICE, (access, depth), time, || places.next(SLICE_BLOCKS))
         })?;
         let iops = |of: &[f64]| Some(Figures::from([("iops", median(of).unwrap_or_default())]));
-        let what = if writes { "overwrites" } else { "randread" };
+        let what = match access {
+            Access::Read => "randread",
+            Access::Overwrite => "overwrites",
+        };
         rows.push(Row {
             ours: iops(&found.a),
             peer: iops(&found.b),
