@@ -47,6 +47,8 @@ struct Held {
     generations: Option<VolumeGenerations>,
     /// And of its size.
     size_blocks: u64,
+    /// Why its device has not followed: said as long as nothing else is to be said.
+    not_grown: Option<String>,
 }
 
 impl Held {
@@ -62,12 +64,18 @@ impl Held {
             refusal: None,
             generations: None,
             size_blocks: 0,
+            not_grown: None,
         }
     }
 
     fn note(&self) -> String {
-        let refused = self.refusal.as_ref().map(|refusal| &refusal.why);
-        refused.unwrap_or(&self.note).clone()
+        if let Some(refusal) = &self.refusal {
+            return refusal.why.clone();
+        }
+        match &self.not_grown {
+            Some(why) if self.note.is_empty() => format!("its device keeps its old size: {why}"),
+            Some(_) | None => self.note.clone(),
+        }
     }
 }
 
@@ -262,6 +270,7 @@ impl Control {
         };
         if held.size_blocks < desired.size_blocks {
             held.size_blocks = desired.size_blocks;
+            held.not_grown = None;
             let size_blocks = desired.size_blocks;
             self.order(Order::Grow(volume, size_blocks));
         }
@@ -438,6 +447,7 @@ impl Control {
                 if let Some(held) = self.held.get_mut(&volume) {
                     held.device = device;
                     held.retry = RETRY_MIN;
+                    held.not_grown = None;
                 }
                 self.look(volume);
             }
@@ -465,7 +475,7 @@ impl Control {
             }
             News::NotGrown { volume, why } => {
                 if let Some(held) = self.held.get_mut(&volume) {
-                    held.note = format!("its device keeps its old size: {why}");
+                    held.not_grown = Some(why);
                 }
             }
             News::Failed { volume, why } => {

@@ -3,7 +3,8 @@ use crate::bridge::{NEWS_MAX, ORDERS_MAX};
 use reactor::sim::{SimConfig, SimWorld};
 use reactor::{App, Completion, Driver};
 use shardmap::generations::{SnapshotState, VolumeGenerations};
-use shardmap::units::Generation;
+use shardmap::units::{Generation, MembershipSeq, StoreId};
+use volume::{StoreStatus, VolumeCounters};
 
 const VOLUME: VolumeId = VolumeId([7; 16]);
 
@@ -136,6 +137,39 @@ fn a_volume_that_has_grown_is_told_once() {
             );
         }
         assert!(control.orders.recv().is_none());
+    }
+}
+
+#[test]
+fn a_device_that_keeps_its_size_is_told_whenever_nothing_else_is() {
+    let mut control = holding(true);
+    let why = "the kernel is too old".to_owned();
+    control.on_news(News::NotGrown {
+        volume: VOLUME,
+        why,
+    });
+    let said = "its device keeps its old size: the kernel is too old";
+    assert_eq!(control.held[&VOLUME].note(), said);
+    let mut status = VolumeStatus {
+        epoch: Epoch(1),
+        seq: MembershipSeq(1),
+        isr: [].into(),
+        generations: VolumeGenerations::default(),
+        serving: true,
+        regions_to_reconcile: 0,
+        stores: BTreeMap::new(),
+        counters: VolumeCounters::default(),
+    };
+    let away = StoreStatus {
+        state: StoreState::Out,
+        incarnation: None,
+        dirty_blocks: 0,
+        outstanding: 0,
+    };
+    for (is_away, expected) in [(false, true), (true, false), (false, true)] {
+        status.stores = is_away.then_some((StoreId(1), away)).into_iter().collect();
+        control.on_outcome(HOST, Outcome::Status(VOLUME, Box::new(status.clone())));
+        assert_eq!(control.held[&VOLUME].note() == said, expected);
     }
 }
 
