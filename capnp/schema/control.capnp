@@ -183,6 +183,7 @@ struct Command {
     deleteVolumeWithSnapshots @50 :Uuid;
     createView :group { id @51 :Uuid; name @52 :Text; volume @53 :Uuid; generation @54 :UInt32; }
     growVolume :group { volume @56 :Uuid; sizeBytes @57 :UInt64; }
+    setSpaceLimits :group { overcommitPercent @58 :UInt32; highWaterPercent @59 :UInt32; }  # 0: as it is
   }
 }
 
@@ -260,7 +261,7 @@ struct Reporter {
   }
 }
 
-enum StoreHealth { online @0; opening @1; faulted @2; full @3; }
+enum StoreHealth { online @0; opening @1; faulted @2; }
 enum VolumeHealth { attaching @0; online @1; degraded @2; stalled @3; failed @4; detaching @5; }
 
 struct StoreReport {
@@ -329,6 +330,8 @@ struct ClusterView {
   leader @4 :MemberAddress;
   appliedIndex @5 :UInt64;
   members @6 :List(MemberAddress);
+  overcommitPercent @7 :UInt32;
+  highWaterPercent @8 :UInt32;
 }
 
 struct ServerView {

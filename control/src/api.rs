@@ -2,7 +2,7 @@
 
 use crate::core::{
     ClientId, Command, DesiredAttachment, DesiredMaintenance, DesiredSlice, EventRecord, HostId,
-    NewVolume, Phase, Refusal, Reply, Standing,
+    NewVolume, Phase, Refusal, Reply, SpaceLimits, Standing,
 };
 use serde::Serialize;
 use shardmap::map::{Shape, VolumeMap};
@@ -103,8 +103,6 @@ pub enum StoreHealth {
     Opening,
     /// Its medium failed.
     Faulted,
-    /// Above its high-water mark.
-    Full,
 }
 
 /// How a volume is, as seen by the clientd that has it.
@@ -138,6 +136,13 @@ pub struct StoreReport {
     pub size_bytes: u64,
     /// A sentence for people; may be empty.
     pub note: String,
+}
+
+impl StoreReport {
+    /// How full it is, rounded down.
+    pub fn used_percent(&self) -> u64 {
+        self.used_bytes.saturating_mul(100) / self.size_bytes.max(1)
+    }
 }
 
 /// A volume as who has it sees it: a clientd, or a storaged that brings it up to date.
@@ -227,6 +232,8 @@ pub struct ClusterView {
     pub applied_index: u64,
     /// All members.
     pub members: Vec<MemberAddress>,
+    /// How far stores may be filled.
+    pub space: SpaceLimits,
 }
 
 /// A server.

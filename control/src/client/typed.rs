@@ -6,8 +6,8 @@ use crate::api::{
     ServerView, SliceDesire, SnapshotView, StoreView, Versioned, VolumeView,
 };
 use crate::core::{
-    AttachGrant, Command, EventRecord, HostId, NewHost, NewServer, NewStore, NewVolume, Origin,
-    Reply, Standing,
+    AttachGrant, Command, EventRecord, HostId, NewHost, NewServer, NewSpaceLimits, NewStore,
+    NewVolume, Origin, Reply, Standing,
 };
 use shardmap::grant::{IsrAnswer, MembershipRequest};
 use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
@@ -168,6 +168,14 @@ impl MetadClient {
     ) -> Result<(), MetadError> {
         self.run_done(Command::CreateSnapshot { volumes, name })
             .await
+    }
+
+    /// Says how far stores may be filled.
+    ///
+    /// # Errors
+    /// A percentage that makes no sense; see [`MetadError`].
+    pub async fn set_space_limits(&self, new: NewSpaceLimits) -> Result<(), MetadError> {
+        self.run_done(Command::SetSpaceLimits(new)).await
     }
 
     /// Makes a volume larger; it has the size when its storageds have grown its slices.

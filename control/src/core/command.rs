@@ -1,6 +1,6 @@
 //! What may be asked of the state machine, and what it answers.
 
-use super::model::{Domain, HostId, Origin, Standing};
+use super::model::{Domain, HostId, Origin, SpaceLimits, Standing};
 use super::refusal::Refusal;
 use serde::{Deserialize, Serialize};
 pub use shardmap::grant::{AttachGrant, SliceAddress};
@@ -27,6 +27,15 @@ pub struct Envelope {
     pub at_unix_ms: u64,
     /// What is asked.
     pub command: Command,
+}
+
+/// What is to change of [`SpaceLimits`]; `None`: as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewSpaceLimits {
+    /// Thin promises, in percent of a store's size.
+    pub overcommit_percent: Option<u32>,
+    /// In use, in percent, from which on a store is given nothing new.
+    pub high_water_percent: Option<u32>,
 }
 
 /// A storage server as it describes itself.
@@ -284,6 +293,8 @@ pub enum Command {
         /// Its new size, a multiple of 4096.
         size_bytes: u64,
     },
+    /// Say how far stores may be filled.
+    SetSpaceLimits(NewSpaceLimits),
 }
 
 /// What is answered. New variants go to the end.
@@ -412,6 +423,8 @@ pub enum Change {
     VolumeGrowing(VolumeId, u64),
     /// It has so many bytes.
     VolumeGrown(VolumeId, u64),
+    /// How far stores may be filled.
+    SpaceLimits(SpaceLimits),
 }
 
 /// A step in the life of a snapshot.

@@ -1,7 +1,9 @@
 //! Every bound of the replicated state, with its reason.
 
+use std::ops::RangeInclusive;
+
 /// Version of the replicated state and of the commands; a member refuses a log it does not know.
-pub const SCHEMA: u16 = 5;
+pub const SCHEMA: u16 = 6;
 /// Servers of a cluster: what one listing and one placement may scan.
 pub const SERVERS_MAX: usize = 1024;
 /// Stores of a cluster.
@@ -39,6 +41,13 @@ pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 pub const NSIDS_SKIPPED: u32 = 1 << 20;
 /// Thin promises a store may make, in percent of its size, unless the cluster says otherwise.
 pub const OVERCOMMIT_PERCENT_DEFAULT: u32 = 250;
+/// What an operator may choose for it. Above a hundredfold a promise means nothing.
+pub const OVERCOMMIT_PERCENT_RANGE: RangeInclusive<u32> = 10..=10_000;
+/// How full a store may be and still be given new slices, in percent, unless the cluster says otherwise:
+/// the rest is for growth of what it has, for resilvers and for snapshots.
+pub const HIGH_WATER_PERCENT_DEFAULT: u32 = 85;
+/// What an operator may choose for it.
+pub const HIGH_WATER_PERCENT_RANGE: RangeInclusive<u32> = 1..=100;
 
 const _: () = assert!(REPLIES_PER_CLIENT_MAX > CLIENT_IN_FLIGHT_MAX);
 const _: () = assert!(VOLUME_BYTES_MIN.is_multiple_of(shardmap::units::REGION_BYTES));

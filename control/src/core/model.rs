@@ -75,8 +75,26 @@ pub struct Cluster {
     pub lineage: u16,
     /// Schema of the state, [`limits::SCHEMA`].
     pub schema: u16,
-    /// Thin promises a store may make, in percent of its size.
+    /// How far stores may be filled.
+    pub space: SpaceLimits,
+}
+
+/// How far stores may be filled, in percent of their size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceLimits {
+    /// Thin promises a store may make.
     pub overcommit_percent: u32,
+    /// In use: from there on a store is given no new slices.
+    pub high_water_percent: u32,
+}
+
+impl Default for SpaceLimits {
+    fn default() -> Self {
+        Self {
+            overcommit_percent: limits::OVERCOMMIT_PERCENT_DEFAULT,
+            high_water_percent: limits::HIGH_WATER_PERCENT_DEFAULT,
+        }
+    }
 }
 
 /// Last ids handed out; ids start at 1 and are never reused.
@@ -420,12 +438,14 @@ impl State {
         promised
     }
 
+    /// How far stores may be filled.
+    pub fn space_limits(&self) -> SpaceLimits {
+        self.cluster.as_ref().map(|c| c.space).unwrap_or_default()
+    }
+
     /// Bytes a store of this size may promise.
     pub fn promisable_bytes(&self, size_bytes: u64) -> u64 {
-        let percent = self
-            .cluster
-            .as_ref()
-            .map_or(limits::OVERCOMMIT_PERCENT_DEFAULT, |c| c.overcommit_percent);
+        let percent = self.space_limits().overcommit_percent;
         u64::try_from(u128::from(size_bytes) * u128::from(percent) / 100).unwrap_or(u64::MAX)
     }
 }

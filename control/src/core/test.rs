@@ -741,7 +741,7 @@ fn any_snapshot() -> impl Strategy<Value = Command> {
     ]
 }
 
-/// Slices that are made, and that grow with their volume.
+/// Slices that are made, and that grow with their volume, and how much may be promised.
 fn any_size() -> impl Strategy<Value = Command> {
     let confirm = (1u32..7, 1u32..30, 0u64..5).prop_map(|(s, n, size)| Command::ConfirmSlice {
         store: StoreId(s),
@@ -752,7 +752,17 @@ fn any_size() -> impl Strategy<Value = Command> {
         volume: VolumeId([i; 16]),
         size_bytes: size << 26,
     });
-    prop_oneof![confirm, grow]
+    let limits = (
+        proptest::option::of(1u32..400),
+        proptest::option::of(1u32..120),
+    );
+    let limits = limits.prop_map(|(overcommit_percent, high_water_percent)| {
+        Command::SetSpaceLimits(NewSpaceLimits {
+            overcommit_percent,
+            high_water_percent,
+        })
+    });
+    prop_oneof![confirm, grow, limits]
 }
 
 /// Commands over a small world, so that they collide often.

@@ -235,6 +235,7 @@ impl Node {
             leader: self.leader().unwrap_or_default(),
             applied_index: scene.state.applied_index,
             members: self.status().members,
+            space: scene.state.space_limits(),
         })
     }
 

@@ -8,7 +8,7 @@ use crate::api::{
     StoreReport, VolumeReport,
 };
 use shardmap::units::{Moment, StoreId, VolumeId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use uuid::Uuid;
 
 /// One daemon.
@@ -243,14 +243,13 @@ impl Health {
         self.history.iter()
     }
 
-    /// Stores that should take nothing new.
-    pub(super) fn unusable_stores(&self) -> impl Iterator<Item = StoreId> {
-        self.stores()
-            .into_values()
-            .filter(|s| matches!(s.health, StoreHealth::Faulted | StoreHealth::Full))
+    /// Stores that should take nothing new: faulted, or used to so many percent.
+    pub(super) fn unusable_stores(&self, high_water_percent: u32) -> BTreeSet<StoreId> {
+        let full = |s: &StoreReport| s.used_percent() >= u64::from(high_water_percent);
+        let all = self.stores().into_values();
+        all.filter(|s| s.health == StoreHealth::Faulted || full(s))
             .map(|s| s.store)
-            .collect::<Vec<_>>()
-            .into_iter()
+            .collect()
     }
 }
 
@@ -396,6 +395,31 @@ mod test {
         health.begin(at_ms(100));
         assert_eq!(health.liveness(at_ms(129), A), Liveness::Unknown);
         assert_eq!(health.liveness(at_ms(130), A), Liveness::Offline);
+    }
+
+    #[test]
+    fn a_store_that_is_faulted_or_above_the_mark_is_given_nothing_new() {
+        let mut health = Health::new(10, 30);
+        let store = |n, used_bytes, health| StoreReport {
+            store: StoreId(n),
+            health,
+            used_bytes,
+            size_bytes: 1000,
+            note: String::new(),
+        };
+        let stores = vec![
+            store(1, 849, StoreHealth::Online),
+            store(2, 850, StoreHealth::Online),
+            store(3, 0, StoreHealth::Faulted),
+        ];
+        let contents = ReportContents {
+            stores,
+            ..ReportContents::default()
+        };
+        health.on_report(at_ms(0), 1, report(1, Some(contents)));
+        let unusable = |percent| health.unusable_stores(percent);
+        assert_eq!(unusable(85), BTreeSet::from([StoreId(2), StoreId(3)]));
+        assert_eq!(unusable(86), BTreeSet::from([StoreId(3)]));
     }
 
     #[test]

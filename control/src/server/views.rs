@@ -199,7 +199,8 @@ impl Scene<'_> {
         }
     }
 
-    /// Stores that should take nothing new: faulted, full, or of a server that does not answer.
+    /// Stores that should take nothing new: faulted, above the high-water mark, or of a server that
+    /// does not answer.
     pub(super) fn avoid(&self) -> BTreeSet<StoreId> {
         let silent = self
             .state
@@ -207,7 +208,9 @@ impl Scene<'_> {
             .iter()
             .filter(|(_, s)| self.server_liveness(s.server) >= Liveness::Suspect)
             .map(|(id, _)| *id);
-        silent.chain(self.health.unusable_stores()).collect()
+        let high_water = self.state.space_limits().high_water_percent;
+        let unusable = self.health.unusable_stores(high_water);
+        silent.chain(unusable).collect()
     }
 
     pub(super) fn plan(&self, new: &NewVolume) -> Result<PlanView, Refusal> {

@@ -6,7 +6,9 @@ use super::words::{
     put_stores, put_subject, put_uuid, put_volume_id,
 };
 use super::{Decoded, malformed};
-use crate::core::{ClientId, Command, HostId, NewHost, NewServer, NewStore, NewVolume, Origin};
+use crate::core::{
+    ClientId, Command, HostId, NewHost, NewServer, NewSpaceLimits, NewStore, NewVolume, Origin,
+};
 use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::BTreeSet;
 use ubs_capnp::control_capnp as wire;
@@ -53,6 +55,11 @@ pub(crate) fn put_command(
         Command::RemoveStore { store } => to.set_remove_store(store.0),
         Command::RemoveServer { server } => to.set_remove_server(server.0),
         Command::BeginLineage { lineage } => to.set_begin_lineage(*lineage),
+        Command::SetSpaceLimits(new) => {
+            let mut to = to.init_set_space_limits();
+            to.set_overcommit_percent(new.overcommit_percent.unwrap_or(0));
+            to.set_high_water_percent(new.high_water_percent.unwrap_or(0));
+        }
         Command::ConfirmSlice {
             store,
             nsid,
@@ -154,6 +161,7 @@ fn put_volume_command(command: &Command, to: wire::command::Builder<'_>) {
         | Command::RemoveStore { .. }
         | Command::RemoveServer { .. }
         | Command::BeginLineage { .. }
+        | Command::SetSpaceLimits(_)
         | Command::ConfirmSlice { .. }
         | Command::ConfirmSliceGone { .. } => unreachable!("put by the caller"),
     }
@@ -339,6 +347,7 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
             server: ServerId(c.get_server()),
             standing: get_standing(c.get_standing()?),
         },
+        Which::SetSpaceLimits(c) => Command::SetSpaceLimits(get_space_limits(c)),
         Which::BeginLineage(lineage) => Command::BeginLineage { lineage },
         Which::VerifyMembership(c) => get_verify_membership(c)?,
         Which::Note(c) => Command::Note {
@@ -354,6 +363,14 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
             server: ServerId(server),
         },
     })
+}
+
+fn get_space_limits(from: wire::command::set_space_limits::Reader<'_>) -> NewSpaceLimits {
+    let given = |percent| Some(percent).filter(|p| *p != 0);
+    NewSpaceLimits {
+        overcommit_percent: given(from.get_overcommit_percent()),
+        high_water_percent: given(from.get_high_water_percent()),
+    }
 }
 
 fn get_set_desired(from: wire::command::set_desired_attachment::Reader<'_>) -> Decoded<Command> {

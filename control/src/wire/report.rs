@@ -76,7 +76,6 @@ pub(crate) fn put_store(store: &StoreReport, mut to: wire::store_report::Builder
         StoreHealth::Online => wire::StoreHealth::Online,
         StoreHealth::Opening => wire::StoreHealth::Opening,
         StoreHealth::Faulted => wire::StoreHealth::Faulted,
-        StoreHealth::Full => wire::StoreHealth::Full,
     });
     to.set_used_bytes(store.used_bytes);
     to.set_size_bytes(store.size_bytes);
@@ -90,7 +89,6 @@ pub(crate) fn get_store(from: wire::store_report::Reader<'_>) -> Decoded<StoreRe
             wire::StoreHealth::Online => StoreHealth::Online,
             wire::StoreHealth::Opening => StoreHealth::Opening,
             wire::StoreHealth::Faulted => StoreHealth::Faulted,
-            wire::StoreHealth::Full => StoreHealth::Full,
         },
         used_bytes: from.get_used_bytes(),
         size_bytes: from.get_size_bytes(),

@@ -55,7 +55,7 @@ fn reports() -> ReportContents {
     ReportContents {
         stores: vec![StoreReport {
             store: StoreId(3),
-            health: StoreHealth::Full,
+            health: StoreHealth::Faulted,
             used_bytes: 5,
             size_bytes: 9,
             note: "x".into(),
@@ -256,6 +256,7 @@ fn answers_survive_the_wire() {
             leader: member.clone(),
             applied_index: 3,
             members: vec![member],
+            space: SpaceLimits::default(),
         }),
         Answer::Hosts(Versioned {
             version: 3,

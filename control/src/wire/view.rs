@@ -13,7 +13,9 @@ use crate::api::{
     ClusterView, HostView, MemberFacts, MemberStatus, PlanView, ResilverView, ServerView,
     SliceView, SnapshotView, StoreView, VolumeView,
 };
-use crate::core::{DesiredAttachment, DesiredMaintenance, DesiredSlice, EventRecord, HostId};
+use crate::core::{
+    DesiredAttachment, DesiredMaintenance, DesiredSlice, EventRecord, HostId, SpaceLimits,
+};
 use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId};
 use ubs_capnp::control_capnp as wire;
 
@@ -63,6 +65,8 @@ pub(crate) fn put_cluster(c: &ClusterView, mut to: wire::cluster_view::Builder<'
     to.set_schema(c.schema);
     put_member(&c.leader, to.reborrow().init_leader());
     to.set_applied_index(c.applied_index);
+    to.set_overcommit_percent(c.space.overcommit_percent);
+    to.set_high_water_percent(c.space.high_water_percent);
     put_members(&c.members, to.init_members(len(c.members.len())));
 }
 
@@ -75,6 +79,10 @@ pub(crate) fn get_cluster(from: wire::cluster_view::Reader<'_>) -> Decoded<Clust
         leader: get_member(from.get_leader()?)?,
         applied_index: from.get_applied_index(),
         members: get_members(from.get_members()?)?,
+        space: SpaceLimits {
+            overcommit_percent: from.get_overcommit_percent(),
+            high_water_percent: from.get_high_water_percent(),
+        },
     })
 }
 

@@ -1,24 +1,69 @@
-//! `ubsctl cluster …`: the members of metad.
+//! `ubsctl cluster …`: the members of metad, and what holds for all stores.
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::{Listing, Row, or_dash};
+use crate::output::{Listing, Row, one, or_dash};
 use crate::survey::Asked;
 use clap::Subcommand;
 use control::api::MemberStatus;
 use control::client::MetadError;
+use control::core::NewSpaceLimits;
 use serde_json::{Value, json};
 
 #[derive(Subcommand)]
 pub(crate) enum Verb {
     /// Each member as it sees itself; members that do not answer, too.
     Status,
+    /// How far stores may be filled: shows the limits, or changes those that are given.
+    #[command(
+        after_help = "Example: ubsctl cluster limits --overcommit-percent 400 --high-water-percent 80\n\
+        What is promised or in use already stays."
+    )]
+    Limits {
+        /// What a store may promise to volumes, in percent of its size: 10 to 10000
+        #[arg(long, value_name = "PERCENT")]
+        overcommit_percent: Option<u32>,
+        /// From so much use on a store is given no new volumes: 1 to 100
+        #[arg(long, value_name = "PERCENT")]
+        high_water_percent: Option<u32>,
+    },
 }
 
 pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
     match verb {
         Verb::Status => status(context).await,
+        Verb::Limits {
+            overcommit_percent,
+            high_water_percent,
+        } => limits(context, overcommit_percent, high_water_percent).await,
     }
+}
+
+async fn limits(
+    context: &Context,
+    overcommit_percent: Option<u32>,
+    high_water_percent: Option<u32>,
+) -> Result<(), Failure> {
+    let client = &context.client;
+    if overcommit_percent.is_some() || high_water_percent.is_some() {
+        let new = NewSpaceLimits {
+            overcommit_percent,
+            high_water_percent,
+        };
+        client.set_space_limits(new).await?;
+    }
+    let cluster = client.cluster().await?;
+    let space = cluster.space;
+    let pairs = [
+        ("overcommit", format!("{} %", space.overcommit_percent)),
+        ("high water", format!("{} %", space.high_water_percent)),
+    ];
+    let json = json!({
+        "overcommitPercent": space.overcommit_percent,
+        "highWaterPercent": space.high_water_percent,
+    });
+    one(context.format, "ClusterLimits", &cluster.name, &pairs, json);
+    Ok(())
 }
 
 /// What the answering members know, with a verdict: an error if there is no leader.

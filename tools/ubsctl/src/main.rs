@@ -72,7 +72,7 @@ enum Noun {
     Resilver(resilver::Verb),
     /// What happened.
     Events(events::Args),
-    /// The members of metad.
+    /// The members of metad, and limits of the cluster.
     #[command(subcommand)]
     Cluster(cluster::Verb),
     /// The replicated state itself.

@@ -1,14 +1,15 @@
 //! Identity, servers, stores, hosts, notes.
 
-use super::super::command::{Change, NewHost, NewServer, NewStore, Reply, Subject};
+use super::super::command::{Change, NewHost, NewServer, NewSpaceLimits, NewStore, Reply, Subject};
 use super::super::limits;
 use super::super::model::{
     CLIENTD_NQN_PREFIX, Cluster, Host, HostId, READER_HOST_NQN_PREFIX, STORAGED_HOST_NQN_PREFIX,
-    Server, Standing, Store,
+    Server, SpaceLimits, Standing, Store,
 };
 use super::super::refusal::{Refusal, RefusalCode};
 use super::{Step, check_name, check_nqn, check_room};
 use shardmap::units::{ServerId, StoreId};
+use std::ops::RangeInclusive;
 use uuid::Uuid;
 
 impl Step<'_> {
@@ -22,7 +23,7 @@ impl Step<'_> {
             name,
             lineage: 1,
             schema: limits::SCHEMA,
-            overcommit_percent: limits::OVERCOMMIT_PERCENT_DEFAULT,
+            space: SpaceLimits::default(),
         });
         self.say(Change::ClusterInitialised);
         Ok(Reply::Done)
@@ -41,6 +42,31 @@ impl Step<'_> {
             ),
             "connect it to its own cluster, or wipe it and prepare it for this one",
         ))
+    }
+
+    /// What is promised or in use already stays.
+    pub(super) fn set_space_limits(&mut self, new: NewSpaceLimits) -> Result<Reply, Refusal> {
+        check_percent(
+            "overcommitment",
+            new.overcommit_percent,
+            &limits::OVERCOMMIT_PERCENT_RANGE,
+        )?;
+        check_percent(
+            "the high-water mark",
+            new.high_water_percent,
+            &limits::HIGH_WATER_PERCENT_RANGE,
+        )?;
+        let now = self.state.space_limits();
+        let wanted = SpaceLimits {
+            overcommit_percent: new.overcommit_percent.unwrap_or(now.overcommit_percent),
+            high_water_percent: new.high_water_percent.unwrap_or(now.high_water_percent),
+        };
+        if wanted != now {
+            let cluster = self.state.cluster.as_mut();
+            cluster.expect("it has an identity").space = wanted;
+            self.say(Change::SpaceLimits(wanted));
+        }
+        Ok(Reply::Done)
     }
 
     pub(super) fn register_server(&mut self, new: NewServer) -> Result<Reply, Refusal> {
@@ -290,6 +316,20 @@ pub(super) fn name_taken(kind: &str, name: &str) -> Refusal {
         format!("another {kind} is called {name}"),
         format!("choose another name, or remove the other {kind} (`ubsctl {kind} rm {name}`)"),
     )
+}
+
+fn check_percent(
+    what: &str,
+    percent: Option<u32>,
+    range: &RangeInclusive<u32>,
+) -> Result<(), Refusal> {
+    match percent {
+        Some(percent) if !range.contains(&percent) => Err(Refusal::invalid(
+            format!("{what} of {percent} %"),
+            format!("use {} to {}", range.start(), range.end()),
+        )),
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn check_labels(new: &NewServer) -> Result<(), Refusal> {

@@ -2,7 +2,7 @@
 
 use super::super::command::{Change, EventRecord, SnapshotFate, Subject};
 use super::super::limits;
-use super::super::model::{HostId, Origin, Standing, State};
+use super::super::model::{HostId, Origin, SpaceLimits, Standing, State};
 use shardmap::units::{Epoch, MembershipSeq, ServerId, StoreId, VolumeId};
 
 /// Appends one event per change.
@@ -130,6 +130,7 @@ fn tell(state: &State, change: &Change) -> Told {
         Change::ViewCreated(id) => view_created(state, *id),
         Change::VolumeGrowing(id, to) => grown(state, *id, "VolumeGrowing", "is to have", *to),
         Change::VolumeGrown(id, to) => grown(state, *id, "VolumeGrown", "has", *to),
+        Change::SpaceLimits(space) => space_limits(*space),
         Change::Noted(subject, text) => (*subject, "Noted", text.clone()),
         Change::HostRemoved(id, was) => forgotten(Subject::Host(*id), "HostRemoved", was),
         Change::StoreRemoved(id, was) => forgotten(Subject::Store(*id), "StoreRemoved", was),
@@ -185,6 +186,14 @@ fn view_created(state: &State, id: VolumeId) -> Told {
     let origin = state.volumes.get(&id).and_then(|v| v.origin);
     let of = origin.map_or(String::new(), |origin| state.snapshot_name(origin));
     volume(state, id, "ViewCreated", &format!("shows {of}"))
+}
+
+fn space_limits(space: SpaceLimits) -> Told {
+    let text = format!(
+        "stores may promise {} % of their size and are given nothing new from {} % on",
+        space.overcommit_percent, space.high_water_percent
+    );
+    (Subject::Cluster, "SpaceLimits", text)
 }
 
 fn lineage_began(lineage: u16) -> Told {

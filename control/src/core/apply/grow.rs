@@ -7,7 +7,6 @@
 //! ```
 
 use super::super::command::{Change, Reply};
-use super::super::limits;
 use super::super::model::Phase;
 use super::super::refusal::{Refusal, RefusalCode};
 use super::Step;
@@ -83,8 +82,9 @@ impl Step<'_> {
                 others.saturating_add(bytes)
             ),
             format!(
-                "delete volumes, choose a smaller size, or allow more than {} % overcommitment",
-                limits::OVERCOMMIT_PERCENT_DEFAULT
+                "delete volumes, choose a smaller size, or allow more than {} % \
+                 (`ubsctl cluster limits --overcommit-percent N`)",
+                self.state.space_limits().overcommit_percent
             ),
         ))
     }

@@ -196,6 +196,7 @@ impl Step<'_> {
             }
             Command::CreateView { id, name, origin } => self.create_view(id, name, origin),
             Command::GrowVolume { volume, size_bytes } => self.grow_volume(volume, size_bytes),
+            Command::SetSpaceLimits(new) => self.set_space_limits(new),
             Command::Note { subject, text } => self.note(subject, text),
             Command::AddHost(new) => self.add_host(new),
             Command::RemoveHost { host } => self.remove_host(host),

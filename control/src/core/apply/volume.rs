@@ -142,7 +142,8 @@ fn no_place(new: &NewVolume, no: &NoPlace) -> Refusal {
         NoPlace::NoRoom { .. } => Refusal::new(
             RefusalCode::NoRoom,
             sentence,
-            "add stores, delete volumes, or make the volume smaller",
+            "add stores, delete volumes, make the volume smaller, or allow more promises \
+             (`ubsctl cluster limits`)",
         ),
         NoPlace::BadStride { .. } => Refusal::invalid(
             sentence,

@@ -11,7 +11,6 @@ use control::api::{
 use control::core::Standing as Wanted;
 
 /// Above this a store is close to full, in percent.
-const USED_PERCENT_MAX: u64 = 90;
 /// Fill of metad's log from which it needs attention, and from which it takes no commands.
 const LOG_PERCENT_WARN: u8 = 50;
 const LOG_PERCENT_MAX: u8 = 75;
@@ -147,7 +146,8 @@ fn member(s: &MemberStatus) -> Vec<Finding> {
 pub(crate) fn survey(seen: &Survey) -> Vec<Finding> {
     let mut found: Vec<Finding> = seen.servers.iter().filter_map(server).collect();
     found.push(servers_at_all(&seen.servers));
-    found.extend(seen.stores.iter().filter_map(store));
+    let mark = seen.cluster.space.high_water_percent;
+    found.extend(seen.stores.iter().filter_map(|s| store(s, mark)));
     for h in seen
         .hosts
         .iter()
@@ -230,11 +230,12 @@ fn server(s: &ServerView) -> Option<Finding> {
     }
 }
 
-fn store(s: &StoreView) -> Option<Finding> {
+/// `mark`: the high-water mark in percent.
+fn store(s: &StoreView, mark: u32) -> Option<Finding> {
     const CHECK: &str = "store";
     let report = s.report.as_ref()?;
     let who = format!("{} on {}", s.id, s.server_name);
-    let room = "make room (discard, delete volumes) before writes fail there";
+    let room = "make room (discard, delete snapshots and volumes) before writes fail there";
     match report.health {
         StoreHealth::Faulted => Some(Finding::new(
             Level::Problem,
@@ -245,12 +246,6 @@ fn store(s: &StoreView) -> Option<Finding> {
                 s.server_name
             ),
         )),
-        StoreHealth::Full => Some(Finding::new(
-            Level::Problem,
-            CHECK,
-            format!("{who} is full"),
-            room,
-        )),
         StoreHealth::Opening => Some(Finding::new(
             Level::Hint,
             CHECK,
@@ -258,13 +253,14 @@ fn store(s: &StoreView) -> Option<Finding> {
             "look again in some seconds",
         )),
         StoreHealth::Online => {
-            let percent = report.used_bytes.saturating_mul(100) / report.size_bytes.max(1);
+            let percent = report.used_percent();
             let text = format!(
-                "{who} is {percent} % full: {} of {}",
+                "{who} is {percent} % full ({} of {}) and is given nothing new from {mark} % on",
                 size(report.used_bytes),
                 size(report.size_bytes)
             );
-            (percent > USED_PERCENT_MAX).then(|| Finding::new(Level::Warning, CHECK, text, room))
+            let above = percent >= u64::from(mark);
+            above.then(|| Finding::new(Level::Warning, CHECK, text, room))
         }
     }
 }

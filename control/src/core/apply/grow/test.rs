@@ -2,7 +2,7 @@
 
 use crate::core::desire::{attachments_of_host, slices_of_server};
 use crate::core::test::{Cluster0, VOL};
-use crate::core::{Command, HostId, RefusalCode, Reply};
+use crate::core::{Command, HostId, NewSpaceLimits, RefusalCode, Reply};
 use shardmap::units::{Nsid, ServerId};
 
 const MIB: u64 = 1 << 20;
@@ -61,6 +61,17 @@ fn it_does_not_shrink_nor_outgrow_its_stores() {
     assert_eq!(it.refused(grow(now - MIB)), RefusalCode::Invalid);
     assert_eq!(it.refused(grow(now + 1)), RefusalCode::Invalid);
     assert_eq!(it.refused(grow(1 << 50)), RefusalCode::NoRoom);
+    let limits = |overcommit_percent, high_water_percent| {
+        Command::SetSpaceLimits(NewSpaceLimits {
+            overcommit_percent,
+            high_water_percent,
+        })
+    };
+    for senseless in [limits(Some(9), None), limits(None, Some(101))] {
+        assert_eq!(it.refused(senseless), RefusalCode::Invalid);
+    }
+    it.run(limits(None, Some(70)));
+    assert_eq!(it.state.space_limits().overcommit_percent, 250);
     it.run(grow(now + 2 * MIB));
     assert_eq!(
         it.refused(grow(now + MIB)),

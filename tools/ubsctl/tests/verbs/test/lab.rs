@@ -1,12 +1,13 @@
 //! A metad of one member in this process, and daemons that are played.
 
 use control::api::{
-    MemberAddress, Reporter, ResilverOutcome, ResilverReport, VolumeHealth, VolumeReport,
+    MemberAddress, Reporter, ResilverOutcome, ResilverReport, StoreReport, VolumeHealth,
+    VolumeReport,
 };
 use control::client::{ClientConfig, MetadClient};
 use control::core::{HostId, NewHost, NewServer, NewStore};
 use control::server::{Node, NodeConfig};
-use shardmap::units::ServerId;
+use shardmap::units::{ServerId, StoreId};
 use std::process::{Command, Output};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -140,8 +141,18 @@ async fn storaged(client: &MetadClient, i: u16) -> ServerId {
     server
 }
 
+/// Only the third server tells of its store: it is 80 % full.
 async fn make_slices(client: MetadClient, server: ServerId) {
-    let _reports = client.reporter(Reporter::Server(server));
+    let reports = client.reporter(Reporter::Server(server));
+    let third = StoreReport {
+        store: StoreId(3),
+        used_bytes: (1 << 36) / 5 * 4,
+        size_bytes: 1 << 36,
+        ..StoreReport::default()
+    };
+    if server.0 == 3 {
+        reports.change(|c| c.stores = vec![third]);
+    }
     let mut after = 0;
     loop {
         let desire = client.watch_slices(server, after).await.unwrap();

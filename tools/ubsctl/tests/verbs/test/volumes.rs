@@ -80,6 +80,51 @@ fn waiting_that_times_out_says_that_the_work_goes_on() {
 }
 
 #[test]
+fn stores_are_filled_as_far_as_the_limits_say() {
+    let lab = Lab::begin();
+    let limits = lab.json(&["cluster", "limits"]);
+    assert_eq!(
+        (&limits["overcommitPercent"], &limits["highWaterPercent"]),
+        (&250.into(), &85.into())
+    );
+    let (code, said) = lab.fails(&["cluster", "limits", "--high-water-percent", "101"]);
+    assert!(code == 2 && said.contains("1 to 100"), "{said}");
+
+    // The third store is 80 % full.
+    lab.ok(&["volume", "create", "v", "--size", "1GiB", "--wait"]);
+    lab.ok(&["cluster", "limits", "--high-water-percent", "79"]);
+    let (code, said) = lab.fails(&["volume", "create", "w", "--size", "1GiB"]);
+    assert!(code == 1 && said.contains("3 distinct failure"), "{said}");
+    let found = lab.ctl(&["doctor", "--cluster-only"]);
+    let found = String::from_utf8(found.stdout).unwrap();
+    assert!(found.contains("is 79 % full"), "{found}");
+    lab.ok(&[
+        "volume",
+        "create",
+        "two",
+        "--size",
+        "1GiB",
+        "--replicas",
+        "2",
+    ]);
+
+    let large = [
+        "volume",
+        "create",
+        "x",
+        "--size",
+        "200GiB",
+        "--replicas",
+        "2",
+    ];
+    assert_eq!(lab.fails(&large).0, 1, "64 GiB, and 250 % of them");
+    lab.ok(&["cluster", "limits", "--overcommit-percent", "400"]);
+    lab.ok(&large);
+    let events = lab.ok(&["events"]);
+    assert!(events.contains("may promise 400 %"), "{events}");
+}
+
+#[test]
 fn stores_are_prepared_for_the_cluster_and_not_twice() {
     let lab = Lab::begin();
     let path = lab.dir.path().join("disk").display().to_string();
