@@ -399,8 +399,10 @@ impl Leaf {
         !self.pins.is_empty() && self.pins.contains_key(&key)
     }
 
-    /// Replays a change. A change of the physical extent only ever happens when no block is present,
-    /// so blocks that are (the page was written later than the record) turn zero.
+    /// Replays a change. The physical extent only ever changes when no block is present, and each that was
+    /// is named by then, as zero or as written again. So where another block is, the page was written later
+    /// than the record, and has all that the record says: it stays as it is. What is present there need not
+    /// be in any later record, and what hides it otherwise may be another generation's.
     pub(super) fn replay(&mut self, key: CellKey, change: &ExtentChange) {
         let Cell {
             physical: before,
@@ -409,6 +411,9 @@ impl Leaf {
         let physical = (change.physical != NO_EXTENT).then_some(change.physical);
         if before != physical {
             let present = present_lanes(states);
+            if present & !lanes(change.present | change.zero) != 0 {
+                return;
+            }
             states = (states & !(present * 3)) | (present * ZERO);
         }
         states = with_state(states, change.zero, ZERO);
@@ -632,11 +637,14 @@ mod test {
         };
         let mut leaf = leaf();
         leaf.replay((3, 5), &change(7, 0b1000, 0));
-        leaf.replay((3, 5), &change(9, 0b0001, 0));
+        leaf.replay((3, 5), &change(9, 0b0001, 0b1000));
         let cell = |physical, states| Cell { physical, states };
         let moved = cell(Some(9), with_state(PRESENT, 0b1000, ZERO));
         assert_eq!(leaf.get((3, 5)), moved);
-        leaf.replay((3, 5), &change(NO_EXTENT, 0, 0));
+        // An older record, met by a page that is ahead of it.
+        leaf.replay((3, 5), &change(NO_EXTENT, 0, 0b1000));
+        assert_eq!(leaf.get((3, 5)), moved);
+        leaf.replay((3, 5), &change(NO_EXTENT, 0, 0b0001));
         let gone = cell(None, with_state(ZERO, 0b1000, ZERO));
         assert_eq!(leaf.get((3, 5)), gone);
     }
