@@ -184,6 +184,7 @@ struct Command {
     createView :group { id @51 :Uuid; name @52 :Text; volume @53 :Uuid; generation @54 :UInt32; }
     growVolume :group { volume @56 :Uuid; sizeBytes @57 :UInt64; }
     setSpaceLimits :group { overcommitPercent @58 :UInt32; highWaterPercent @59 :UInt32; }  # 0: as it is
+    createClone :group { id @60 :Uuid; name @61 :Text; volume @62 :Uuid; generation @63 :UInt32; }
   }
 }
 
@@ -232,6 +233,8 @@ struct DesiredSlice {
   remove @9 :Bool;
   generations @10 :VolumeGenerations;  # absent: drop nothing
   hasBlocks @11 :UInt64;
+  parentNsid @12 :UInt32;    # 0: it is no clone's
+  parentGeneration @13 :UInt32;
 }
 
 struct DesiredAttachment {
@@ -404,6 +407,7 @@ struct VolumeView {
   pendingSnapshot @18 :Text; # its name, empty: none is
   shows @19 :Text;           # VOLUME@NAME if it is a view, else empty
   growingTo @20 :UInt64;     # blocks, 0: it does not grow
+  cloneOf @21 :Text;         # VOLUME@NAME if it is a clone, else empty
 }
 
 struct SnapshotView {

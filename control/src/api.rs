@@ -370,6 +370,8 @@ pub struct VolumeView {
     pub pending_snapshot: String,
     /// It is a view of this snapshot (`VOLUME@NAME`), whose slices these are; empty: it is none.
     pub shows: String,
+    /// It is a clone of this snapshot (`VOLUME@NAME`); empty: it is none.
+    pub clone_of: String,
 }
 
 /// A snapshot of a volume.

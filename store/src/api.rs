@@ -129,6 +129,8 @@ pub enum StoreOp {
         after: Generation,
         /// Only what was written up to this generation; zero: the head.
         upto: Generation,
+        /// With `after` zero: what shows of the parents of a clone, too, and not only what it wrote itself.
+        shown: bool,
     },
     /// Needs a session. One hash per 64 KiB chunk of the volume that the range touches (aligned, at
     /// most 1 024 blocks). Answer: [`StoreReply::Hashes`].

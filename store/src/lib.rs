@@ -38,7 +38,7 @@ mod store;
 mod test;
 
 pub use crate::core::facts::{
-    GenerationState, OpenFacts, OpenFault, Rot, SliceSpec, SliceState, Stamp, StoreFault,
+    GenerationState, OpenFacts, OpenFault, Parent, Rot, SliceSpec, SliceState, Stamp, StoreFault,
     StoreUsage,
 };
 pub use api::{PrepareOptions, StoreEvent, StoreInfo, StoreOp, StoreReply, StoreRequest};

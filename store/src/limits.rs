@@ -21,6 +21,8 @@ pub const PRESENCE_REGIONS_MAX: u32 = 16;
 pub const MARKS_PER_CALL_MAX: usize = 16_384;
 /// Slices of one store. Each has a descriptor in memory and a metadata page.
 pub const SLICES_MAX: usize = 16_384;
+/// Parents a read may go on to, one after the other: each costs a look-up for what is absent so far.
+pub const PARENTS_MAX: usize = 8;
 /// One journal record, at most. Large enough for a group commit of hundreds of changes, small
 /// enough for one arena window.
 pub const RECORD_BYTES_MAX: u32 = 64 * 1024;

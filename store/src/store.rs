@@ -789,11 +789,13 @@ fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
             regions,
             after,
             upto,
+            shown,
         } => control(Command::ReadPresence {
             from,
             regions,
             after,
             upto,
+            shown,
         }),
         StoreOp::BeginGeneration(g) => control(Command::BeginGeneration(g)),
         StoreOp::CompleteGeneration(g) => control(Command::CompleteGeneration(g)),

@@ -80,6 +80,7 @@ fn spec(nsid: u32) -> SliceSpec {
             replicas: 1,
             layout: Layout::Ring,
         },
+        parent: None,
         position: 0,
         open_access: false,
     }
@@ -364,6 +365,7 @@ fn hashes_marks_and_presence_tell_what_a_replica_holds() {
         regions: 2,
         after: Generation(0),
         upto: Generation(0),
+        shown: false,
     };
     let Ok(StoreReply::Presence { blocks, next: None }) = rig.run(4, presence) else {
         panic!("no presence")

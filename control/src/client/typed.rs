@@ -208,6 +208,27 @@ impl MetadClient {
         self.run(command, pick).await
     }
 
+    /// Makes a clone of a complete snapshot: a volume that begins with what it shows.
+    ///
+    /// # Errors
+    /// Unknown, name taken, not complete, too deep, no room; see [`MetadError`].
+    pub async fn create_clone(
+        &self,
+        id: VolumeId,
+        name: String,
+        origin: Origin,
+    ) -> Result<(), MetadError> {
+        let pick = |r| {
+            if let Reply::Volume(_) = r {
+                Ok(())
+            } else {
+                Err(r)
+            }
+        };
+        let command = Command::CreateClone { id, name, origin };
+        self.run(command, pick).await
+    }
+
     /// Gives up a snapshot; its space comes back in the background.
     ///
     /// # Errors

@@ -295,6 +295,15 @@ pub enum Command {
     },
     /// Say how far stores may be filled.
     SetSpaceLimits(NewSpaceLimits),
+    /// Make a volume that begins with what a complete snapshot shows.
+    CreateClone {
+        /// Its identity, chosen by who asks.
+        id: VolumeId,
+        /// Unique name.
+        name: String,
+        /// What it begins with.
+        origin: Origin,
+    },
 }
 
 /// What is answered. New variants go to the end.
@@ -425,6 +434,8 @@ pub enum Change {
     VolumeGrown(VolumeId, u64),
     /// How far stores may be filled.
     SpaceLimits(SpaceLimits),
+    /// A clone of a snapshot waits for its slices.
+    CloneCreated(VolumeId),
 }
 
 /// A step in the life of a snapshot.
@@ -436,6 +447,10 @@ pub enum SnapshotFate {
     Completed,
     /// It is given up.
     Deleted,
+    /// It is given up, and kept for clones.
+    Kept,
+    /// It was kept, and the last clone is gone.
+    Released,
 }
 
 /// A change in the event log.

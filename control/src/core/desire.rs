@@ -8,7 +8,7 @@ use super::model::{HostId, Phase, State, Volume, reader_host_nqn, storaged_host_
 use serde::{Deserialize, Serialize};
 use shardmap::generations::VolumeGenerations;
 use shardmap::map::Shape;
-use shardmap::units::{Epoch, Nsid, ServerId, StoreId, VolumeId};
+use shardmap::units::{Epoch, Generation, Nsid, ServerId, StoreId, VolumeId};
 use uuid::Uuid;
 
 /// A slice that a store should hold, or should let go.
@@ -32,13 +32,24 @@ pub struct DesiredSlice {
     pub position: u16,
     /// Any known host may do IO without a session.
     pub open_access: bool,
-    /// The storaged has confirmed it before.
+    /// What it begins with: it is a clone's.
+    pub parent: Option<SliceParent>,
+    /// If it is not there it must be resilvered: it was there before, or has missed what others have.
     pub confirmed: bool,
     /// Remove it and confirm with `ConfirmSliceGone`.
     pub remove: bool,
     /// Generations of the volume; those before the head that are not among its snapshots are to be
     /// dropped. `None`: nothing is to be dropped, a restored state does not know what there is.
     pub generations: Option<VolumeGenerations>,
+}
+
+/// What a slice of a clone begins with: a complete snapshot of a slice on the same store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SliceParent {
+    /// The slice.
+    pub nsid: Nsid,
+    /// The snapshot.
+    pub generation: Generation,
 }
 
 /// A volume that a host should have, or should let go.
@@ -83,13 +94,33 @@ pub fn slices_of_server(state: &State, server: ServerId) -> Vec<DesiredSlice> {
                 shape: volume.map.shape,
                 position: slice.position,
                 open_access: volume.open_access,
-                // A restored state may not know that it was: one made anew would look whole.
-                confirmed: slice.confirmed || !volume.verified,
+                parent: parent_of(state, volume, slice.position),
+                // A restored state may not know that it was there: one made anew would look whole. Of a
+                // clone, a store that was behind gets its slice when others may have written to theirs.
+                confirmed: slice.confirmed
+                    || !volume.verified
+                    || !volume.isr.contains(&slice.store),
                 remove: volume.phase == Phase::Deleting,
                 generations: volume.verified.then(|| volume.generations()),
             })
         })
         .collect()
+}
+
+/// What the slice at a position of a volume begins with.
+fn parent_of(state: &State, volume: &Volume, position: u16) -> Option<SliceParent> {
+    let origin = volume.clone_of?;
+    let of = state.volumes.get(&origin.volume)?;
+    let at = |nsid: &&Nsid| {
+        state
+            .slices
+            .get(*nsid)
+            .is_some_and(|s| s.position == position)
+    };
+    Some(SliceParent {
+        nsid: *of.slices.iter().find(at)?,
+        generation: origin.generation,
+    })
 }
 
 /// A volume that nobody has, which a storaged should bring up to date.

@@ -169,11 +169,14 @@ fn check_volume(state: &State, id: VolumeId, volume: &Volume, found: &mut Findin
     let confirmed = volume
         .slices
         .iter()
-        .all(|n| state.slices.get(n).is_some_and(|s| s.confirmed));
+        .filter_map(|n| state.slices.get(n))
+        .all(|s| s.confirmed || volume.clone_of.is_some() && !volume.isr.contains(&s.store));
     found.unless((volume.phase == Phase::Ready) <= confirmed, || {
         format!("volume {name} is ready without all its slices")
     });
     check_origin(state, volume, found);
+    check_clone(state, volume, found);
+    check_kept(state, (id, volume), found);
     check_growth(state, volume, found);
     check_snapshots(volume, found);
     check_holder(state, volume, found);
@@ -217,6 +220,48 @@ fn check_origin(state: &State, volume: &Volume, found: &mut Findings) {
         volume.slices.is_empty() && volume.snapshots.is_empty(),
         || format!("view {name} has slices or snapshots of its own"),
     );
+}
+
+fn check_clone(state: &State, clone: &Volume, found: &mut Findings) {
+    let Some(origin) = clone.clone_of else {
+        return;
+    };
+    let name = &clone.name;
+    let Some(of) = state.volumes.get(&origin.volume) else {
+        found.unless(false, || {
+            format!("clone {name}: the volume that it begins with is gone")
+        });
+        return;
+    };
+    let snapshot = of.snapshots.get(&origin.generation);
+    let snapshot = snapshot.or_else(|| of.kept.get(&origin.generation));
+    let complete = snapshot.is_some_and(|s| s.state == SnapshotState::Complete);
+    found.unless(complete, || {
+        format!("clone {name}: what it begins with is no complete snapshot")
+    });
+    let places = |v: &Volume| (v.map.shape, v.map.stores.clone());
+    let apart = places(of) != places(clone);
+    found.unless(!apart, || {
+        format!(
+            "clone {name}: its slices do not lie beside those of {}",
+            of.name
+        )
+    });
+    let lower = of.slices.iter().max() < clone.slices.iter().min() || clone.slices.is_empty();
+    found.unless(lower, || {
+        format!("clone {name}: a slice has a lower number than what it begins with")
+    });
+}
+
+fn check_kept(state: &State, (id, volume): (VolumeId, &Volume), found: &mut Findings) {
+    for (generation, kept) in &volume.kept {
+        let mut clones = state.clones_of(id, Some(*generation));
+        let named = volume.snapshots.contains_key(generation);
+        found.unless(clones.next().is_some() && !named, || {
+            let (of, name) = (&volume.name, &kept.name);
+            format!("snapshot {of}@{name} is kept for clones and has none, or is not deleted")
+        });
+    }
 }
 
 fn check_growth(state: &State, volume: &Volume, found: &mut Findings) {

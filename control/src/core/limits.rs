@@ -3,7 +3,8 @@
 use std::ops::RangeInclusive;
 
 /// Version of the replicated state and of the commands; a member refuses a log it does not know.
-pub const SCHEMA: u16 = 6;
+/// 7: clones of snapshots.
+pub const SCHEMA: u16 = 7;
 /// Servers of a cluster: what one listing and one placement may scan.
 pub const SERVERS_MAX: usize = 1024;
 /// Stores of a cluster.
@@ -15,6 +16,9 @@ pub const HOSTS_MAX: usize = 4096;
 pub const SNAPSHOTS_CLUSTER_MAX: usize = 200_000;
 /// Volumes of one `CreateSnapshot`: each makes an event.
 pub const SNAPSHOT_GROUP_MAX: usize = 64;
+/// Clones of clones: a read looks through so many slices for a block that nobody wrote, and stores allow no
+/// more parents.
+pub const PARENTS_MAX: usize = 8;
 /// Volumes of a cluster: the state lives in memory on every member (about 1 KiB each).
 pub const VOLUMES_MAX: usize = 50_000;
 /// Longest name of a server, host, volume, label key or value, in bytes.

@@ -19,7 +19,7 @@ pub use command::{
     AttachGrant, Change, ClientId, Command, Envelope, EventRecord, NewHost, NewServer,
     NewSpaceLimits, NewStore, NewVolume, Reply, SliceAddress, SnapshotFate, Subject,
 };
-pub use desire::{DesiredAttachment, DesiredMaintenance, DesiredSlice};
+pub use desire::{DesiredAttachment, DesiredMaintenance, DesiredSlice, SliceParent};
 pub use fsck::{Finding, fsck};
 pub use model::{
     Attachment, CLIENTD_NQN_PREFIX, Cluster, Domain, Host, HostId, Maintenance, Origin, Phase,

@@ -268,7 +268,7 @@ pub struct Snapshot {
     pub state: SnapshotState,
 }
 
-/// A snapshot that a view shows.
+/// A snapshot that a view shows, or that a clone begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The snapshot's volume.
@@ -318,6 +318,10 @@ pub struct Volume {
     pub snapshots: BTreeMap<Generation, Snapshot>,
     /// It is a view of this snapshot: read-only, without slices of its own.
     pub origin: Option<Origin>,
+    /// It is a clone of this snapshot: its slices begin with what those of the other volume show.
+    pub clone_of: Option<Origin>,
+    /// Snapshots that were deleted and that clones still show.
+    pub kept: BTreeMap<Generation, Snapshot>,
 }
 
 impl Volume {
@@ -334,9 +338,9 @@ impl Volume {
         self.epoch.max(floor).next()
     }
 
-    /// Head and snapshots as the data path knows them.
+    /// Head and snapshots as the data path knows them: with those that are kept for clones.
     pub fn generations(&self) -> VolumeGenerations {
-        let snapshots = self.snapshots.iter();
+        let snapshots = self.snapshots.iter().chain(&self.kept);
         VolumeGenerations {
             head: self.head,
             snapshots: snapshots.map(|(g, s)| (*g, s.state)).collect(),
@@ -378,7 +382,7 @@ pub struct Slice {
     pub position: u16,
     /// Bytes it can grow to.
     pub promised_bytes: u64,
-    /// Its storaged said that it is there.
+    /// It is there, says its storaged, or who has brought it up to date.
     pub confirmed: bool,
     /// Blocks of the volume that it reaches to, as its storaged said last.
     pub size_blocks: u64,
@@ -424,9 +428,23 @@ impl State {
             .map(|(id, s)| (*id, s))
     }
 
-    /// Snapshots of all volumes.
+    /// Snapshots of all volumes, with those that are kept for clones.
     pub fn snapshot_count(&self) -> usize {
-        self.volumes.values().map(|v| v.snapshots.len()).sum()
+        let of = |v: &Volume| v.snapshots.len() + v.kept.len();
+        self.volumes.values().map(of).sum()
+    }
+
+    /// Clones of a snapshot, or of any of the volume; also those that are being deleted.
+    pub fn clones_of(
+        &self,
+        volume: VolumeId,
+        generation: Option<Generation>,
+    ) -> impl Iterator<Item = &Volume> {
+        let begins = move |o: Origin| {
+            o.volume == volume && generation.is_none_or(|wanted| wanted == o.generation)
+        };
+        let volumes = self.volumes.values();
+        volumes.filter(move |v| v.clone_of.is_some_and(begins))
     }
 
     /// Bytes promised to slices, by store; stores without slices are absent.

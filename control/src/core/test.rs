@@ -80,7 +80,7 @@ impl Cluster0 {
         VolumeId([8; 16])
     }
 
-    fn confirm_all(&mut self) {
+    pub(crate) fn confirm_all(&mut self) {
         let slices: Vec<_> = self.state.slices.keys().copied().collect();
         for nsid in slices {
             self.confirm(nsid);
@@ -88,7 +88,7 @@ impl Cluster0 {
     }
 
     /// A storaged has made a slice.
-    fn confirm(&mut self, nsid: Nsid) {
+    pub(crate) fn confirm(&mut self, nsid: Nsid) {
         let slice = &self.state.slices[&nsid];
         let size_blocks = self.state.volumes[&slice.volume].map.size_blocks;
         let store = slice.store;
@@ -731,6 +731,13 @@ fn any_snapshot() -> impl Strategy<Value = Command> {
         }),
         1 => (vol(), generation())
             .prop_map(|(volume, generation)| Command::DeleteSnapshot { volume, generation }),
+        2 => (vol(), vol(), generation()).prop_map(|(id, volume, generation)| {
+            Command::CreateClone {
+                id,
+                name: format!("clone-{}", id.0[0]),
+                origin: Origin { volume, generation },
+            }
+        }),
         2 => (vol(), vol(), generation()).prop_map(|(id, volume, generation)| {
             Command::CreateView {
                 id,

@@ -147,6 +147,10 @@ impl Scene<'_> {
                 .origin
                 .map(|origin| self.state.snapshot_name(origin))
                 .unwrap_or_default(),
+            clone_of: volume
+                .clone_of
+                .map(|origin| self.state.snapshot_name(origin))
+                .unwrap_or_default(),
         }
     }
 

@@ -90,6 +90,7 @@ pub(crate) fn put_command(
         | Command::CompleteSnapshot { .. }
         | Command::DeleteSnapshot { .. }
         | Command::CreateView { .. }
+        | Command::CreateClone { .. }
         | Command::GrowVolume { .. } => put_volume_command(command, to),
     }
 }
@@ -146,9 +147,7 @@ fn put_volume_command(command: &Command, to: wire::command::Builder<'_>) {
         Command::GrowVolume { volume, size_bytes } => {
             put_of_volume!(to.init_grow_volume(), volume, set_size_bytes = *size_bytes);
         }
-        Command::CreateView { id, name, origin } => {
-            put_create_view((*id, name), *origin, to.init_create_view());
-        }
+        Command::CreateView { .. } | Command::CreateClone { .. } => put_of_snapshot(command, to),
         Command::SetIsr { .. } | Command::VerifyMembership { .. } => put_membership(command, to),
         Command::InitCluster { .. }
         | Command::RegisterServer(_)
@@ -219,14 +218,21 @@ fn put_create_snapshot(
     }
 }
 
-fn put_create_view(
-    (id, name): (VolumeId, &str),
-    origin: Origin,
-    mut to: wire::command::create_view::Builder<'_>,
-) {
-    put_volume_id(id, to.reborrow().init_id());
-    to.set_name(name);
-    put_of_volume!(to, &origin.volume, set_generation = origin.generation.0);
+/// `command`: one that makes a volume of a snapshot.
+fn put_of_snapshot(command: &Command, to: wire::command::Builder<'_>) {
+    if let Command::CreateView { id, name, origin } = command {
+        let mut to = to.init_create_view();
+        put_volume_id(*id, to.reborrow().init_id());
+        to.set_name(name);
+        put_of_volume!(to, &origin.volume, set_generation = origin.generation.0);
+    } else if let Command::CreateClone { id, name, origin } = command {
+        let mut to = to.init_create_clone();
+        put_volume_id(*id, to.reborrow().init_id());
+        to.set_name(name);
+        put_of_volume!(to, &origin.volume, set_generation = origin.generation.0);
+    } else {
+        unreachable!("{command:?} makes nothing of a snapshot");
+    }
 }
 
 fn put_server(new: &NewServer, mut to: wire::new_server::Builder<'_>) {
@@ -309,6 +315,7 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         Which::CompleteSnapshot(c) => get_complete_snapshot(c)?,
         Which::DeleteSnapshot(c) => get_delete_snapshot(c)?,
         Which::CreateView(c) => get_create_view(c)?,
+        Which::CreateClone(c) => get_create_clone(c)?,
         Which::GrowVolume(c) => Command::GrowVolume {
             volume: get_volume_id(c.get_volume()?),
             size_bytes: c.get_size_bytes(),
@@ -334,11 +341,7 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
             volume: get_volume_id(v?),
         },
         Which::SetIsr(c) => get_set_isr(c)?,
-        Which::ConfirmSlice(c) => Command::ConfirmSlice {
-            store: StoreId(c.get_store()),
-            nsid: Nsid(c.get_nsid()),
-            size_blocks: c.get_size_blocks(),
-        },
+        Which::ConfirmSlice(c) => get_confirm_slice(c),
         Which::ConfirmSliceGone(c) => Command::ConfirmSliceGone {
             store: StoreId(c.get_store()),
             nsid: Nsid(c.get_nsid()),
@@ -363,6 +366,14 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
             server: ServerId(server),
         },
     })
+}
+
+fn get_confirm_slice(from: wire::command::confirm_slice::Reader<'_>) -> Command {
+    Command::ConfirmSlice {
+        store: StoreId(from.get_store()),
+        nsid: Nsid(from.get_nsid()),
+        size_blocks: from.get_size_blocks(),
+    }
 }
 
 fn get_space_limits(from: wire::command::set_space_limits::Reader<'_>) -> NewSpaceLimits {
@@ -418,6 +429,17 @@ fn get_delete_snapshot(from: wire::command::delete_snapshot::Reader<'_>) -> Deco
 
 fn get_create_view(from: wire::command::create_view::Reader<'_>) -> Decoded<Command> {
     Ok(Command::CreateView {
+        id: get_volume_id(from.get_id()?),
+        name: get_text(from.get_name())?,
+        origin: Origin {
+            volume: get_volume_id(from.get_volume()?),
+            generation: Generation(from.get_generation()),
+        },
+    })
+}
+
+fn get_create_clone(from: wire::command::create_clone::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::CreateClone {
         id: get_volume_id(from.get_id()?),
         name: get_text(from.get_name())?,
         origin: Origin {

@@ -14,7 +14,8 @@ use crate::api::{
     SliceView, SnapshotView, StoreView, VolumeView,
 };
 use crate::core::{
-    DesiredAttachment, DesiredMaintenance, DesiredSlice, EventRecord, HostId, SpaceLimits,
+    DesiredAttachment, DesiredMaintenance, DesiredSlice, EventRecord, HostId, SliceParent,
+    SpaceLimits,
 };
 use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId};
 use ubs_capnp::control_capnp as wire;
@@ -215,6 +216,7 @@ pub(crate) fn put_volume_view(v: &VolumeView, mut to: wire::volume_view::Builder
     to.set_snapshots(v.snapshots);
     to.set_pending_snapshot(&v.pending_snapshot);
     to.set_shows(&v.shows);
+    to.set_clone_of(&v.clone_of);
     let mut slices = to.reborrow().init_slices(len(v.slices.len()));
     for (i, slice) in (0..).zip(&v.slices) {
         put_slice_view(slice, slices.reborrow().get(i));
@@ -256,6 +258,7 @@ pub(crate) fn get_volume_view(from: wire::volume_view::Reader<'_>) -> Decoded<Vo
         snapshots: from.get_snapshots(),
         pending_snapshot: get_text(from.get_pending_snapshot())?,
         shows: get_text(from.get_shows())?,
+        clone_of: get_text(from.get_clone_of())?,
     })
 }
 
@@ -356,6 +359,10 @@ pub(crate) fn put_desired_slice(s: &DesiredSlice, mut to: wire::desired_slice::B
     to.set_confirmed(s.confirmed);
     to.set_has_blocks(s.has_blocks);
     to.set_remove(s.remove);
+    if let Some(parent) = s.parent {
+        to.set_parent_nsid(parent.nsid.0);
+        to.set_parent_generation(parent.generation.0);
+    }
     if let Some(generations) = &s.generations {
         put_generations(generations, to.init_generations());
     }
@@ -366,6 +373,10 @@ pub(crate) fn get_desired_slice(from: wire::desired_slice::Reader<'_>) -> Decode
         Some(get_generations(from.get_generations()?)?)
     } else {
         None
+    };
+    let parent = SliceParent {
+        nsid: Nsid(from.get_parent_nsid()),
+        generation: Generation(from.get_parent_generation()),
     };
     Ok(DesiredSlice {
         store: StoreId(from.get_store()),
@@ -379,6 +390,7 @@ pub(crate) fn get_desired_slice(from: wire::desired_slice::Reader<'_>) -> Decode
         confirmed: from.get_confirmed(),
         has_blocks: from.get_has_blocks(),
         remove: from.get_remove(),
+        parent: Some(parent).filter(|p| p.nsid.0 != 0),
         generations,
     })
 }

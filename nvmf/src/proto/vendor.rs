@@ -33,6 +33,8 @@ pub mod opcode {
     /// Bitmap of present or zeroed blocks out; CDW11: first region, CDW12: regions, CDW13-14: those of
     /// generations after the one up to the other; 0 and 0: all.
     pub const READ_PRESENCE: u8 = 0xca;
+    /// As [`READ_PRESENCE`] of generations up to CDW14, with what shows of the parents of a clone's slice.
+    pub const READ_SHOWN: u8 = 0xd6;
     /// Unmarks regions last written before the tick in CDW11-12; CDW13: ticks they must have been
     /// idle, CDW14: marks that may stay (0: any number). Result: marks left.
     pub const STABLE: u8 = 0xcc;
@@ -50,7 +52,7 @@ pub mod opcode {
     pub const COMPLETE_GENERATION: u8 = 0xd8;
 
     /// All of them.
-    pub const ALL: [u8; 15] = [
+    pub const ALL: [u8; 16] = [
         OPEN_SLICE,
         SLICE_STATE,
         CLOSE_SLICE,
@@ -59,6 +61,7 @@ pub mod opcode {
         TICK,
         ADD_MARKS,
         READ_PRESENCE,
+        READ_SHOWN,
         STABLE,
         COMPLETE_SLICE,
         HASH_RANGE,
@@ -205,6 +208,7 @@ mod test {
             SLICE_STATE,
             READ_MARKS,
             READ_PRESENCE,
+            READ_SHOWN,
             HASH_RANGE,
             READ_GENERATIONS,
         ];

@@ -67,7 +67,7 @@ impl Core {
                 upto,
                 from,
                 regions,
-            } => self.diff(id, nsid, (after, upto), (from, regions), out),
+            } => self.diff(id, nsid, (after, upto, false), (from, regions), out),
             Command::Read { .. }
             | Command::Compare { .. }
             | Command::Write { .. }
@@ -146,7 +146,8 @@ impl Core {
                 regions,
                 after,
                 upto,
-            } => self.diff(id, nsid, (after, upto), (from, regions), out),
+                shown,
+            } => self.diff(id, nsid, (after, upto, shown), (from, regions), out),
             Command::BeginGeneration(generation) => {
                 self.change_generations(id, nsid, Change::Begin(generation.0), out)
             }

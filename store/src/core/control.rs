@@ -4,7 +4,7 @@ use super::checksums::Then;
 use super::facts::{SliceSpec, Stamp, StoreFault};
 use super::format::entry::{Entry, spec_error};
 use super::io::{Answer, CommandId, Effect, Outbox};
-use super::leaf::Leaf;
+use super::leaf::{Leaf, known_lanes};
 use super::pages::PageOf;
 use super::slice::Slice;
 use super::{Core, Kind, Waiter};
@@ -13,6 +13,7 @@ use roaring::RoaringBitmap;
 use shardmap::units::{
     EXTENT_BLOCKS, Generation, Lba, Nsid, REGION_BLOCKS, RegionIndex, WriteTick,
 };
+use smallvec::SmallVec;
 use std::ops::RangeInclusive;
 
 impl Core {
@@ -53,6 +54,7 @@ impl Core {
             slice.spec = spec;
             self.pages.touch(slice.page);
         } else {
+            self.check_parent(&spec)?;
             let pages = self.pages.count();
             if self.slices.len() >= SLICES_MAX {
                 return Err(StoreFault::NoPages { pages });
@@ -79,7 +81,7 @@ impl Core {
         nsid: Nsid,
         out: &mut Outbox,
     ) -> Result<(), StoreFault> {
-        let Some(slice) = self.slices.get_mut(&nsid.0) else {
+        let Some(slice) = self.slices.get(&nsid.0) else {
             match self.journal.newest_pending() {
                 Some(ticket) => self.wait_for(ticket, Waiter::Answer(id, Answer::Done)),
                 None => out.push(Effect::Answer {
@@ -92,6 +94,8 @@ impl Core {
         if slice.removing.is_some() {
             return Err(StoreFault::UnknownSlice { nsid });
         }
+        self.check_not_shown(nsid, None)?;
+        let slice = self.slices.get_mut(&nsid.0).expect("just seen");
         slice.session = None;
         if let Some(opening) = slice.opening.take() {
             let result = Err(StoreFault::UnknownSlice { nsid });
@@ -173,6 +177,7 @@ impl Core {
     }
 
     pub(super) fn set_incomplete(&mut self, id: CommandId, nsid: Nsid) -> Result<(), StoreFault> {
+        self.check_not_shown(nsid, None)?;
         self.slices.get_mut(&nsid.0).expect("admitted").incomplete = true;
         self.wait_for_entry(id, nsid, &Entry::Incomplete(nsid, true));
         Ok(())
@@ -305,12 +310,13 @@ impl Core {
         Ok(())
     }
 
-    /// What the generations after one up to another have written.
+    /// What the generations after one up to another have written; what the parents have, too, if it is
+    /// `shown` and there is no earlier generation.
     pub(super) fn diff(
         &mut self,
         id: CommandId,
         nsid: Nsid,
-        (after, upto): (Generation, Generation),
+        (after, upto, shown): (Generation, Generation, bool),
         window: (RegionIndex, u32),
         out: &mut Outbox,
     ) -> Result<(), StoreFault> {
@@ -320,51 +326,63 @@ impl Core {
         if after.0 != 0 {
             slice.check_readable(after)?;
         }
-        self.read_cells(id, nsid, after.0 + 1..=last, window, out)
-    }
-
-    /// Which blocks generations have written or zeroed.
-    fn read_cells(
-        &mut self,
-        id: CommandId,
-        nsid: Nsid,
-        generations: RangeInclusive<u32>,
-        (from, regions): (RegionIndex, u32),
-        out: &mut Outbox,
-    ) -> Result<(), StoreFault> {
-        let slice = &self.slices[&nsid.0];
-        if regions == 0 || regions > PRESENCE_REGIONS_MAX {
-            return Err(StoreFault::TooLong {
-                blocks: regions,
-                max: PRESENCE_REGIONS_MAX,
-            });
+        let own = (slice, after.0 + 1..=last);
+        let mut layers: Layers<'_> = [own].into_iter().collect();
+        if shown && after.0 == 0 {
+            let parents = self.lineage(nsid.0, last).into_iter().skip(1);
+            layers.extend(parents.map(|(slice, generation)| (slice, 1..=generation)));
         }
-        let start = u64::from(from.0) * u64::from(REGION_BLOCKS);
-        let end = start + u64::from(regions) * u64::from(REGION_BLOCKS);
-        let mut blocks = RoaringBitmap::new();
-        let mut at = start;
-        while at < end.min(slice.spec.size_blocks) {
-            let (leaf, index) = slice.locate(Lba(at));
-            let leaf = slice.leaves.get(&leaf);
-            let states = leaf.map_or(0, |l| l.states(index, &generations));
-            let relative = u32::try_from(at - start).expect("at most 16 regions");
-            if states != 0 {
-                let known = (0..EXTENT_BLOCKS).filter(|b| states >> (2 * b) & 3 != 0);
-                blocks.extend(known.map(|b| relative + b));
-            }
-            at += u64::from(EXTENT_BLOCKS);
-        }
-        let (leaf, _) = slice.locate(Lba(end));
-        let known = |leaf: &Leaf| leaf.layers().range(generations.clone()).next().is_some();
-        let mut later = slice.leaves.range(leaf..).filter(|(_, leaf)| known(leaf));
-        let next = later.next().map(|(next, _)| {
-            let lba = (u64::from(*next) * u64::from(slice.leaf_blocks())).max(end);
-            RegionIndex(u32::try_from(lba / u64::from(REGION_BLOCKS)).expect("in the volume"))
-        });
+        let answer = read_cells(&layers, window)?;
         out.push(Effect::Answer {
             command: id,
-            result: Ok(Answer::Presence { blocks, next }),
+            result: Ok(answer),
         });
         Ok(())
     }
+}
+
+/// Generations of slices, of which the later ones show through the earlier.
+type Layers<'a> = SmallVec<[(&'a Slice, RangeInclusive<u32>); 2]>;
+
+/// Which blocks generations have written or zeroed.
+fn read_cells(
+    layers: &[(&Slice, RangeInclusive<u32>)],
+    (from, regions): (RegionIndex, u32),
+) -> Result<Answer, StoreFault> {
+    let (slice, _) = layers.first().expect("the slice itself");
+    if regions == 0 || regions > PRESENCE_REGIONS_MAX {
+        return Err(StoreFault::TooLong {
+            blocks: regions,
+            max: PRESENCE_REGIONS_MAX,
+        });
+    }
+    let start = u64::from(from.0) * u64::from(REGION_BLOCKS);
+    let end = start + u64::from(regions) * u64::from(REGION_BLOCKS);
+    let size_blocks = slice.spec.size_blocks;
+    let mut blocks = RoaringBitmap::new();
+    let mut at = start;
+    while at < end.min(size_blocks) {
+        let (leaf, index) = slice.locate(Lba(at));
+        let known = layers.iter().fold(0, |known, (slice, generations)| {
+            let leaf = slice.leaves.get(&leaf);
+            known | leaf.map_or(0, |l| known_lanes(l.states(index, generations)))
+        });
+        let relative = u32::try_from(at - start).expect("at most 16 regions");
+        if known != 0 {
+            let known = (0..EXTENT_BLOCKS).filter(|b| known >> (2 * b) & 1 != 0);
+            blocks.extend(known.map(|b| relative + b));
+        }
+        at += u64::from(EXTENT_BLOCKS);
+    }
+    let (leaf, _) = slice.locate(Lba(end));
+    let later = layers.iter().filter_map(|(slice, generations)| {
+        let known = |leaf: &Leaf| leaf.layers().range(generations.clone()).next().is_some();
+        let mut later = slice.leaves.range(leaf..).filter(|(_, leaf)| known(leaf));
+        later.next().map(|(number, _)| *number)
+    });
+    let next = later.min().map(|next| {
+        let lba = (u64::from(next) * u64::from(slice.leaf_blocks())).max(end);
+        RegionIndex(u32::try_from(lba / u64::from(REGION_BLOCKS)).expect("in the volume"))
+    });
+    Ok(Answer::Presence { blocks, next })
 }

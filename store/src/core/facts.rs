@@ -4,6 +4,16 @@ use shardmap::map::Shape;
 use shardmap::units::{BlockRange, MembershipSeq, ShardIndex};
 use shardmap::units::{Epoch, Generation, Incarnation, Lba, Nsid, VolumeId, WriteTick};
 
+/// What a clone begins with: a complete snapshot of another slice of the same store, which has the same
+/// shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// The other slice.
+    pub nsid: Nsid,
+    /// Its snapshot.
+    pub generation: Generation,
+}
+
 /// What makes a slice: given by metad, kept for life (only the size may grow).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SliceSpec {
@@ -19,6 +29,8 @@ pub struct SliceSpec {
     pub position: u16,
     /// Any association may do IO without a session (volumes of one replica on standard hosts).
     pub open_access: bool,
+    /// What is absent in the slice itself is looked for here: the slice is a clone's.
+    pub parent: Option<Parent>,
 }
 
 /// A membership as it was when it was stamped (replication protocol §2). Bitmaps are over positions of
@@ -179,6 +191,25 @@ pub enum StoreFault {
     SliceExists {
         /// As asked.
         nsid: Nsid,
+    },
+    /// What the slice is a clone of is not here, or not whole.
+    #[error(
+        "{nsid} is a clone of {} of {}, which is not complete on this store; it can be made when that is",
+        .parent.generation, .parent.nsid
+    )]
+    ParentNotComplete {
+        /// As asked.
+        nsid: Nsid,
+        /// What it is a clone of.
+        parent: Parent,
+    },
+    /// Clones on this store show what would go.
+    #[error("{nsid} shows through its clone {clone} on this store; remove that first")]
+    HasClones {
+        /// The slice.
+        nsid: Nsid,
+        /// One of them.
+        clone: Nsid,
     },
     /// The description itself cannot be.
     #[error("{nsid}: bad slice description: {why}")]

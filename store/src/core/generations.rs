@@ -132,6 +132,11 @@ impl Changes {
         running.chain(queue).chain(completing.map(|(id, _)| id))
     }
 
+    /// Whether this change is on its way into the journal.
+    pub(super) fn is_running(&self, change: Change) -> bool {
+        self.running.is_some_and(|(running, ..)| running == change)
+    }
+
     pub(super) const fn is_completing(&self) -> bool {
         !self.completing.is_empty()
     }
@@ -287,12 +292,20 @@ impl Core {
 
     /// The next change that is waiting, if none is on its way.
     fn start_change(&mut self, nsid: Nsid, out: &mut Outbox) {
-        let slice = self.slices.get_mut(&nsid.0).expect("has changes");
-        while slice.changes.running.is_none() {
+        loop {
+            let slice = self.slices.get_mut(&nsid.0).expect("has changes");
+            if slice.changes.running.is_some() {
+                return;
+            }
             let Some((change, id)) = slice.changes.queue.pop_front() else {
                 return;
             };
-            match slice.check_change(change) {
+            let allowed = match change {
+                Change::Drop(generation) => self.check_not_shown(nsid, Some(generation)),
+                Change::Begin(_) | Change::Complete(_) => Ok(()),
+            };
+            let slice = self.slices.get_mut(&nsid.0).expect("has changes");
+            match allowed.and_then(|()| slice.check_change(change)) {
                 Err(fault) => out.push(Effect::Answer {
                     command: id,
                     result: Err(fault),

@@ -70,6 +70,7 @@ pub enum Command {
         regions: u32,
         after: Generation,
         upto: Generation,
+        shown: bool,
     },
     BeginGeneration(Generation),
     CompleteGeneration(Generation),

@@ -28,6 +28,7 @@ mod flush;
 mod generations;
 mod journal;
 mod leaf;
+mod lineage;
 mod marks;
 mod merge;
 mod open;

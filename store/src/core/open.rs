@@ -538,7 +538,11 @@ impl Core {
                 return Err(self.damaged("metadata page", leaf.page.into(), Corrupt::Value));
             }
         }
-        Ok(())
+        // Clones have something to show through.
+        match self.lost_parent() {
+            Some(slice) => Err(self.damaged("metadata page", slice.page.into(), Corrupt::Value)),
+            None => Ok(()),
+        }
     }
 
     /// Free is what no layer names; what two layers name is damage.

@@ -5,7 +5,8 @@ use super::facts::StoreFault;
 use super::format::geometry::Geometry;
 use super::format::page::PRESENT;
 use super::io::{Answer, CommandId, Effect, Outbox};
-use super::leaf::{Leaf, known_lanes, present_lanes, uniform};
+use super::leaf::{known_lanes, present_lanes, uniform};
+use super::slice::Slice;
 use crate::limits::IO_BLOCKS_MAX;
 use shardmap::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS, Generation, Lba, Nsid};
 use smallvec::SmallVec;
@@ -37,12 +38,18 @@ impl Run {
     }
 }
 
-/// The physical extent that has each block of an extent, as a generation shows it: from the newest cell
-/// where the block is not absent.
-fn sources(leaf: &Leaf, index: u16, generation: u32) -> [Option<u32>; 16] {
+/// The physical extent that has each block of an extent, as a lineage shows it: from the first slice, and
+/// there the newest cell, where the block is not absent.
+fn sources(lineage: &[(&Slice, u32)], lba: Lba) -> [Option<u32>; 16] {
     let mut sources = [None; 16];
     let mut wanted = uniform(PRESENT);
-    for (_, cell) in leaf.cells(index, generation) {
+    let cells = lineage.iter().flat_map(|(slice, generation)| {
+        let (leaf, index) = slice.locate(lba);
+        let leaf = slice.leaves.get(&leaf);
+        let cells = leaf.map(|l| l.cells(index, *generation));
+        cells.into_iter().flatten()
+    });
+    for (_, cell) in cells {
         let mut present = present_lanes(cell.states) & wanted;
         wanted &= !known_lanes(cell.states);
         if present == uniform(PRESENT) {
@@ -126,13 +133,11 @@ impl Core {
     }
 
     fn plan_read(&self, nsid: u32, range: BlockRange, generation: u32) -> SmallVec<[Run; 4]> {
-        let slice = &self.slices[&nsid];
+        let lineage = self.lineage(nsid, generation);
         let mut runs: SmallVec<[Run; 4]> = SmallVec::new();
         let mut at_blocks = 0;
         for piece in range.split_at_multiples(EXTENT_BLOCKS) {
-            let (leaf, index) = slice.locate(piece.start());
-            let leaf = slice.leaves.get(&leaf);
-            let sources = leaf.map_or([None; 16], |l| sources(l, index, generation));
+            let sources = sources(&lineage, piece.start());
             let first = u32::try_from(piece.start().0 % u64::from(EXTENT_BLOCKS)).expect("small");
             for block in first..first + piece.blocks().0 {
                 let source = sources[block as usize].map(|extent| {

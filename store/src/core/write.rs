@@ -220,7 +220,7 @@ impl Core {
     }
 
     /// Makes the leaf if it is not there. A page was counted before.
-    fn require_leaf(&mut self, nsid: u32, number: u32, generation: u32) {
+    pub(super) fn require_leaf(&mut self, nsid: u32, number: u32, generation: u32) {
         let slice = self.slices.get_mut(&nsid).expect("admitted");
         let leaf_extents = slice.leaf_extents();
         slice.leaves.entry(number).or_insert_with(|| {

@@ -5,33 +5,35 @@ use super::format::NO_EXTENT;
 use super::format::page::ZERO;
 use super::io::{Answer, CommandId, Outbox};
 use super::leaf::{Cell, lanes, present_lanes, with_state};
+use super::lineage::{Lineage, shown};
+use super::slice::Slice;
 use super::write::mask_of;
-use super::{Active, Core, Kind, slice::Slice};
+use super::{Active, Core, Kind};
 use shardmap::canary::{Mechanism, stands};
 use shardmap::units::{BlockRange, EXTENT_BLOCKS, Nsid, REGION_BLOCKS};
 use smallvec::SmallVec;
 
 /// Pieces of a range, extent by extent, where the generation shows data: `(leaf, extent, blocks)`.
 /// There is nothing to do elsewhere: what is absent in all generations or zero is zeroes.
-fn present_pieces(
-    slice: &Slice,
+fn present_pieces<'a>(
+    lineage: &'a Lineage<'_>,
     range: BlockRange,
-    generation: u32,
-) -> impl Iterator<Item = (u32, u16, BlockRange)> + '_ {
-    let blocks = slice.leaf_blocks();
+) -> impl Iterator<Item = (u32, u16, BlockRange)> + 'a {
+    let slice = lineage[0].0;
+    let has_leaf = move |part: &BlockRange| {
+        let (leaf, _) = slice.locate(part.start());
+        let mut slices = lineage.iter();
+        slices.any(|(slice, _)| slice.leaves.contains_key(&leaf))
+    };
     range
-        .split_at_multiples(blocks)
-        .filter_map(|part| Some((part, slice.leaves.get(&slice.locate(part.start()).0)?)))
-        .flat_map(|(part, leaf)| {
-            part.split_at_multiples(EXTENT_BLOCKS)
-                .map(move |p| (p, leaf))
-        })
-        .filter(move |(piece, leaf)| {
-            let index = slice.locate(piece.start()).1;
-            let states = leaf.states(index, &(1..=generation));
+        .split_at_multiples(slice.leaf_blocks())
+        .filter(has_leaf)
+        .flat_map(|part| part.split_at_multiples(EXTENT_BLOCKS))
+        .filter(move |piece| {
+            let states = shown(lineage, piece.start());
             present_lanes(states) & lanes(mask_of(*piece)) != 0
         })
-        .map(|(piece, _)| {
+        .map(move |piece| {
             let (leaf, index) = slice.locate(piece.start());
             (leaf, index, piece)
         })
@@ -43,9 +45,9 @@ fn region_of(piece: BlockRange) -> u32 {
 }
 
 /// Regions in which something is present: only there the replica changes and must say so beforehand.
-fn changed_regions(slice: &Slice, range: BlockRange, generation: u32) -> SmallVec<[u32; 2]> {
+fn changed_regions(lineage: &Lineage<'_>, range: BlockRange) -> SmallVec<[u32; 2]> {
     let mut changed = SmallVec::<[u32; 2]>::new();
-    for (_, _, piece) in present_pieces(slice, range, generation) {
+    for (_, _, piece) in present_pieces(lineage, range) {
         let region = region_of(piece);
         if changed.last() != Some(&region) {
             changed.push(region);
@@ -56,21 +58,47 @@ fn changed_regions(slice: &Slice, range: BlockRange, generation: u32) -> SmallVe
 
 /// Pieces of extents that keep their place although nothing is in it any more: what zeroed them wanted
 /// that. Giving it back changes nothing that a read would find.
-fn kept_pieces(
-    slice: &Slice,
+fn kept_pieces<'a>(
+    lineage: &'a Lineage<'_>,
     range: BlockRange,
-    generation: u32,
-) -> impl Iterator<Item = (u32, u16, BlockRange)> + '_ {
+) -> impl Iterator<Item = (u32, u16, BlockRange)> + 'a {
+    let (slice, generation) = lineage[0];
     range
         .split_at_multiples(EXTENT_BLOCKS)
         .filter_map(move |piece| {
             let (number, index) = slice.locate(piece.start());
             let leaf = slice.leaves.get(&number)?;
-            let shown = present_lanes(leaf.states(index, &(1..=generation)));
+            let shown = present_lanes(shown(lineage, piece.start()));
             let (_, cell) = slice.target(leaf, index, generation);
             let kept = cell.physical.is_some() && present_lanes(cell.states) == 0;
             (kept && shown & lanes(mask_of(piece)) == 0).then_some((number, index, piece))
         })
+}
+
+/// Metadata pages that zeroing the pieces of a range may take, at most.
+fn pages_for(
+    (slice, generation): (&Slice, u32),
+    range: BlockRange,
+    pieces: &[(u32, u16, BlockRange)],
+) -> usize {
+    let hides = |(leaf, index, _): &&(u32, u16, BlockRange)| {
+        // Where a clone has nothing of its own, it gets a leaf, of which this generation is the base.
+        slice.leaves.get(leaf).is_some_and(|leaf| {
+            let (key, cell) = slice.target(leaf, *index, generation);
+            cell.is_nothing() && key.1 != leaf.base()
+        })
+    };
+    let mut new_leaves: Vec<u32> = pieces.iter().map(|(leaf, ..)| *leaf).collect();
+    new_leaves.dedup();
+    new_leaves.retain(|leaf| !slice.leaves.contains_key(leaf));
+    // Every page that is there may be full, and takes 256 more cells after it was split.
+    let touched = range.split_at_multiples(slice.leaf_blocks());
+    let leaves = touched.filter_map(|part| slice.leaves.get(&slice.locate(part.start()).0));
+    let cells_pages = match pieces.iter().filter(hides).count() {
+        0 => 0,
+        cells => cells / 256 + leaves.map(|l| l.pages().count()).sum::<usize>(),
+    };
+    cells_pages + new_leaves.len()
 }
 
 impl Core {
@@ -88,7 +116,7 @@ impl Core {
             // differ from those that have not zeroed yet. Model: `ResilverRecovery`, `FZeroMark`.
             range.regions().map(|r| r.0).collect()
         } else {
-            changed_regions(slice, range, generation)
+            changed_regions(&self.lineage(nsid.0, generation), range)
         };
         let wait = self.require_marks(nsid.0, &marked)?;
         let kind = Kind::Zero {
@@ -125,26 +153,18 @@ impl Core {
             self.parked.push_back(id);
             return;
         }
-        let slice = &self.slices[&nsid];
-        // A block that became present while the marks were written is another command's, which
-        // this one does not have to follow: either order is right.
-        let mut pieces: Vec<_> = present_pieces(slice, range, generation)
-            .filter(|(_, _, piece)| marked.contains(&region_of(*piece)))
-            .collect();
-        if deallocate {
-            pieces.extend(kept_pieces(slice, range, generation));
-        }
-        let hides = |(leaf, index, _): &(u32, u16, BlockRange)| {
-            let leaf = &slice.leaves[leaf];
-            let (key, cell) = slice.target(leaf, *index, generation);
-            cell.is_nothing() && key.1 != leaf.base()
-        };
-        // Every page that is there may be full, and takes 256 more cells after it was split.
-        let touched = range.split_at_multiples(slice.leaf_blocks());
-        let leaves = touched.filter_map(|part| slice.leaves.get(&slice.locate(part.start()).0));
-        let needed = match pieces.iter().filter(|p| hides(p)).count() {
-            0 => 0,
-            cells => cells / 256 + leaves.map(|l| l.pages().count()).sum::<usize>(),
+        let (pieces, needed) = {
+            let lineage = self.lineage(nsid, generation);
+            // A block that became present while the marks were written is another command's, which
+            // this one does not have to follow: either order is right.
+            let mut pieces: Vec<_> = present_pieces(&lineage, range)
+                .filter(|(_, _, piece)| marked.contains(&region_of(*piece)))
+                .collect();
+            if deallocate {
+                pieces.extend(kept_pieces(&lineage, range));
+            }
+            let needed = pages_for(lineage[0], range, &pieces);
+            (pieces, needed)
         };
         if needed > self.pages.free_for_leaves() {
             let pages = self.pages.count();
@@ -167,6 +187,7 @@ impl Core {
         mask: u16,
         deallocate: bool,
     ) {
+        self.require_leaf(nsid, number, generation);
         let slice = &self.slices[&nsid];
         let (key, cell) = slice.target(&slice.leaves[&number], index, generation);
         if cell.is_nothing() {

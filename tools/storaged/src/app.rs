@@ -189,6 +189,8 @@ impl Storaged {
                     };
                 }
             }
+            Notable::CloneWaits(nsid) => self.tell(News::CloneWaits(nsid)),
+            Notable::SliceChanged(nsid) => self.tell(News::SliceChanged(nsid)),
             Notable::SliceDone {
                 nsid,
                 removal,

@@ -132,6 +132,8 @@ impl Control {
             }
             News::Listening { .. }
             | News::SliceDone { .. }
+            | News::CloneWaits(_)
+            | News::SliceChanged(_)
             | News::StorePoisoned { .. }
             | News::Maintenance(_) => {}
         }
@@ -271,6 +273,12 @@ impl Control {
                     None => return Ok(()),
                     Some(News::SliceDone { nsid, removal, refused, .. }) => {
                         self.slice_done(nsid, removal, refused).await;
+                    }
+                    Some(News::CloneWaits(nsid)) => self.wanted.waits(nsid),
+                    Some(News::SliceChanged(nsid)) => {
+                        for order in self.wanted.parent_changed(nsid) {
+                            self.order(order).await;
+                        }
                     }
                     Some(
                         News::StoreOpened { .. }

@@ -9,6 +9,8 @@ pub(crate) fn status_of(fault: &StoreFault) -> Status {
         StoreFault::UnknownSlice { .. } => Status::INVALID_NAMESPACE,
         StoreFault::WrongVolume { .. } => Status::UNKNOWN_VOLUME,
         StoreFault::SliceExists { .. }
+        | StoreFault::HasClones { .. }
+        | StoreFault::ParentNotComplete { .. }
         | StoreFault::BadSpec { .. }
         | StoreFault::TooLong { .. }
         | StoreFault::WrongGeneration { .. }

@@ -60,6 +60,9 @@ pub struct Slices {
     groups: BTreeMap<u64, Group>,
     next_id: u64,
     tidy: Tidy,
+    /// Slices that clones wait for, and those of them that have changed.
+    awaited: BTreeSet<Nsid>,
+    changed: BTreeSet<Nsid>,
     /// How stores are scrubbed.
     pace: Option<ScrubPace>,
     /// Events of stores by their place, not yet handled.
@@ -88,6 +91,10 @@ pub(crate) enum Notable {
         /// Why not.
         refused: Option<String>,
     },
+    /// A slice that control wants is a clone's, and what it begins with is not whole here.
+    CloneWaits(Nsid),
+    /// A slice is whole, or has another complete snapshot, and clones wait for that.
+    SliceChanged(Nsid),
 }
 
 impl Slices {
@@ -103,6 +110,8 @@ impl Slices {
             groups: BTreeMap::new(),
             next_id: 0,
             tidy: Tidy::default(),
+            awaited: BTreeSet::new(),
+            changed: BTreeSet::new(),
             pace: None,
             events: Vec::new(),
             scratch: Vec::new(),
@@ -189,7 +198,7 @@ impl Slices {
     ) {
         let id = CONTROL_BIT | u64::from(spec.nsid.0) << 1;
         if confirmed && !self.homes.contains_key(&spec.nsid.0) {
-            tracing::error!(nsid = %spec.nsid, volume = %spec.volume, "the slice is lost; made anew, to be resilvered");
+            tracing::error!(nsid = %spec.nsid, volume = %spec.volume, "the slice is lost or was never here; made anew, to be resilvered");
         }
         let op = StoreOp::CreateSlice {
             spec,
@@ -303,6 +312,9 @@ impl Slices {
     /// Works off the stores' events; `None` when there are no more.
     pub(crate) fn next_notable(&mut self) -> Option<Notable> {
         loop {
+            if let Some(changed) = self.changed.pop_first() {
+                return Some(Notable::SliceChanged(changed));
+            }
             if self.events.is_empty() {
                 return None;
             }
@@ -341,6 +353,13 @@ impl Slices {
                 self.on_tidied(id, result);
                 None
             }
+            StoreEvent::Reply {
+                id,
+                result: Err(StoreFault::ParentNotComplete { nsid, parent }),
+            } if id & CONTROL_BIT != 0 => {
+                self.awaited.insert(parent.nsid);
+                Some(Notable::CloneWaits(nsid))
+            }
             StoreEvent::Reply { id, result } if id & CONTROL_BIT != 0 => {
                 Some(self.on_slice_done(index, id, result.err().map(|f| f.to_string())))
             }
@@ -378,6 +397,9 @@ impl Slices {
     fn on_answer(&mut self, pending: Pending, result: Result<StoreReply, StoreFault>) {
         if let Some(nsid) = pending.completes.filter(|_| result.is_ok()) {
             self.tidy.completed(nsid);
+            if self.awaited.remove(&nsid) {
+                self.changed.insert(nsid);
+            }
         }
         let status = match &result {
             Ok(_) => Status::SUCCESS,

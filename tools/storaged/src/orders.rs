@@ -124,6 +124,10 @@ pub enum News {
         /// Why not.
         refused: Option<String>,
     },
+    /// A slice of a clone cannot be made yet: what it begins with is not whole here.
+    CloneWaits(Nsid),
+    /// A slice is whole, or has another complete snapshot.
+    SliceChanged(Nsid),
     /// Of a volume that is brought up to date. What is lost of it on the way is made good for: the
     /// volume repeats what it asks for, and is looked at.
     Maintenance(MaintenanceNews),

@@ -47,6 +47,14 @@ pub(crate) fn operation(op: u8, cdws: [u32; 6], data: Option<&[u8]>) -> Result<S
             regions: cdw12,
             after: Generation(cdw13),
             upto: Generation(cdw14),
+            shown: false,
+        }),
+        opcode::READ_SHOWN => Ok(StoreOp::ReadPresence {
+            from: RegionIndex(cdw11),
+            regions: cdw12,
+            after: Generation(0),
+            upto: Generation(cdw14),
+            shown: true,
         }),
         opcode::HASH_RANGE => {
             let range = BlockRange::new(Lba(long), Blocks(cdw13)).ok_or(Status::INVALID_FIELD)?;
@@ -196,6 +204,14 @@ mod test {
             panic!("{op:?}")
         };
         assert_eq!((after, upto), (Generation(5), Generation(6)));
+        let op = operation(opcode::READ_SHOWN, cdws, None);
+        let Ok(StoreOp::ReadPresence {
+            after, upto, shown, ..
+        }) = op
+        else {
+            panic!("{op:?}")
+        };
+        assert_eq!((after, upto, shown), (Generation(0), Generation(6), true));
         let op = operation(opcode::HASH_RANGE, [OURS, 0, 0, 16, 6, 0], None);
         assert!(matches!(
             op,

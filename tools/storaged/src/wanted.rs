@@ -5,7 +5,7 @@ use control::core::DesiredSlice;
 use shardmap::generations::{FIRST_GENERATION, VolumeGenerations};
 use shardmap::units::{Nsid, StoreId};
 use std::collections::BTreeMap;
-use store::SliceSpec;
+use store::{Parent, SliceSpec};
 
 /// What metad is to be told of a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Wanted {
     made: BTreeMap<Nsid, u64>,
     /// Slices ordered and not yet answered.
     ordered: BTreeMap<Nsid, DesiredSlice>,
+    /// Slices of clones that cannot be made before what they begin with is whole here.
+    waiting: BTreeMap<Nsid, DesiredSlice>,
     /// Generations that metad had of a slice when it was looked at last.
     generations: BTreeMap<Nsid, VolumeGenerations>,
 }
@@ -41,6 +43,8 @@ impl Wanted {
     /// What to order so that there is what metad wants.
     pub fn orders(&mut self, slices: Vec<DesiredSlice>) -> Vec<Order> {
         let mut orders = Vec::new();
+        // What is still wanted is ordered again, and perhaps refused again.
+        self.waiting.clear();
         for slice in slices {
             let drop = self.drop_order(&slice);
             orders.extend(self.order(slice));
@@ -87,6 +91,10 @@ impl Wanted {
                 shape: slice.shape,
                 position: slice.position,
                 open_access: slice.open_access,
+                parent: slice.parent.map(|p| Parent {
+                    nsid: p.nsid,
+                    generation: p.generation,
+                }),
             };
             Order::Create {
                 store_index,
@@ -98,6 +106,22 @@ impl Wanted {
         };
         self.ordered.insert(nsid, slice);
         Some(order)
+    }
+
+    /// The slice could not be made before what it begins with was whole here: [`Self::parent_changed`].
+    pub fn waits(&mut self, nsid: Nsid) {
+        if let Some(slice) = self.ordered.remove(&nsid) {
+            tracing::info!(%nsid, volume = %slice.volume, "a clone's slice waits until what it begins with is complete here");
+            self.waiting.insert(nsid, slice);
+        }
+    }
+
+    /// A slice is whole, or has another snapshot: what to order of those that begin with it.
+    pub fn parent_changed(&mut self, nsid: Nsid) -> Vec<Order> {
+        let begins = |s: &DesiredSlice| s.parent.is_some_and(|p| p.nsid == nsid);
+        let due = self.waiting.extract_if(.., |_, slice| begins(slice));
+        let due: Vec<DesiredSlice> = due.map(|(_, slice)| slice).collect();
+        due.into_iter().filter_map(|s| self.order(s)).collect()
     }
 
     /// An order was answered; what metad must hear of it.
@@ -128,6 +152,7 @@ fn deletes_more(before: &VolumeGenerations, now: &VolumeGenerations) -> bool {
 #[cfg(test)]
 mod test {
     use super::*;
+    use control::core::SliceParent;
     use shardmap::generations::SnapshotState;
     use shardmap::map::{Layout, Shape};
     use shardmap::units::{Generation, VolumeId};
@@ -149,6 +174,7 @@ mod test {
             },
             position: 0,
             open_access: false,
+            parent: None,
             confirmed,
             remove: false,
             generations: Some(VolumeGenerations::default()),
@@ -244,6 +270,44 @@ mod test {
         // After a restart nothing is known: what was deleted meanwhile may still be there.
         let mut again = super::test::wanted();
         assert_eq!(drops(again.orders(vec![with_generations(7, &[1])])), 1);
+    }
+
+    #[test]
+    fn a_clone_waits_for_what_it_begins_with() {
+        let mut wanted = wanted();
+        let clone = DesiredSlice {
+            parent: Some(SliceParent {
+                nsid: Nsid(5),
+                generation: Generation(2),
+            }),
+            ..desired(6, false)
+        };
+        let orders = wanted.orders(vec![desired(5, true), clone.clone()]);
+        let Order::Create { spec, .. } = &orders[1] else {
+            panic!("{orders:?}")
+        };
+        let parent = Parent {
+            nsid: Nsid(5),
+            generation: Generation(2),
+        };
+        assert_eq!(spec.parent, Some(parent));
+        wanted.done(Nsid(5), false, None);
+        wanted.waits(Nsid(6));
+        assert_eq!(wanted.parent_changed(Nsid(4)).len(), 0);
+        assert_eq!(wanted.parent_changed(Nsid(5)).len(), 1);
+        assert_eq!(wanted.parent_changed(Nsid(5)).len(), 0, "on its way");
+        wanted.waits(Nsid(6));
+        let gone = DesiredSlice {
+            remove: true,
+            ..clone
+        };
+        let orders = wanted.orders(vec![gone]);
+        assert!(matches!(orders[..], [Order::Remove { nsid: Nsid(6), .. }]));
+        assert_eq!(
+            wanted.parent_changed(Nsid(5)).len(),
+            0,
+            "not wanted any more"
+        );
     }
 
     #[test]

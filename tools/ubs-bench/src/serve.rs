@@ -327,6 +327,7 @@ impl Served {
             },
             position: 0,
             open_access: true,
+            parent: None,
         };
         self.ask(
             io,

@@ -279,6 +279,11 @@ impl Sim {
                 self.register_server(index, address);
             }
             News::Maintenance(_) => unreachable!("nobody asked for any"),
+            News::CloneWaits(nsid) => self.servers[index].wanted.waits(nsid),
+            News::SliceChanged(nsid) => {
+                let orders = self.servers[index].wanted.parent_changed(nsid);
+                orders.into_iter().for_each(|o| self.order(index, o));
+            }
             News::SliceDone {
                 nsid,
                 removal,

@@ -96,6 +96,9 @@ fn lines(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<String> {
     if v.growing_to > 0 {
         lines.push(growth(v));
     }
+    if !v.clone_of.is_empty() {
+        lines.push(format!("it is a clone of snapshot {}", v.clone_of));
+    }
     if is_idle(v) {
         lines.push("nobody has it attached, and nobody is asked to".into());
     }
@@ -368,6 +371,7 @@ pub(crate) mod test {
             snapshots: 0,
             pending_snapshot: String::new(),
             shows: String::new(),
+            clone_of: String::new(),
         }
     }
 

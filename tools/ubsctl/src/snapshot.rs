@@ -60,6 +60,25 @@ pub(crate) enum Verb {
         #[arg(value_name = "VIEW")]
         name: String,
     },
+    /// Make a volume that begins with what a complete snapshot shows, and is a volume like any other.
+    #[command(
+        after_help = "Examples:\n  ubsctl snapshot clone data@mon data2 --wait\n  \
+        ubsctl volume attach data2 --on HOST --wait\nNothing is copied: data2 takes space for what is \
+        written to it, and lies on the stores of data. Volume data cannot be deleted while it has \
+        clones; snapshot data@mon can, and its space comes back with the last clone of it. A clone \
+        has the UUIDs of the file system that was copied: mount xfs with -o nouuid."
+    )]
+    Clone {
+        /// Which.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: Which,
+        /// Name of the new volume.
+        #[arg(value_name = "CLONE")]
+        name: String,
+        /// Wait until it is ready.
+        #[arg(long)]
+        wait: bool,
+    },
     /// What a snapshot holds otherwise than an earlier one: ranges of the volume, from the maps.
     #[command(
         after_help = "Examples:\n  ubsctl snapshot diff data@tue --since mon\n  \
@@ -159,6 +178,11 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         Verb::Ls { volume } => ls(context, volume.as_deref()).await,
         Verb::Show { snapshot } => show(context, &snapshot).await,
         Verb::View { snapshot, name } => view(context, &snapshot, name).await,
+        Verb::Clone {
+            snapshot,
+            name,
+            wait,
+        } => clone(context, &snapshot, name, wait).await,
         Verb::Diff { snapshot, since } => export::diff(context, &snapshot, since.as_deref()).await,
         Verb::Export {
             snapshot,
@@ -292,6 +316,26 @@ async fn view(context: &Context, which: &Which, name: String) -> Result<(), Fail
     let pairs = [("view", name.clone()), ("shows", full_name(&s))];
     let json = json!({ "name": name, "id": id.to_string(), "shows": full_name(&s) });
     one(context.format, "View", &name, &pairs, json);
+    Ok(())
+}
+
+async fn clone(context: &Context, which: &Which, name: String, wait: bool) -> Result<(), Failure> {
+    let s = snapshot(context, which).await?;
+    let id = VolumeId(*Uuid::new_v4().as_bytes());
+    let origin = Origin {
+        volume: s.volume,
+        generation: s.generation,
+    };
+    context
+        .client
+        .create_clone(id, name.clone(), origin)
+        .await?;
+    if wait {
+        crate::volume::until_ready(context, &name).await?;
+    }
+    let pairs = [("clone", name.clone()), ("clone of", full_name(&s))];
+    let json = json!({ "name": name, "id": id.to_string(), "cloneOf": full_name(&s) });
+    one(context.format, "Clone", &name, &pairs, json);
     Ok(())
 }
 

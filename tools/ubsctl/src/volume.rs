@@ -192,16 +192,21 @@ async fn create(context: &Context, create: Create) -> Result<(), Failure> {
     }
     context.client.create_volume(new).await?;
     if wait {
-        let ready = |v: Option<&VolumeView>| Ok(v.filter(|v| v.phase == Phase::Ready).map(drop));
-        still_going(context.follow_volume(&name, ready).await?, || {
-            format!(
-                "volume {name} is not ready yet; its servers are still making it, see `ubsctl \
-                 volume explain {name}`"
-            )
-        })?;
+        until_ready(context, &name).await?;
     }
     show_made(context, &name, id);
     Ok(())
+}
+
+/// Waits for the slices of a volume that was just made.
+pub(crate) async fn until_ready(context: &Context, name: &str) -> Result<(), Failure> {
+    let ready = |v: Option<&VolumeView>| Ok(v.filter(|v| v.phase == Phase::Ready).map(drop));
+    still_going(context.follow_volume(name, ready).await?, || {
+        format!(
+            "volume {name} is not ready yet; its servers are still making it, see `ubsctl \
+             volume explain {name}`"
+        )
+    })
 }
 
 fn show_made(context: &Context, name: &str, id: VolumeId) {
@@ -357,6 +362,7 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
         ),
         ("snapshots", snapshots(&v)),
         ("shows", or_dash(&v.shows)),
+        ("clone of", or_dash(&v.clone_of)),
         ("membership", format!("{}, {}", v.epoch, v.seq)),
     ];
     one(context.format, "Volume", &v.name, &pairs, to_json(&v));
@@ -542,6 +548,7 @@ pub(crate) fn to_json(v: &VolumeView) -> Value {
         "pendingSnapshot": v.pending_snapshot,
         "growingToBytes": Some(v.growing_to * u64::from(BLOCK_BYTES)).filter(|b| *b > 0),
         "shows": Some(&v.shows).filter(|s| !s.is_empty()),
+        "cloneOf": Some(&v.clone_of).filter(|s| !s.is_empty()),
         "slices": slices,
     })
 }

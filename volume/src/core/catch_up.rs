@@ -302,6 +302,7 @@ impl Replicator {
                     regions: regions_of(window),
                     after,
                     upto,
+                    shown: false,
                 };
                 self.send(at, Purpose::CatchUpPresence(from), what, out);
             }

@@ -175,6 +175,9 @@ pub enum Command {
         after: Generation,
         /// Up to this one; zero: the head.
         upto: Generation,
+        /// With `after` zero: what shows of the parents of a clone, too. A copy of a slice needs its own
+        /// layers only.
+        shown: bool,
     },
     /// One digest per 64 KiB of the range, as a generation shows it.
     Hash(BlockRange, Generation),

@@ -293,6 +293,7 @@ impl Replicator {
                     regions: regions_of(window),
                     after: self.generations.newest_complete(),
                     upto: Generation(0),
+                    shown: false,
                 };
                 self.send(at, Purpose::ResilverPresence(from), what, out);
             }

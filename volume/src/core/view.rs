@@ -468,6 +468,7 @@ impl View {
                 regions: region(piece.range.end().0 - 1) - first + 1,
                 after,
                 upto: generation,
+                shown: true,
             }
         } else {
             Command::Read {

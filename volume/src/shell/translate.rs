@@ -97,9 +97,15 @@ fn numbered(nsid: u32, what: &Command) -> Request {
             regions,
             after,
             upto,
+            shown,
         } => {
             let cdws = [from.0, *regions, after.0, upto.0];
-            vendor_out(nsid, opcode::READ_PRESENCE, cdws, VENDOR_DATA_BYTES_MAX)
+            let opcode = if *shown && after.0 == 0 {
+                opcode::READ_SHOWN
+            } else {
+                opcode::READ_PRESENCE
+            };
+            vendor_out(nsid, opcode, cdws, VENDOR_DATA_BYTES_MAX)
         }
         Command::ReadGenerations => {
             let len_bytes = size_of::<SliceGeneration>() * GENERATIONS_MAX;
@@ -350,6 +356,14 @@ mod test {
                 regions: 16,
                 after: Generation(1),
                 upto: Generation(2),
+                shown: false,
+            },
+            Command::ReadPresence {
+                from: RegionIndex(0),
+                regions: 16,
+                after: Generation(0),
+                upto: Generation(2),
+                shown: true,
             },
             Command::Hash(range, Generation(2)),
             Command::ReadGenerations,
@@ -398,6 +412,7 @@ mod test {
                 regions: 1,
                 after: Generation(0),
                 upto: Generation(0),
+                shown: false,
             },
             Command::Hash(range, Generation(1)),
             Command::ReadGenerations,

@@ -226,6 +226,7 @@ impl Step<'_> {
         volume.seq.0 += 1;
         volume.isr = new_isr;
         let seq = volume.seq;
+        self.in_sync_slices_are_there(id);
         self.say(Change::IsrChanged {
             volume: id,
             seq,

@@ -46,11 +46,16 @@ impl State {
             .map_or_else(|| id.to_string(), |v| v.name.clone())
     }
 
-    /// `data@monday`, or what is known of it.
+    /// `data@monday`, or what is known of it; `data@monday (deleted)` if it is kept for clones.
     pub fn snapshot_name(&self, origin: Origin) -> String {
         let of = self.volumes.get(&origin.volume);
         let snapshot = of.and_then(|v| v.snapshots.get(&origin.generation));
-        let name = snapshot.map_or_else(|| origin.generation.to_string(), |s| s.name.clone());
+        let kept = of.and_then(|v| v.kept.get(&origin.generation));
+        let name = match (snapshot, kept) {
+            (Some(snapshot), _) => snapshot.name.clone(),
+            (None, Some(kept)) => format!("{} (deleted)", kept.name),
+            (None, None) => origin.generation.to_string(),
+        };
         format!("{}@{name}", self.volume_name(origin.volume))
     }
 
@@ -127,7 +132,7 @@ fn tell(state: &State, change: &Change) -> Told {
         Change::LineageBegan(lineage) => lineage_began(*lineage),
         Change::MembershipVerified { volume, seq, isr } => verified(state, *volume, *seq, isr),
         Change::Snapshot(id, name, fate) => snapshot(state, *id, name, *fate),
-        Change::ViewCreated(id) => view_created(state, *id),
+        Change::ViewCreated(id) | Change::CloneCreated(id) => of_snapshot(state, *id),
         Change::VolumeGrowing(id, to) => grown(state, *id, "VolumeGrowing", "is to have", *to),
         Change::VolumeGrown(id, to) => grown(state, *id, "VolumeGrown", "has", *to),
         Change::SpaceLimits(space) => space_limits(*space),
@@ -172,6 +177,8 @@ fn snapshot(state: &State, id: VolumeId, name: &str, fate: SnapshotFate) -> Told
         SnapshotFate::Begun => ("SnapshotBegun", "is pending"),
         SnapshotFate::Completed => ("SnapshotCompleted", "is complete"),
         SnapshotFate::Deleted => ("SnapshotDeleted", "is deleted"),
+        SnapshotFate::Kept => ("SnapshotKept", "is deleted, and kept for its clones"),
+        SnapshotFate::Released => ("SnapshotReleased", "was kept for clones, which are gone"),
     };
     let of = state.volume_name(id);
     let text = format!("snapshot {of}@{name} {what}");
@@ -182,10 +189,17 @@ fn grown(state: &State, id: VolumeId, kind: &'static str, what: &str, bytes: u64
     volume(state, id, kind, &format!("{what} {bytes} bytes"))
 }
 
-fn view_created(state: &State, id: VolumeId) -> Told {
-    let origin = state.volumes.get(&id).and_then(|v| v.origin);
+/// A view or a clone was made.
+fn of_snapshot(state: &State, id: VolumeId) -> Told {
+    let made = state.volumes.get(&id);
+    let origin = made.and_then(|v| v.origin.or(v.clone_of));
     let of = origin.map_or(String::new(), |origin| state.snapshot_name(origin));
-    volume(state, id, "ViewCreated", &format!("shows {of}"))
+    if made.is_some_and(|v| v.clone_of.is_some()) {
+        let what = format!("waits for its slices, which begin with {of}");
+        volume(state, id, "CloneCreated", &what)
+    } else {
+        volume(state, id, "ViewCreated", &format!("shows {of}"))
+    }
 }
 
 fn space_limits(space: SpaceLimits) -> Told {

@@ -51,7 +51,8 @@ impl Step<'_> {
         let promised = slice_bytes(volume.map.shape, size_blocks);
         let slices: Vec<(Nsid, u64)> = volume.slices.iter().copied().zip(promised).collect();
         for (nsid, bytes) in &slices {
-            self.check_promise(*nsid, *bytes)?;
+            let slice = &self.state.slices[nsid];
+            self.check_promise(slice.store, slice.promised_bytes, *bytes)?;
         }
         for (nsid, bytes) in slices {
             let slice = self.state.slices.get_mut(&nsid).expect("a volume's slice");
@@ -64,11 +65,15 @@ impl Step<'_> {
         Ok(Reply::Done)
     }
 
-    /// Whether a slice's store may promise it so many bytes.
-    fn check_promise(&self, nsid: Nsid, bytes: u64) -> Result<(), Refusal> {
-        let slice = &self.state.slices[&nsid];
-        let store = slice.store;
-        let others = self.state.promised_bytes()[&store] - slice.promised_bytes;
+    /// Whether a store may promise a slice so many bytes, to which it has promised some before.
+    pub(super) fn check_promise(
+        &self,
+        store: StoreId,
+        before: u64,
+        bytes: u64,
+    ) -> Result<(), Refusal> {
+        let promised = self.state.promised_bytes();
+        let others = promised.get(&store).map_or(0, |all| all - before);
         let size = self.state.stores.get(&store).map_or(0, |s| s.size_bytes);
         let may = self.state.promisable_bytes(size);
         if others.saturating_add(bytes) <= may {

@@ -4,6 +4,7 @@
 //! remembered reply. A handler sees the state through [`Step`], which gathers the changes.
 
 mod attach;
+mod clone;
 mod cluster;
 mod event;
 mod forget;
@@ -195,6 +196,7 @@ impl Step<'_> {
                 self.delete_snapshot(volume, generation)
             }
             Command::CreateView { id, name, origin } => self.create_view(id, name, origin),
+            Command::CreateClone { id, name, origin } => self.create_clone(id, name, origin),
             Command::GrowVolume { volume, size_bytes } => self.grow_volume(volume, size_bytes),
             Command::SetSpaceLimits(new) => self.set_space_limits(new),
             Command::Note { subject, text } => self.note(subject, text),

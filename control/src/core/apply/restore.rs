@@ -88,6 +88,7 @@ impl Step<'_> {
         volume.seq = new_seq;
         volume.isr.clone_from(&isr);
         volume.verified = true;
+        self.in_sync_slices_are_there(id);
         let isr = isr.into_iter().collect();
         let seq = new_seq;
         self.wake_stores(id);

@@ -4,7 +4,7 @@
 //! ```text
 //! CreateSnapshot:    head g ──► snapshot g, pending + head g+1
 //! CompleteSnapshot:  pending ──► complete
-//! DeleteSnapshot:    complete ──► gone; the storageds drop generation g
+//! DeleteSnapshot:    complete ──► gone; the storageds drop generation g (kept while it has clones)
 //! ```
 
 use super::super::command::{Change, Reply, SnapshotFate};
@@ -114,15 +114,21 @@ impl Step<'_> {
         }
         let name = snapshot.name.clone();
         not_shown(self.state, id, Some(generation))?;
+        let has_clones = self.state.clones_of(id, Some(generation)).next().is_some();
         let volume = self.volume(id)?;
-        volume.snapshots.remove(&generation);
+        let deleted = volume.snapshots.remove(&generation).expect("just read");
+        if has_clones {
+            volume.kept.insert(generation, deleted);
+            self.say(Change::Snapshot(id, name, SnapshotFate::Kept));
+            return Ok(Reply::Done);
+        }
         self.say(Change::Snapshot(id, name, SnapshotFate::Deleted));
         self.generations_moved(id);
         Ok(Reply::Done)
     }
 
     /// Who has the volume and who holds its slices must look again.
-    fn generations_moved(&mut self, id: VolumeId) {
+    pub(super) fn generations_moved(&mut self, id: VolumeId) {
         self.wake_holders(id);
         self.wake_stores(id);
         let maintenance = self.state.volumes.get(&id).and_then(|v| v.maintenance);
@@ -166,7 +172,7 @@ fn may_snapshot(volume: &Volume, name: &str) -> Result<(), Refusal> {
     if let Some((_, pending)) = volume.pending_snapshot() {
         return Err(still_pending(volume, pending));
     }
-    let count = volume.snapshots.len();
+    let count = volume.snapshots.len() + volume.kept.len();
     if count >= SNAPSHOTS_MAX || volume.head.0 == u32::MAX {
         return Err(Refusal::new(
             RefusalCode::Limit,

@@ -21,25 +21,7 @@ impl Step<'_> {
     ) -> Result<Reply, Refusal> {
         check_new_name(self.state, id, &name)?;
         check_room("volume", self.state.volumes.len(), limits::VOLUMES_MAX)?;
-        let of = self.state.volumes.get(&origin.volume);
-        let of = of.ok_or_else(|| Refusal::not_found("volume", origin.volume))?;
-        let snapshot = of.snapshots.get(&origin.generation).ok_or_else(|| {
-            Refusal::new(
-                RefusalCode::NotFound,
-                format!(
-                    "{} of volume {} is not a snapshot",
-                    origin.generation, of.name
-                ),
-                format!("see `ubsctl snapshot ls {}`", of.name),
-            )
-        })?;
-        if of.phase != Phase::Ready || snapshot.state != SnapshotState::Complete {
-            return Err(Refusal::new(
-                RefusalCode::NotReady,
-                format!("snapshot {}@{} is not complete", of.name, snapshot.name),
-                format!("wait until it is (`ubsctl snapshot ls {}`)", of.name),
-            ));
-        }
+        let of = complete_snapshot(self.state, origin)?;
         let view = Volume {
             name,
             map: of.map.clone(),
@@ -59,11 +41,37 @@ impl Step<'_> {
             head: FIRST_GENERATION,
             snapshots: BTreeMap::new(),
             origin: Some(origin),
+            clone_of: None,
+            kept: BTreeMap::new(),
         };
         self.state.volumes.insert(id, view);
         self.say(Change::ViewCreated(id));
         Ok(Reply::Volume(id))
     }
+}
+
+/// The volume of a snapshot that is complete.
+pub(super) fn complete_snapshot(state: &State, origin: Origin) -> Result<&Volume, Refusal> {
+    let of = state.volumes.get(&origin.volume);
+    let of = of.ok_or_else(|| Refusal::not_found("volume", origin.volume))?;
+    let snapshot = of.snapshots.get(&origin.generation).ok_or_else(|| {
+        Refusal::new(
+            RefusalCode::NotFound,
+            format!(
+                "{} of volume {} is not a snapshot",
+                origin.generation, of.name
+            ),
+            format!("see `ubsctl snapshot ls {}`", of.name),
+        )
+    })?;
+    if of.phase != Phase::Ready || snapshot.state != SnapshotState::Complete {
+        return Err(Refusal::new(
+            RefusalCode::NotReady,
+            format!("snapshot {}@{} is not complete", of.name, snapshot.name),
+            format!("wait until it is (`ubsctl snapshot ls {}`)", of.name),
+        ));
+    }
+    Ok(of)
 }
 
 /// Refuses to give up what a view shows: a snapshot, or with it (`None`) the volume.

@@ -4,6 +4,7 @@ use super::super::command::{Change, NewVolume, Reply};
 use super::super::limits;
 use super::super::model::{Domain, Phase, SetId, Slice, Standing, State, StrideSet, Volume};
 use super::super::refusal::{Refusal, RefusalCode};
+use super::clone::has_no_clones;
 use super::view::not_shown;
 use super::{Step, check_name, check_room};
 use shardmap::generations::FIRST_GENERATION;
@@ -191,7 +192,7 @@ impl Step<'_> {
     pub(super) fn create_volume(&mut self, new: NewVolume) -> Result<Reply, Refusal> {
         let choice = plan_volume(self.state, &new)?;
         let set = self.take_set(&choice, new.domain);
-        let slices = self.mint_slices(new.id, &choice);
+        let slices = self.mint_slices(new.id, &choice.stores, &choice.slice_bytes);
         let volume = Volume {
             name: new.name,
             map: VolumeMap {
@@ -215,6 +216,8 @@ impl Step<'_> {
             head: FIRST_GENERATION,
             snapshots: BTreeMap::new(),
             origin: None,
+            clone_of: None,
+            kept: BTreeMap::new(),
         };
         self.state.volumes.insert(new.id, volume);
         self.wake_stores(new.id);
@@ -238,16 +241,22 @@ impl Step<'_> {
         id
     }
 
-    fn mint_slices(&mut self, volume: VolumeId, choice: &Choice) -> Vec<Nsid> {
-        let mut minted = Vec::with_capacity(choice.stores.len());
-        for (position, store) in (0u16..).zip(&choice.stores) {
+    /// Slices on these stores, by position.
+    pub(super) fn mint_slices(
+        &mut self,
+        volume: VolumeId,
+        stores: &[StoreId],
+        promised: &[u64],
+    ) -> Vec<Nsid> {
+        let mut minted = Vec::with_capacity(stores.len());
+        for ((position, store), promised) in (0u16..).zip(stores).zip(promised) {
             self.state.minted.nsid += 1;
             let nsid = Nsid(self.state.minted.nsid);
             let slice = Slice {
                 volume,
                 store: *store,
                 position,
-                promised_bytes: choice.slice_bytes[usize::from(position)],
+                promised_bytes: *promised,
                 confirmed: false,
                 size_blocks: 0,
             };
@@ -292,6 +301,7 @@ impl Step<'_> {
             ));
         }
         not_shown(self.state, id, None)?;
+        has_no_clones(self.state, id)?;
         if volume.origin.is_some() {
             let name = volume.name.clone();
             self.state.volumes.remove(&id);
@@ -327,11 +337,16 @@ impl Step<'_> {
                 "make it as large as the volume",
             ));
         }
-        slice.confirmed = true;
+        let is_new = !std::mem::replace(&mut slice.confirmed, true);
         self.slice_has(store, nsid, size_blocks);
         let volume = &self.state.volumes[&id];
-        let all = volume.slices.iter().all(|n| self.state.slices[n].confirmed);
-        if all && volume.phase == Phase::Creating {
+        let slices = volume.slices.iter().map(|n| &self.state.slices[n]);
+        let mut in_sync = slices.filter(|s| volume.isr.contains(&s.store));
+        let all = in_sync.all(|s| s.confirmed);
+        if is_new && volume.phase == Phase::Ready {
+            // Of a clone, on a store that was behind: now it can be brought up to date.
+            self.hurry_maintenance(id);
+        } else if all && volume.phase == Phase::Creating {
             self.state.volumes.get_mut(&id).expect("just read").phase = Phase::Ready;
             self.touch(id);
             self.say(Change::VolumeReady(id));
@@ -373,10 +388,11 @@ impl Step<'_> {
             .get_mut(&id)
             .expect("a slice has a volume");
         volume.slices.retain(|n| *n != nsid);
-        let name = volume.name.clone();
+        let (name, clone_of) = (volume.name.clone(), volume.clone_of);
         if volume.slices.is_empty() {
             self.state.volumes.remove(&id);
             self.say(Change::VolumeGone(id, name));
+            self.release_kept(clone_of);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Journal entries: one per transition, packed into records.
 
 use super::Corrupt;
-use crate::core::facts::{SliceSpec, Stamp};
+use crate::core::facts::{Parent, SliceSpec, Stamp};
 use shardmap::map::{Layout, Shape};
 use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, VolumeId};
 use shardmap::units::{REGION_BLOCKS, SHARD_BYTES_RANGE};
@@ -22,9 +22,11 @@ pub struct SliceRecord {
     stride: U16,
     position: U16,
     replicas: u8,
-    layout: u8, // 0 ring, 1 block
-    flags: U16, // bit 0: open access; bit 1, in entries only: born incomplete
-    reserved: [u8; 24],
+    layout: u8,       // 0 ring, 1 block
+    flags: U16,       // bit 0: open access; bit 1, in entries only: born incomplete
+    parent_nsid: U32, // of a clone; otherwise zero
+    parent_generation: U32,
+    reserved: [u8; 16],
 }
 
 const OPEN_ACCESS: u16 = 1;
@@ -46,7 +48,9 @@ impl From<&SliceSpec> for SliceRecord {
                 Layout::Block => 1,
             },
             flags: if spec.open_access { OPEN_ACCESS } else { 0 }.into(),
-            reserved: [0; 24],
+            parent_nsid: spec.parent.map_or(0, |p| p.nsid.0).into(),
+            parent_generation: spec.parent.map_or(0, |p| p.generation.0).into(),
+            reserved: [0; 16],
         }
     }
 }
@@ -62,6 +66,10 @@ impl SliceRecord {
             1 => Layout::Block,
             _ => return Err(Corrupt::Value),
         };
+        let parent = Parent {
+            nsid: Nsid(self.parent_nsid.get()),
+            generation: Generation(self.parent_generation.get()),
+        };
         let spec = SliceSpec {
             nsid: Nsid(self.nsid.get()),
             volume: VolumeId(self.volume),
@@ -74,6 +82,7 @@ impl SliceRecord {
             },
             position: self.position.get(),
             open_access: self.flags.get() & OPEN_ACCESS != 0,
+            parent: (parent.nsid.0 != 0 || parent.generation.0 != 0).then_some(parent),
         };
         if spec_error(&spec).is_some() {
             Err(Corrupt::Value)
@@ -103,6 +112,12 @@ pub fn spec_error(spec: &SliceSpec) -> Option<&'static str> {
         Some("the position is outside the stride set")
     } else if spec.size_blocks == 0 || spec.size_blocks > u64::from(REGION_BLOCKS) << 32 {
         Some("the size is zero or above 16 PiB")
+    } else if let Some(parent) = spec.parent
+        && !(1..spec.nsid.0).contains(&parent.nsid.0)
+    {
+        Some("a parent was made before its clones and has a lower namespace id")
+    } else if spec.parent.is_some_and(|p| p.generation.0 == 0) {
+        Some("a clone begins with a snapshot, not with the head")
     } else {
         None
     }
@@ -539,6 +554,10 @@ pub(crate) mod test {
             },
             position: 1,
             open_access: nsid % 2 == 1,
+            parent: nsid.is_multiple_of(3).then_some(Parent {
+                nsid: Nsid(nsid - 1),
+                generation: Generation(nsid),
+            }),
         }
     }
 

@@ -21,8 +21,9 @@ pub mod page;
 pub mod superblock;
 
 /// Version of the whole format, as written. A store of a newer version is refused.
-pub const VERSION: u16 = 2;
-/// Oldest version that is still read. Version 1 is version 2 of a store with one generation.
+pub const VERSION: u16 = 3;
+/// Oldest version that is still read. Version 1 is version 2 of a store with one generation, version 2 is
+/// version 3 of a store without clones.
 pub const VERSION_OLDEST: u16 = 1;
 /// A physical extent number that names nothing.
 pub const NO_EXTENT: u32 = u32::MAX;

@@ -83,6 +83,7 @@ struct Tally {
     unmarked: AtomicU64,
     verified: AtomicU64,
     merges: AtomicU64,
+    clones: AtomicU64,
 }
 
 /// Says where it was if it is dropped by a panic.
@@ -156,6 +157,7 @@ fn history(seed: u64, tally: &Tally, wanted: u64) {
     let counts = world.core.counts();
     tally.checkpoints.fetch_add(counts.checkpoints, Relaxed);
     tally.unmarked.fetch_add(counts.unmarked, Relaxed);
+    tally.clones.fetch_add(world.clones().into(), Relaxed);
     tally
         .merges
         .fetch_add(counts.cells_moved + counts.cells_copied, Relaxed);
@@ -205,13 +207,14 @@ fn every_crash_state_opens_with_what_was_promised() {
     });
     let count = |counter: &AtomicU64| counter.load(Relaxed);
     println!(
-        "crash: {} states at {} points of {} histories with {} checkpoints, {} merges and {} regions unmarked; \
+        "crash: {} states at {} points of {} histories with {} checkpoints, {} merges, {} clones and {} regions unmarked; \
          all subsets at {} of the points; cut again while opening {} times; {} blocks verified",
         count(&tally.states),
         count(&tally.points),
         count(&tally.histories),
         count(&tally.checkpoints),
         count(&tally.merges),
+        count(&tally.clones),
         count(&tally.unmarked),
         count(&tally.exhaustive_points),
         count(&tally.cut_again),
@@ -223,6 +226,7 @@ fn every_crash_state_opens_with_what_was_promised() {
     // A history is a few thousand states.
     if wanted >= 20_000 {
         assert!(count(&tally.checkpoints) > 0 && count(&tally.merges) > 0);
+        assert!(count(&tally.clones) > 0);
         assert!(count(&tally.unmarked) > 0 && count(&tally.verified) > 0);
     }
 }

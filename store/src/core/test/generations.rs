@@ -3,13 +3,17 @@
 
 use super::crash::{clean, stop_and_start};
 use super::device::Coin;
-use super::world::{World, range, zero};
+use super::world::{World, clone_of, create, range, zero};
 use crate::core::io::{Answer, Command};
 use proptest::prelude::*;
 use shardmap::units::{Generation, Nsid, RegionIndex, WriteTick};
 
 /// Two leaves and a bit of each slice.
 const BLOCKS: u64 = 1100;
+/// Blocks that a clone has more than what it is a clone of, if that is no clone.
+const MORE: u64 = 40;
+/// Slices at a time.
+const SLICES_MAX: usize = 7;
 
 #[derive(Clone, Copy, Debug)]
 enum Op {
@@ -21,6 +25,8 @@ enum Op {
     Begin { nsid: u32 },
     EndPending { nsid: u32 },
     Drop { nsid: u32, nth: usize },
+    Clone { nsid: u32, nth: usize },
+    Remove { nsid: u32 },
     Clean { nsid: u32 },
     Crash { kill: bool, seed: u64 },
     Stop,
@@ -34,8 +40,8 @@ struct At {
 }
 
 fn at() -> impl Strategy<Value = At> {
-    let start = prop_oneof![3 => 0u64..40, 1 => 0u64..BLOCKS - 32, 2 => 1000u64..1060];
-    (1u32..3, start, 1u32..33).prop_map(|(nsid, start, blocks)| At {
+    let start = prop_oneof![3 => 0u64..40, 1 => 0u64..BLOCKS + MORE - 32, 2 => 1000u64..1060];
+    (0u32..9, start, 1u32..33).prop_map(|(nsid, start, blocks)| At {
         nsid,
         start,
         blocks,
@@ -50,12 +56,14 @@ fn op(crashes: bool) -> impl Strategy<Value = Op> {
         3 => (at(), flag(), any::<bool>())
             .prop_map(|(at, fua, pending)| Op::Zero { at, fua, pending }),
         5 => (at(), any::<usize>()).prop_map(|(at, nth)| Op::Read { at, nth }),
-        2 => (1u32..3).prop_map(|nsid| Op::Flush { nsid }),
+        2 => (0u32..9).prop_map(|nsid| Op::Flush { nsid }),
         14 => (any::<usize>(), 1usize..8).prop_map(|(nth, count)| Op::Complete { nth, count }),
-        3 => (1u32..3).prop_map(|nsid| Op::Begin { nsid }),
-        3 => (1u32..3).prop_map(|nsid| Op::EndPending { nsid }),
-        2 => (1u32..3, any::<usize>()).prop_map(|(nsid, nth)| Op::Drop { nsid, nth }),
-        1 => (1u32..3).prop_map(|nsid| Op::Clean { nsid }),
+        3 => (0u32..9).prop_map(|nsid| Op::Begin { nsid }),
+        3 => (0u32..9).prop_map(|nsid| Op::EndPending { nsid }),
+        2 => (0u32..9, any::<usize>()).prop_map(|(nsid, nth)| Op::Drop { nsid, nth }),
+        2 => (0u32..9, any::<usize>()).prop_map(|(nsid, nth)| Op::Clone { nsid, nth }),
+        1 => (0u32..9).prop_map(|nsid| Op::Remove { nsid }),
+        1 => (0u32..9).prop_map(|nsid| Op::Clean { nsid }),
         1 => (any::<bool>(), any::<u64>()).prop_map(move |(kill, seed)| {
             if crashes { Op::Crash { kill, seed } } else { Op::Flush { nsid: 1 } }
         }),
@@ -72,72 +80,153 @@ fn tag(world: &World, at: At, pending: bool) -> Generation {
     Generation(pending.unwrap_or(0))
 }
 
+/// One of the slices that are there, the first two more often than clones.
+fn slice(world: &World, nth: u32) -> u32 {
+    let is_here = |nsid: &u32| world.core.slice(Nsid(*nsid)).is_some();
+    let slices: Vec<u32> = world.model.slices().into_iter().filter(is_here).collect();
+    slices[nth as usize % slices.len()]
+}
+
+fn size(world: &World, nsid: u32) -> u64 {
+    world.core.slice(Nsid(nsid)).unwrap().spec.size_blocks
+}
+
+/// The same of a slice that is there, and within it.
+fn there(world: &World, at: At) -> At {
+    let nsid = slice(world, at.nsid);
+    let start = at.start.min(size(world, nsid) - u64::from(at.blocks));
+    At { nsid, start, ..at }
+}
+
 fn apply(world: &mut World, op: Op) {
-    let free = |w: &World, at: At| !w.is_locked(at.nsid, range(at.start, at.blocks));
     match op {
-        Op::Write { at, fua, pending } if free(world, at) => {
-            let command = Command::Write {
-                range: range(at.start, at.blocks),
-                fua,
-                generation: tag(world, at, pending),
-            };
-            world.submit(at.nsid, command);
+        Op::Write { .. } | Op::Zero { .. } | Op::Read { .. } => apply_at(world, op),
+        Op::Complete { nth, count } => {
+            for i in 0..count {
+                world.complete(nth.wrapping_add(i * 7));
+            }
         }
-        Op::Zero { at, fua, pending } if free(world, at) => {
+        Op::Crash { kill, seed } => world.crash(kill, seed),
+        Op::Stop => stop_and_start(world),
+        Op::Flush { nsid }
+        | Op::Begin { nsid }
+        | Op::EndPending { nsid }
+        | Op::Drop { nsid, .. }
+        | Op::Clone { nsid, .. }
+        | Op::Remove { nsid }
+        | Op::Clean { nsid } => {
+            let nsid = slice(world, nsid);
+            apply_to(world, op, nsid);
+        }
+    }
+}
+
+/// The nth complete snapshot of a slice.
+fn snapshot(world: &World, nsid: u32, nth: usize) -> Option<u32> {
+    let snapshots = world.model.snapshots(nsid);
+    snapshots.get(nth % snapshots.len().max(1)).copied()
+}
+
+fn apply_to(world: &mut World, op: Op, nsid: u32) {
+    match op {
+        Op::Flush { .. } => {
+            world.submit(nsid, Command::Flush);
+        }
+        Op::Begin { .. } => {
+            if world.model.generations(nsid).len() < 7 {
+                let head = Generation(world.model.head(nsid) + 1);
+                world.submit(nsid, Command::BeginGeneration(head));
+            }
+        }
+        Op::EndPending { .. } => {
+            if let Some(pending) = world.model.pending(nsid) {
+                world.submit(nsid, Command::CompleteGeneration(Generation(pending)));
+            }
+        }
+        Op::Drop { nth, .. } => {
+            if let Some(generation) = snapshot(world, nsid, nth) {
+                world.submit(nsid, Command::DropGeneration(Generation(generation)));
+            }
+        }
+        Op::Clone { nth, .. } => {
+            let generation = snapshot(world, nsid, nth);
+            let generation = generation.filter(|_| world.core.slices().count() < SLICES_MAX);
+            if let Some(generation) = generation {
+                let (clone, size) = (world.new_nsid(), BLOCKS + MORE);
+                world.submit(clone, create(clone_of(clone, size, (nsid, generation))));
+            }
+        }
+        // A change under way would be refused, and may happen all the same if the power goes.
+        Op::Remove { .. } if nsid > 2 && !world.is_changing(nsid) => {
+            world.submit(nsid, Command::Remove);
+        }
+        Op::Remove { .. } => {}
+        Op::Clean { .. } => clean(world, nsid),
+        Op::Write { .. }
+        | Op::Zero { .. }
+        | Op::Read { .. }
+        | Op::Complete { .. }
+        | Op::Crash { .. }
+        | Op::Stop => unreachable!("of no slice as a whole"),
+    }
+}
+
+fn apply_at(world: &mut World, op: Op) {
+    let free = |w: &World, at: At| !w.is_locked(at.nsid, range(at.start, at.blocks));
+    let (at, command) = match op {
+        Op::Write { at, fua, pending } => {
+            let at = there(world, at);
+            let generation = tag(world, at, pending);
+            let range = range(at.start, at.blocks);
+            (
+                at,
+                Command::Write {
+                    range,
+                    fua,
+                    generation,
+                },
+            )
+        }
+        Op::Zero { at, fua, pending } => {
+            let at = there(world, at);
             let command = Command::Zero {
                 range: range(at.start, at.blocks),
                 deallocate: true,
                 fua,
                 generation: tag(world, at, pending),
             };
-            world.submit(at.nsid, command);
+            (at, command)
         }
-        Op::Read { at, nth } if free(world, at) => {
+        Op::Read { at, nth } => {
+            let at = there(world, at);
             let all: Vec<u32> = world.model.generations(at.nsid).into_keys().collect();
-            let command = Command::Read {
-                range: range(at.start, at.blocks),
-                generation: Generation(all[nth % all.len()]),
-            };
-            world.submit(at.nsid, command);
+            let range = range(at.start, at.blocks);
+            let generation = Generation(all[nth % all.len()]);
+            (at, Command::Read { range, generation })
         }
-        Op::Write { .. } | Op::Zero { .. } | Op::Read { .. } => {}
-        Op::Flush { nsid } => {
-            world.submit(nsid, Command::Flush);
-        }
-        Op::Complete { nth, count } => {
-            for i in 0..count {
-                world.complete(nth.wrapping_add(i * 7));
-            }
-        }
-        Op::Begin { nsid } => {
-            if world.model.generations(nsid).len() < 7 {
-                let head = Generation(world.model.head(nsid) + 1);
-                world.submit(nsid, Command::BeginGeneration(head));
-            }
-        }
-        Op::EndPending { nsid } => {
-            if let Some(pending) = world.model.pending(nsid) {
-                world.submit(nsid, Command::CompleteGeneration(Generation(pending)));
-            }
-        }
-        Op::Drop { nsid, nth } => {
-            let snapshots = world.model.snapshots(nsid);
-            if let Some(generation) = snapshots.get(nth % snapshots.len().max(1)) {
-                world.submit(nsid, Command::DropGeneration(Generation(*generation)));
-            }
-        }
-        Op::Clean { nsid } => clean(world, nsid),
-        Op::Crash { kill, seed } => world.crash(kill, seed),
-        Op::Stop => stop_and_start(world),
+        Op::Flush { .. }
+        | Op::Complete { .. }
+        | Op::Begin { .. }
+        | Op::EndPending { .. }
+        | Op::Drop { .. }
+        | Op::Clone { .. }
+        | Op::Remove { .. }
+        | Op::Clean { .. }
+        | Op::Crash { .. }
+        | Op::Stop => unreachable!("of no blocks"),
+    };
+    if free(world, at) {
+        world.submit(at.nsid, command);
     }
 }
 
 /// Reads every block of every generation.
 pub(super) fn read_all(world: &mut World) {
-    for nsid in [1, 2] {
+    for nsid in world.model.slices() {
+        let size = size(world, nsid).min(BLOCKS + MORE);
         for generation in world.model.generations(nsid).into_keys() {
-            for start in (0..BLOCKS).step_by(32) {
-                let blocks = u32::try_from((BLOCKS - start).min(32)).unwrap();
+            for start in (0..size).step_by(32) {
+                let blocks = u32::try_from((size - start).min(32)).unwrap();
                 let command = Command::Read {
                     range: range(start, blocks),
                     generation: Generation(generation),
@@ -146,6 +235,19 @@ pub(super) fn read_all(world: &mut World) {
             }
         }
     }
+}
+
+/// What would delete snapshots and clones that nothing shows through.
+fn deletable(world: &World) -> Vec<(u32, Command)> {
+    let model = &world.model;
+    let of = |nsid: u32| {
+        let snapshots = model.snapshots(nsid).into_iter();
+        let free = snapshots.filter(move |g| !model.has_clones(nsid, Some(*g)));
+        let drops = free.map(|g| Command::DropGeneration(Generation(g)));
+        let gone = (nsid > 2 && !model.has_clones(nsid, None)).then_some(Command::Remove);
+        drops.chain(gone).map(move |command| (nsid, command))
+    };
+    model.slices().into_iter().flat_map(of).collect()
 }
 
 proptest! {
@@ -170,9 +272,9 @@ proptest! {
         let mut world = World::new(32 << 20, BLOCKS);
         ops.iter().for_each(|op| apply(&mut world, *op));
         world.settle();
-        for nsid in [1, 2] {
+        for nsid in world.model.slices() {
             while world.model.pending(nsid).is_some() {
-                apply(&mut world, Op::EndPending { nsid });
+                apply_to(&mut world, Op::EndPending { nsid }, nsid);
                 world.settle();
             }
         }
@@ -180,17 +282,16 @@ proptest! {
         read_all(&mut world);
         let mut coin = Coin(order | 1);
         loop {
-            let left = [1, 2].map(|nsid| (nsid, world.model.snapshots(nsid)));
-            let left: Vec<_> = left.into_iter().filter(|(_, s)| !s.is_empty()).collect();
-            if left.is_empty() {
-                break;
-            }
+            let left = deletable(&world);
             let nth = usize::try_from(coin.next() >> 40).unwrap();
-            let (nsid, _) = left[nth % left.len()];
-            apply(&mut world, Op::Drop { nsid, nth });
+            let Some((nsid, command)) = left.get(nth % left.len().max(1)).cloned() else {
+                break;
+            };
+            world.ok(nsid, command);
             world.check_merged();
             read_all(&mut world);
         }
+        prop_assert!(world.model.slices().into_iter().eq([1, 2]));
         for nsid in [1, 2] {
             world.ok(nsid, zero(0, u32::try_from(BLOCKS).unwrap(), true));
         }
@@ -228,7 +329,14 @@ pub(super) fn script(world: &mut World, (seed, steps): (u64, u64), look: &mut dy
     let mut ticked = None;
     for i in 0..steps {
         let r = coin.next() >> 20;
-        let (nsid, pending, fua) = (1, r & 1 == 1, r >> 1 & 7 == 0);
+        let (pending, fua) = (r & 1 == 1, r >> 1 & 7 == 0);
+        // The first slice, or one of its clones.
+        let nsid = if r >> 40 & 3 == 0 {
+            2 + (r >> 42 & 3)
+        } else {
+            0
+        };
+        let nsid = u32::try_from(nsid).unwrap();
         let start = (r >> 8) % 10 * 13 + if r >> 6 & 1 == 1 { 1000 } else { 0 };
         let blocks = u32::try_from((r >> 16) % 30 + 1).unwrap();
         let at = At {
@@ -242,6 +350,8 @@ pub(super) fn script(world: &mut World, (seed, steps): (u64, u64), look: &mut dy
             match i % 13 {
                 4 => Op::Begin { nsid },
                 6 => Op::EndPending { nsid },
+                7 if i > 20 => Op::Clone { nsid, nth },
+                0 if i > 70 => Op::Remove { nsid },
                 8 if i > 60 => Op::Drop { nsid, nth },
                 9 => Op::Zero { at, fua, pending },
                 11 => Op::Flush { nsid },
@@ -251,11 +361,8 @@ pub(super) fn script(world: &mut World, (seed, steps): (u64, u64), look: &mut dy
             },
         );
         match i % 26 {
-            10 => ticked = Some(tick(world, nsid)),
-            12 => ticked
-                .take()
-                .into_iter()
-                .for_each(|t| unmark(world, nsid, t)),
+            10 => ticked = Some(tick(world, 1)),
+            12 => ticked.take().into_iter().for_each(|t| unmark(world, 1, t)),
             _ => {}
         }
         while world.order.len() as u64 > i % 5 {
@@ -430,6 +537,7 @@ fn complete_snapshots_are_read_without_a_session_and_nothing_else_is() {
         regions: 1,
         after: Generation(after),
         upto: Generation(upto),
+        shown: false,
     };
     let ask = |world: &mut World, command| {
         let id = world.submit_as(STRANGER, 1, command);

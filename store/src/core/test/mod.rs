@@ -1,6 +1,7 @@
 //! The core against a device that loses what was not flushed, and against a dull model.
 
 mod checksums;
+mod clones;
 mod crash;
 mod device;
 mod enumerate;

@@ -2,6 +2,7 @@
 //! durable to the newest. A block that a generation has not touched is its parent's.
 
 use super::device::Content;
+use crate::core::facts::SliceSpec;
 use shardmap::units::{BlockRange, Generation};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -68,6 +69,8 @@ struct Generated {
 pub(super) struct Model {
     /// By slice and generation; the last of a slice is its head.
     layers: BTreeMap<(u32, u32), Generated>,
+    /// Slices that are clones, and the snapshot of what they begin with.
+    parents: BTreeMap<u32, (u32, u32)>,
     /// Block by version number: where commands in flight write.
     in_flight: BTreeMap<u64, (u32, BlockRange)>,
 }
@@ -120,7 +123,37 @@ impl Model {
 
     pub(super) fn keep_slices(&mut self, nsids: &BTreeSet<u32>) {
         self.layers.retain(|(nsid, _), _| nsids.contains(nsid));
+        self.parents.retain(|nsid, _| nsids.contains(nsid));
         self.in_flight.clear();
+    }
+
+    /// All slices.
+    pub(super) fn slices(&self) -> BTreeSet<u32> {
+        let touched = self.layers.keys().map(|(nsid, _)| *nsid);
+        touched.chain(self.parents.keys().copied()).collect()
+    }
+
+    /// A slice was made, perhaps a clone.
+    pub(super) fn create(&mut self, spec: &SliceSpec) {
+        if self.of(spec.nsid.0).next().is_none() {
+            self.layers.entry((spec.nsid.0, 1)).or_default();
+        }
+        if let Some(parent) = spec.parent {
+            let parent = (parent.nsid.0, parent.generation.0);
+            self.parents.insert(spec.nsid.0, parent);
+        }
+    }
+
+    pub(super) fn remove(&mut self, nsid: u32) {
+        self.layers.retain(|(n, _), _| *n != nsid);
+        self.parents.remove(&nsid);
+    }
+
+    /// Whether clones show the generation, or any of the slice.
+    pub(super) fn has_clones(&self, nsid: u32, generation: Option<u32>) -> bool {
+        let shows =
+            |(n, g): &(u32, u32)| *n == nsid && generation.is_none_or(|wanted| wanted == *g);
+        self.parents.values().any(shows)
     }
 
     pub(super) fn begin(&mut self, nsid: u32, head: u32) {
@@ -231,9 +264,11 @@ impl Model {
             What::Data => data(nsid, lba, version.number),
             What::Zero => Vec::new(),
             What::Absent => {
-                let parent = self.layers.range((nsid, 0)..(nsid, generation)).next_back();
-                parent.map_or(Vec::new(), |((_, parent), _)| {
-                    self.content(nsid, *parent, lba)
+                let before = self.layers.range((nsid, 0)..(nsid, generation)).next_back();
+                let before = before.map(|(key, _)| *key);
+                let parent = before.or_else(|| self.parents.get(&nsid).copied());
+                parent.map_or(Vec::new(), |(nsid, generation)| {
+                    self.content(nsid, generation, lba)
                 })
             }
         }
@@ -258,9 +293,10 @@ impl Model {
     }
 
     pub(super) fn known_blocks(&self, nsid: u32) -> BTreeSet<u64> {
-        self.of(nsid)
-            .flat_map(|(_, g)| g.layer.keys().copied())
-            .collect()
+        let own = self.of(nsid).flat_map(|(_, g)| g.layer.keys().copied());
+        let parent = self.parents.get(&nsid);
+        let parents = parent.map(|(parent, _)| self.known_blocks(*parent));
+        own.chain(parents.into_iter().flatten()).collect()
     }
 
     /// The block was found to have this value, which must be a legal one; those of the generations

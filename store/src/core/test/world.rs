@@ -8,7 +8,7 @@
 use super::device::{BLOCK, Content, Device, coin_of};
 use super::model::{Model, data};
 use super::record::Recorder;
-use crate::core::facts::{OpenFacts, SliceSpec, StoreFault};
+use crate::core::facts::{OpenFacts, Parent, SliceSpec, StoreFault};
 use crate::core::format::geometry::{Geometry, SUPERBLOCK_OFFSETS};
 use crate::core::format::superblock::Superblock;
 use crate::core::format::{directory, directory::PagePlace};
@@ -91,6 +91,7 @@ pub(super) struct World {
     /// Most checksum blocks in memory.
     pub(super) checksum_limit: usize,
     next_id: u32,
+    next_nsid: u32,
     epoch: u64,
     pub(super) device_bytes: u64,
     /// If the run is to be followed in a model.
@@ -110,6 +111,19 @@ pub(super) fn spec(nsid: u32, size_blocks: u64) -> SliceSpec {
         },
         position: 0,
         open_access: false,
+        parent: None,
+    }
+}
+
+/// A clone of a snapshot, which anybody may use.
+pub(super) fn clone_of(nsid: u32, size_blocks: u64, (parent, generation): (u32, u32)) -> SliceSpec {
+    SliceSpec {
+        open_access: true,
+        parent: Some(Parent {
+            nsid: Nsid(parent),
+            generation: Generation(generation),
+        }),
+        ..spec(nsid, size_blocks)
     }
 }
 
@@ -173,6 +187,7 @@ impl World {
             volatile_cache: true,
             checksum_limit: checksums.unwrap_or(0),
             next_id: 0,
+            next_nsid: 3,
             epoch: 0,
             device_bytes,
             recorder: None,
@@ -186,6 +201,17 @@ impl World {
             world.open_session(nsid);
         }
         world
+    }
+
+    /// A number that no slice has had.
+    pub(super) const fn new_nsid(&mut self) -> u32 {
+        self.next_nsid += 1;
+        self.next_nsid - 1
+    }
+
+    /// Clones that were made, or tried.
+    pub(super) const fn clones(&self) -> u32 {
+        self.next_nsid - 3
     }
 
     pub(super) fn open_session(&mut self, nsid: u32) {
@@ -613,6 +639,8 @@ impl World {
             Command::BeginGeneration(generation) => self.model.begin(out.nsid, generation.0),
             Command::CompleteGeneration(g) => self.model.complete(out.nsid, g.0),
             Command::DropGeneration(g) => self.model.drop(out.nsid, g.0),
+            Command::Create { spec, .. } => self.model.create(spec),
+            Command::Remove => self.model.remove(out.nsid),
             _ => {}
         }
     }
@@ -623,6 +651,16 @@ impl World {
             Command::Read { range, .. }
             | Command::Write { range, .. }
             | Command::Zero { range, .. } => o.nsid == nsid && range.overlaps(wanted),
+            _ => false,
+        })
+    }
+
+    /// Whether a change of the slice's generations is under way.
+    pub(super) fn is_changing(&self, nsid: u32) -> bool {
+        self.outstanding.values().any(|o| match &o.command {
+            Command::BeginGeneration(_)
+            | Command::CompleteGeneration(_)
+            | Command::DropGeneration(_) => o.nsid == nsid,
             _ => false,
         })
     }
@@ -747,6 +785,7 @@ impl World {
                 Command::DropGeneration(g) if !found.contains_key(&g.0) => {
                     self.model.drop(out.nsid, g.0);
                 }
+                Command::Create { spec, .. } => self.model.create(&spec),
                 _ => {}
             }
         }

@@ -5,6 +5,7 @@
 mod test {
     mod bad_input;
     mod client;
+    mod clones;
     mod lab;
     mod maintenance;
     mod snapshots;

@@ -331,6 +331,7 @@ impl FakeStore {
                 regions,
                 after,
                 upto,
+                ..
             } => self.presence((*from, *regions), (*after, *upto))?,
             Command::Hash(range, generation) => {
                 let generation = self.readable(*generation)?;

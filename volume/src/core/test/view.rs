@@ -235,6 +235,7 @@ fn changes_are_asked_of_one_store_per_shard_and_come_together() {
             regions: 1,
             after: Generation(1),
             upto: SNAPSHOT,
+            shown: true,
         };
         assert_eq!(sent(effect).2, &expected);
         let mut blocks = BlockSet::new();

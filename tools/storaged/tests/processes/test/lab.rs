@@ -79,9 +79,22 @@ impl Metad {
         what: &str,
         done: impl Fn(&VolumeView) -> bool,
     ) -> VolumeView {
+        self.one_until("", what, done).await
+    }
+
+    /// The same of the volume of this name.
+    pub(super) async fn one_until(
+        &self,
+        name: &str,
+        what: &str,
+        done: impl Fn(&VolumeView) -> bool,
+    ) -> VolumeView {
         let mut last = None;
         let follow = async {
-            let mut filter = Filter::default();
+            let mut filter = Filter {
+                name: name.into(),
+                version: 0,
+            };
             loop {
                 let seen = self.client.volumes(filter.clone()).await.unwrap();
                 let volume = seen.list.into_iter().next().expect("there is one");

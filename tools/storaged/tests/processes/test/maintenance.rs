@@ -5,10 +5,12 @@ use super::lab::{Metad, PATIENCE, Setup, Storaged, run};
 use control::api::{Filter, ResilverOutcome, ResilverReport, Resilvers, StoreView, VolumeView};
 use control::core::{Domain, NewVolume};
 use shardmap::map::Layout;
-use shardmap::units::{BlockRange, Blocks, Generation, Lba, MembershipSeq, StoreId, VolumeId};
+use shardmap::units::{
+    BlockRange, Blocks, Generation, Lba, MembershipSeq, Nsid, StoreId, VolumeId,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use store::Examined;
+use store::{Examined, PrepareOptions, Store};
 
 pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
 const SIZE_BYTES: u64 = 32 << 20;
@@ -95,6 +97,30 @@ impl Cluster {
         self.servers.insert(number, storaged);
     }
 
+    /// The server, which is not running, gets an empty disk that passes for the one it had.
+    pub(super) fn blank(&self, number: usize) {
+        let path = store(&self.dir, number);
+        let was = Store::inspect(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let options = PrepareOptions {
+            cluster: was.cluster,
+            store: was.store,
+            size_bytes: Some(was.device_bytes),
+            wipe: false,
+            journal_bytes: None,
+            checksums: true,
+        };
+        Store::prepare(&path, &options).unwrap();
+    }
+
+    /// Every server stops in order; their stores by number.
+    pub(super) fn stop(&mut self) -> Vec<(usize, Examined)> {
+        let servers = std::mem::take(&mut self.servers);
+        servers.into_values().for_each(Storaged::stop);
+        let examine = |number| (number, Examined::open(&store(&self.dir, number)).unwrap());
+        (1..=3).map(examine).collect()
+    }
+
     pub(super) fn kill(&mut self, number: usize) {
         self.servers.remove(&number).unwrap().kill_9();
     }
@@ -171,27 +197,24 @@ impl Cluster {
 
     /// The same for generations, each as it was; zero is the head.
     pub(super) fn check_generations(&mut self, all: &[(u32, BTreeMap<u64, u64>)]) {
-        let servers = std::mem::take(&mut self.servers);
-        servers.into_values().for_each(Storaged::stop);
-        for number in 1..=3 {
-            let examined = Examined::open(&store(&self.dir, number)).unwrap();
+        for (number, examined) in self.stop() {
             let slice = examined.slices().next().unwrap();
             assert!(!slice.incomplete && slice.mark_count == 0, "{slice:?}");
             let members = 7;
             assert_eq!(slice.stamp.in_sync, members, "store {number}: {slice:?}");
             for (generation, written) in all {
-                check_chunks(&examined, (number, *generation), written);
+                check_chunks(&examined, slice.spec.nsid, (number, *generation), written);
             }
         }
     }
 }
 
-fn check_chunks(
+pub(super) fn check_chunks(
     examined: &Examined,
+    nsid: Nsid,
     (number, generation): (usize, u32),
     written: &BTreeMap<u64, u64>,
 ) {
-    let nsid = examined.slices().next().unwrap().spec.nsid;
     let mut bytes = vec![0; CHUNK_BLOCKS as usize * 4096];
     for chunk in 0..CHUNKS {
         let start = chunk * u64::from(CHUNK_BLOCKS);
@@ -306,7 +329,7 @@ fn another_server_goes_on_when_the_one_at_work_dies() {
     });
 }
 
-fn used_bytes(stores: &[StoreView]) -> u64 {
+pub(super) fn used_bytes(stores: &[StoreView]) -> u64 {
     let reports = stores.iter().filter_map(|s| s.report.as_ref());
     reports.map(|r| r.used_bytes).sum()
 }

@@ -131,6 +131,7 @@ impl Lab {
             },
             position: 0,
             open_access: true,
+            parent: None,
         };
         let op = StoreOp::CreateSlice {
             spec,

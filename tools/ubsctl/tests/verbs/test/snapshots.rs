@@ -75,6 +75,39 @@ fn a_snapshot_from_create_to_rm() {
 }
 
 #[test]
+fn a_clone_from_its_snapshot_to_the_end() {
+    let lab = Lab::begin();
+    lab.ok(&["volume", "create", "v", "--size", "1GiB", "--wait"]);
+    lab.ok(&["snapshot", "create", "v", "a"]);
+    let made = lab.json(&["snapshot", "clone", "v@a", "w", "--wait"]);
+    assert_eq!(
+        (&made["kind"], &made["cloneOf"]),
+        (&"Clone".into(), &"v@a".into())
+    );
+    let shown = lab.ok(&["volume", "show", "w"]);
+    assert!(shown.contains("clone of               v@a"), "{shown}");
+    let why = lab.ok(&["volume", "explain", "w"]);
+    assert!(why.contains("it is a clone of snapshot v@a"), "{why}");
+    let (code, said) = lab.fails(&["snapshot", "clone", "v@b", "x"]);
+    assert_eq!(code, 5, "{said}");
+    let (code, said) = lab.fails(&["volume", "delete", "v", "--yes", "--with-snapshots"]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("has clones") && said.contains("w"), "{said}");
+    lab.ok(&["snapshot", "rm", "v@a"]);
+    assert_eq!(names(&lab, &[]), [""; 0]);
+    let shown = lab.json(&["volume", "show", "w"]);
+    assert_eq!(shown["cloneOf"], "v@a (deleted)");
+    lab.ok(&["volume", "delete", "w", "--yes", "--wait"]);
+    let events = lab.ok(&["events"]);
+    assert!(
+        events.contains("snapshot v@a was kept for clones, which are gone"),
+        "{events}"
+    );
+    lab.ok(&["volume", "delete", "v", "--yes", "--wait"]);
+    lab.ok(&["meta", "fsck"]);
+}
+
+#[test]
 fn a_snapshot_that_nobody_can_complete_is_waited_for_and_said_to_be_pending() {
     let lab = Lab::begin();
     lab.ok(&["volume", "create", "v", "--size", "1GiB", "--wait"]);
