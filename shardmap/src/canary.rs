@@ -78,6 +78,8 @@ mechanisms! {
     ZeroEntry = "zero-entry";
     /// Hazard: a blank store that took a zero passes for equal there. Model: `UseZeroMark`.
     ZeroMark = "zero-mark";
+    /// Hazard: a rotten block is written again from bytes that nobody compared with its checksum.
+    HealCompare = "heal-compare";
     /// Hazard: writes carry a generation that a store has not begun, which takes them into the one before.
     BeginAll = "begin-all";
     /// Hazard: a snapshot is complete while writes to it are under way.

@@ -1,11 +1,11 @@
 //! What storaged asks of a store and what it gets.
 
 use crate::core::facts::{
-    GenerationState, OpenFacts, Rot, SliceSpec, SliceState, Stamp, StoreFault,
+    GenerationState, Healed, OpenFacts, Rot, SliceSpec, SliceState, Stamp, StoreFault,
 };
 use reactor::{Buf, BufMut};
 use roaring::RoaringBitmap;
-use shardmap::units::{BlockRange, Epoch, Generation, Nsid, RegionIndex, VolumeId, WriteTick};
+use shardmap::units::{BlockRange, Epoch, Generation, Lba, Nsid, RegionIndex, VolumeId, WriteTick};
 use uuid::Uuid;
 
 /// One command to a store. Answered by exactly one [`StoreEvent::Reply`] with the same id.
@@ -152,6 +152,26 @@ pub enum StoreOp {
     DropGeneration(Generation),
     /// Control. Answer: [`StoreReply::Generations`].
     ReadGenerations,
+    /// Control: for healing another replica. What this store has of a block, without a session, as it is at
+    /// the moment. Answer: [`StoreReply::Read`].
+    ReadReplica {
+        /// Block of the volume.
+        lba: Lba,
+        /// The generation that wrote it, or a later one up to the one that shows it; zero: the head.
+        generation: Generation,
+        /// One block.
+        into: BufMut,
+    },
+    /// Control: what somebody else has of a block that was found not to be what was written there. It is
+    /// written in place, durably, if it is that. Answer: [`StoreReply::Healed`].
+    Heal {
+        /// Block of the volume.
+        lba: Lba,
+        /// As for [`StoreOp::ReadReplica`].
+        generation: Generation,
+        /// One block.
+        data: Buf,
+    },
     /// Control. Which blocks were written or zeroed in generations after one up to another, as the
     /// maps have it. Answer: [`StoreReply::Presence`].
     Diff {
@@ -200,6 +220,8 @@ pub enum StoreReply {
     Hashes(Vec<u64>),
     /// The snapshots, ascending, and the head.
     Generations(Vec<GenerationState>),
+    /// What became of bytes for a block.
+    Healed(Healed),
 }
 
 /// What a store tells its program.
@@ -218,10 +240,8 @@ pub enum StoreEvent {
     },
     /// The scrub found an extent with blocks that are not what was written, or cannot be read.
     Rotten {
-        /// The first of them.
-        first: Rot,
-        /// How many in the extent.
-        blocks: u64,
+        /// These.
+        blocks: Vec<Rot>,
     },
     /// The store cannot be trusted any more: exit, loudly; do not stop cleanly, do not retry.
     Poisoned(StoreFault),

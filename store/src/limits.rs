@@ -45,6 +45,8 @@ pub const CHECKSUM_EXTENTS_PER_BLOCK_IN_MEMORY: u32 = 4096;
 pub const SCRUB_EXTENTS_AT_ONCE: u32 = 16;
 /// Longest pause of a scrub: how soon it notices that there is something in an empty store.
 pub const SCRUB_PAUSE_MAX: std::time::Duration = std::time::Duration::from_secs(60);
+/// Blocks that one store heals at once: background work.
+pub const HEALS_MAX: usize = 1;
 /// Trims in flight at once.
 pub const TRIMS_MAX: usize = 2;
 /// Extents in one trim (64 MiB).

@@ -179,9 +179,9 @@ impl Store {
         c.unknown += tally.unknown;
         c.unreadable += tally.unreadable;
         c.rotten += tally.rotten;
-        if let Some(first) = tally.first_bad {
-            let blocks = tally.rotten + tally.unreadable;
-            out.push(StoreEvent::Rotten { first, blocks });
+        if tally.bad != 0 {
+            let blocks = tally.found().collect();
+            out.push(StoreEvent::Rotten { blocks });
         }
     }
 }

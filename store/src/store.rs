@@ -198,6 +198,17 @@ impl Store {
         Ok(runs[0].1)
     }
 
+    /// What a block of a generation (zero: the head) must have as its checksum, if the store knows it
+    /// without reading. For checkers that spoil blocks behind the store's back.
+    pub fn known_checksum(&self, nsid: Nsid, lba: Lba, generation: Generation) -> Option<u32> {
+        self.core.known_checksum(nsid, (lba, generation))
+    }
+
+    /// Whether the region of a block is marked. For the same.
+    pub fn is_marked(&self, nsid: Nsid, lba: Lba) -> bool {
+        self.core.is_marked(nsid, lba)
+    }
+
     /// The generations of a slice.
     pub fn generations(&self, nsid: Nsid) -> Option<VolumeGenerations> {
         self.core.generations_of(nsid)
@@ -691,6 +702,7 @@ impl Store {
             (Answer::Marks { regions, next }, _) => StoreReply::Marks { regions, next },
             (Answer::Presence { blocks, next }, _) => StoreReply::Presence { blocks, next },
             (Answer::Generations(all), _) => StoreReply::Generations(all),
+            (Answer::Healed(healed), _) => StoreReply::Healed(healed),
             (Answer::Scrubbed(_), _) => unreachable!("nobody requests a scrub"),
         });
         out.push(StoreEvent::Reply { id, result });
@@ -812,6 +824,32 @@ fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
             from,
             regions,
         }),
+        StoreOp::ReadReplica {
+            lba,
+            generation,
+            into,
+        } => {
+            let body = Body::Read {
+                parts: SmallVec::new(),
+                rest: into,
+            };
+            let command = Command::ReadReplica { lba, generation };
+            (Sort::Control, BLOCK_BYTES.into(), body, command)
+        }
+        StoreOp::Heal {
+            lba,
+            generation,
+            data,
+        } => {
+            let sum = block_checksum(data.bytes());
+            let command = Command::Heal {
+                lba,
+                generation,
+                sum,
+            };
+            let bytes = BLOCK_BYTES.into();
+            (Sort::Control, bytes, Body::Write(data), command)
+        }
         StoreOp::Hash { .. } => unreachable!("cut into compares by the caller"),
     }
 }

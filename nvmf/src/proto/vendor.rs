@@ -48,11 +48,14 @@ pub mod opcode {
     pub const READ_GENERATIONS: u8 = 0xd2;
     /// CDW11: the head from now on, durable before the reply.
     pub const BEGIN_GENERATION: u8 = 0xd4;
+    /// One block out, as this store has it at the moment; CDW11-12: which, CDW13: generation. For healing
+    /// another replica: no session, storageds only.
+    pub const READ_REPLICA: u8 = 0xda;
     /// CDW11: the snapshot takes no more writes, durable before the reply, and has what it took.
     pub const COMPLETE_GENERATION: u8 = 0xd8;
 
     /// All of them.
-    pub const ALL: [u8; 16] = [
+    pub const ALL: [u8; 17] = [
         OPEN_SLICE,
         SLICE_STATE,
         CLOSE_SLICE,
@@ -68,6 +71,7 @@ pub mod opcode {
         SET_INCOMPLETE,
         READ_GENERATIONS,
         BEGIN_GENERATION,
+        READ_REPLICA,
         COMPLETE_GENERATION,
     ];
 }

@@ -62,6 +62,14 @@ impl Core {
                 self.scrub(id, out);
                 Ok(())
             }
+            Command::ReadReplica { lba, generation } => {
+                self.read_replica(id, nsid, (lba, generation), out)
+            }
+            Command::Heal {
+                lba,
+                generation,
+                sum,
+            } => self.heal(id, nsid, (lba, generation, sum), out),
             Command::Diff {
                 after,
                 upto,
@@ -163,6 +171,8 @@ impl Core {
             | Command::DropGeneration(_)
             | Command::ReadGenerations
             | Command::Scrub
+            | Command::ReadReplica { .. }
+            | Command::Heal { .. }
             | Command::Diff { .. } => unreachable!("needs no session"),
         }
     }

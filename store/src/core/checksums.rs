@@ -83,6 +83,8 @@ pub(super) struct Verdict {
     /// Blocks that are not as they were written, and the first of them.
     pub(super) bad: u32,
     pub(super) first_bad: Option<(u32, [u32; 2])>,
+    /// All of them: a bit per block of the span.
+    pub(super) bad_blocks: u32,
 }
 
 /// A checksum block in memory.
@@ -292,6 +294,24 @@ impl Checksums {
         self.end(span);
     }
 
+    /// What is known of the first block of a span, if it is in memory.
+    pub(super) fn known(&self, span: Span) -> Option<u32> {
+        let resident = self.resident.get(&span.home())?;
+        let (.., place) = span.each().next()?;
+        Some(resident.values[place]).filter(|value| *value != UNKNOWN)
+    }
+
+    /// For the canary [`HealCompare`](shardmap::canary::Mechanism::HealCompare): what is not so.
+    pub(super) fn believe(&mut self, span: Span, sum: u32) {
+        self.clock += 1;
+        let resident = self.resident.get_mut(&span.home());
+        let resident = resident.expect("just judged");
+        for (.., place) in span.each() {
+            resident.values[place] = sum;
+        }
+        resident.version = self.clock;
+    }
+
     /// Whether the span can be judged now; otherwise [`wait`](Self::wait).
     pub(super) fn is_resident(&self, span: Span) -> bool {
         self.resident.contains_key(&span.home())
@@ -335,6 +355,7 @@ impl Checksums {
             } else {
                 verdict.bad += 1;
                 let nth = u32::try_from(nth).expect("blocks of a read");
+                verdict.bad_blocks |= 1 << nth;
                 verdict.first_bad.get_or_insert((nth, [known, read]));
             }
         }

@@ -109,8 +109,36 @@ pub struct Scrubbed {
     pub unreadable: u64,
     /// Of those: not what was written there.
     pub rotten: u64,
-    /// The first of the last two kinds.
-    pub first_bad: Option<Rot>,
+    /// Of the last two kinds: a bit per block of the extent.
+    pub bad: u16,
+    /// First block of the extent, bad or not.
+    pub extent: Option<Rot>,
+}
+
+impl Scrubbed {
+    /// The blocks that are not what was written, or cannot be read.
+    pub fn found(&self) -> impl Iterator<Item = Rot> {
+        let (bad, extent) = (self.bad, self.extent);
+        let blocks = (0..u16::BITS).filter(move |block| bad >> block & 1 == 1);
+        blocks.filter_map(move |block| {
+            let first = extent?;
+            let lba = Lba(first.lba.0 + u64::from(block));
+            Some(Rot { lba, ..first })
+        })
+    }
+}
+
+/// What became of bytes that another store gave for a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Healed {
+    /// They are what was written there, and are there again, durably.
+    Written,
+    /// They are not what was written there.
+    Other,
+    /// Nobody knows what was written there, or it is being written.
+    Unknown,
+    /// Nothing of the slice shows that block any more.
+    Gone,
 }
 
 impl std::fmt::Display for Rot {

@@ -2,7 +2,7 @@
 
 use super::checksums::Span;
 use super::facts::{
-    GenerationState, OpenFacts, Scrubbed, SliceSpec, SliceState, Stamp, StoreFault,
+    GenerationState, Healed, OpenFacts, Scrubbed, SliceSpec, SliceState, Stamp, StoreFault,
 };
 use roaring::RoaringBitmap;
 use shardmap::units::{BlockRange, Epoch, Generation, Lba, Nsid, RegionIndex, VolumeId, WriteTick};
@@ -78,6 +78,17 @@ pub enum Command {
     ReadGenerations,
     /// Not a request: reads the next cell of the scrub into a buffer of an extent.
     Scrub,
+    ReadReplica {
+        lba: Lba,
+        generation: Generation,
+    },
+    /// The bytes are a write's.
+    Heal {
+        lba: Lba,
+        generation: Generation,
+        /// [`block_checksum`](crate::hash::block_checksum) of the bytes.
+        sum: u32,
+    },
     Diff {
         after: Generation,
         upto: Generation,
@@ -272,6 +283,7 @@ pub enum Answer {
     Generations(Vec<GenerationState>),
     /// Nothing: the scrub has come to its end and begins again.
     Scrubbed(Option<Scrubbed>),
+    Healed(Healed),
 }
 
 /// What a device operation is for.

@@ -37,6 +37,16 @@ impl Merging {
         self.leaves.insert(leaf);
     }
 
+    /// Blocks of an extent could not be copied, and what was wrong with them may be mended. False if none
+    /// had failed there.
+    pub(super) fn may_try_again(&mut self, leaf: u32, index: u16) -> bool {
+        let failed = self.failed.remove(&(leaf, index));
+        if failed {
+            self.leaves.insert(leaf);
+        }
+        failed
+    }
+
     /// Whether merging may begin now and could not before.
     pub(super) fn waits_for(&mut self, drain: &Drain) -> bool {
         self.after.take_if(|turn| drain.is_over(*turn)).is_some()
@@ -249,8 +259,11 @@ impl Core {
         freed: &mut Vec<u32>,
         out: &mut Outbox,
     ) -> Outcome {
+        let extent = self.slices[&nsid].extent_number(number, index);
+        if self.is_healing_extent(nsid, extent) {
+            return Outcome::Blocked;
+        }
         let slice = self.slices.get_mut(&nsid).expect("being merged");
-        let extent = slice.extent_number(number, index);
         let leaf = slice.leaves.get_mut(&number).expect("being merged");
         let pinned = leaf.is_pinned((index, from)) || leaf.is_pinned((index, to));
         if pinned || self.flusher.is_pending(nsid, extent) {

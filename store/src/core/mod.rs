@@ -26,6 +26,7 @@ mod checksums;
 mod control;
 mod flush;
 mod generations;
+mod heal;
 mod journal;
 mod leaf;
 mod lineage;
@@ -129,6 +130,7 @@ enum Kind {
         tick: u64,
     },
     Scrub(scrub::Scrubbing),
+    Heal(heal::Healing),
     /// Waits for a journal entry only.
     Entry(Answer),
 }
@@ -188,6 +190,8 @@ pub struct Core {
     checkpoint: Option<checkpoint::Checkpoint>,
     merge: merge::Merge,
     checksums: Option<Checksums>,
+    /// Slice and block that is being written for healing.
+    healing: Option<(u32, Lba)>,
     /// All checksums are on the medium, for the stop.
     checksums_stopped: bool,
     ios: IoTable,
@@ -231,6 +235,8 @@ pub struct CoreCounts {
     pub blocks_unverified: u64,
     /// Blocks that were read and are not as they were written.
     pub blocks_rotten: u64,
+    /// Of those: written again from another replica's bytes.
+    pub blocks_healed: u64,
     /// Checksum blocks read.
     pub checksum_blocks_read: u64,
     /// Checksum blocks written.
@@ -457,6 +463,7 @@ impl Core {
             Kind::Zero { marked, .. } => marked.iter().for_each(|r| slice.leave_region(*r)),
             Kind::Read { .. }
             | Kind::Scrub(_)
+            | Kind::Heal(_)
             | Kind::Flush
             | Kind::Stable { .. }
             | Kind::Entry(_) => {}
@@ -500,10 +507,17 @@ impl Core {
         if active.ios > 0 {
             return;
         }
+        let is_heal = matches!(active.kind, Kind::Heal(_));
         if let Some(fault) = poisoned {
+            if is_heal {
+                self.healing = None;
+            }
             return self.finish(id, Err(fault), out);
         }
         let fault = active.fault.take();
+        if is_heal {
+            return self.on_healed(id, fault, out);
+        }
         if matches!(active.kind, Kind::Write { .. }) {
             self.on_written(id, fault, out);
         } else if matches!(active.kind, Kind::Scrub(_)) {
@@ -560,6 +574,7 @@ impl Core {
                     | Kind::Write { .. }
                     | Kind::Zero { .. }
                     | Kind::Scrub(_)
+                    | Kind::Heal(_)
                     | Kind::Stable { .. }
                     | Kind::Flush => Answer::Done,
                 };

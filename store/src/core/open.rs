@@ -102,6 +102,7 @@ impl Core {
             checkpoint: None,
             merge: super::merge::Merge::default(),
             checksums: None,
+            healing: None,
             checksums_stopped: false,
             ios: IoTable::default(),
             data: Drain::default(),

@@ -40,7 +40,7 @@ impl Run {
 
 /// The physical extent that has each block of an extent, as a lineage shows it: from the first slice, and
 /// there the newest cell, where the block is not absent.
-fn sources(lineage: &[(&Slice, u32)], lba: Lba) -> [Option<u32>; 16] {
+pub(super) fn sources(lineage: &[(&Slice, u32)], lba: Lba) -> [Option<u32>; 16] {
     let mut sources = [None; 16];
     let mut wanted = uniform(PRESENT);
     let cells = lineage.iter().flat_map(|(slice, generation)| {

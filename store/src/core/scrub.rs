@@ -3,16 +3,15 @@
 //! checkpoint or clean stop).
 
 use super::checksums::Verdict;
-use super::facts::{Rot, Scrubbed};
+use super::facts::Scrubbed;
 use super::io::{Answer, CommandId, Effect, Outbox};
-use super::survey::{Found, Spot};
+use super::survey::Spot;
 use super::{Core, Kind};
-use shardmap::units::{BLOCK_BYTES, EXTENT_BLOCKS, Generation, Lba, Nsid, REGION_BLOCKS};
+use shardmap::units::{BLOCK_BYTES, EXTENT_BLOCKS, Lba, REGION_BLOCKS};
 
 /// A cell being scrubbed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scrubbing {
-    found: Found,
     /// What is not known is from now on: not while the region is marked, because then the replicas
     /// may differ, and it is not for this one to say what is right.
     pub(super) learn: bool,
@@ -37,9 +36,11 @@ impl Core {
         let region = u32::try_from(first / u64::from(REGION_BLOCKS)).expect("in the volume");
         let marked = slice.marks.contains(region) || slice.marking.contains_key(&region);
         let scrubbing = Scrubbing {
-            found,
             learn: !marked,
-            tally: Scrubbed::default(),
+            tally: Scrubbed {
+                extent: Some(self.rot_at(found, 0)),
+                ..Scrubbed::default()
+            },
         };
         self.activate(id, nsid, Kind::Scrub(scrubbing));
         let mut at_blocks = 0;
@@ -59,38 +60,24 @@ impl Core {
         (lba, blocks): (Lba, u32),
         verdict: Option<&Verdict>,
     ) {
-        let active = self.active_mut(id);
-        let nsid = active.nsid;
-        let Kind::Scrub(scrubbing) = &mut active.kind else {
+        let Kind::Scrub(scrubbing) = &mut self.active_mut(id).kind else {
             unreachable!("only a scrub is scrubbed")
         };
-        let generation = scrubbing.found.spot.generation;
         let tally = &mut scrubbing.tally;
         tally.blocks += u64::from(blocks);
         let bad = match verdict {
             None => {
                 tally.unreadable += u64::from(blocks);
-                Some(0)
+                (1 << blocks) - 1
             }
             Some(verdict) => {
                 tally.unknown += u64::from(verdict.unknown);
                 tally.rotten += u64::from(verdict.bad);
-                verdict.first_bad.map(|(nth, _)| nth)
+                verdict.bad_blocks
             }
         };
-        if let Some(nth) = bad {
-            let slice = &self.slices[&nsid];
-            let rot = Rot {
-                nsid: Nsid(nsid),
-                volume: slice.spec.volume,
-                generation: Generation(generation),
-                lba: Lba(lba.0 + u64::from(nth)),
-            };
-            let Kind::Scrub(scrubbing) = &mut self.active_mut(id).kind else {
-                unreachable!("just seen")
-            };
-            scrubbing.tally.first_bad.get_or_insert(rot);
-        }
+        let at = lba.0 % u64::from(EXTENT_BLOCKS);
+        tally.bad |= u16::try_from(bad << at).expect("a run stays in its extent");
     }
 
     /// All of the cell was read.

@@ -45,12 +45,15 @@ impl Core {
         let poisoned = matches!(self.phase, Phase::Poisoned(_));
         let active = self.active_mut(id);
         let nsid = Nsid(active.nsid);
+        let heals = matches!(active.kind, Kind::Heal(_));
         let (what, learn) = match active.kind {
             Kind::Read { compare } => ("read", compare),
             Kind::Scrub(scrubbing) => ("read", scrubbing.learn),
-            Kind::Write { .. } | Kind::Zero { .. } | Kind::Flush | Kind::Entry(_) => {
-                ("write", false)
-            }
+            Kind::Write { .. }
+            | Kind::Heal(_)
+            | Kind::Zero { .. }
+            | Kind::Flush
+            | Kind::Entry(_) => ("write", false),
             Kind::Stable { .. } => unreachable!("moves no data"),
         };
         if matches!(active.kind, Kind::Scrub(_)) && (result.is_err() || self.checksums.is_none()) {
@@ -70,6 +73,8 @@ impl Core {
             return self.on_data_done(id, outcome, out);
         };
         match result {
+            // What must be there is the same as before, whatever became of it.
+            _ if heals => checksums.end(span),
             _ if what == "write" => checksums.end_write(span, result.ok()),
             Ok(sums) if !poisoned => {
                 assert_eq!(sums.len(), span.blocks as usize);
@@ -90,6 +95,11 @@ impl Core {
         let learn = matches!(check.asker, Asker::Command { learn: true, .. });
         let verdict = checksums.judge(check, sums, learn);
         checksums.end(check.span);
+        if let Asker::Command { id, .. } = check.asker
+            && let Kind::Heal(healing) = self.active_mut(id).kind
+        {
+            return self.on_heal_checked(id, healing, &verdict, out);
+        }
         self.note(&verdict);
         match check.asker {
             Asker::Command { id, lba, .. }

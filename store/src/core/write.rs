@@ -60,6 +60,7 @@ impl Core {
             Kind::Zero { .. } => self.begin_zero(id, out),
             Kind::Read { .. }
             | Kind::Scrub(_)
+            | Kind::Heal(_)
             | Kind::Flush
             | Kind::Stable { .. }
             | Kind::Entry(_) => {
@@ -106,7 +107,7 @@ impl Core {
         out: &mut Outbox,
     ) {
         let nsid = self.active_mut(id).nsid;
-        if self.is_merging(nsid, range) {
+        if self.is_merging(nsid, range) || self.is_healing(nsid, range) {
             self.parked.push_back(id);
             return;
         }

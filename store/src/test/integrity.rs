@@ -177,14 +177,53 @@ fn a_scrub_finds_rot_that_nobody_reads_by_itself() {
     };
     rig.store.scrub(&mut rig.io, pace);
     let event = rig.until(|e| matches!(e, StoreEvent::Rotten { .. }));
-    let StoreEvent::Rotten { first, blocks } = event else {
+    let StoreEvent::Rotten { blocks } = event else {
         panic!("just asked for")
     };
-    assert_eq!((first.nsid, first.lba, blocks), (Nsid(4), Lba(20), 1));
+    let places: Vec<_> = blocks.iter().map(|rot| (rot.nsid, rot.lba)).collect();
+    assert_eq!(places, [(Nsid(4), Lba(20))]);
     let counters = rig.store.counters().scrub;
     assert!(
         counters.blocks >= 32 && counters.rotten >= 1,
         "{counters:?}"
     );
+    rig.stop();
+}
+
+#[test]
+fn what_another_replica_has_heals_a_block_if_it_is_what_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = prepared(dir.path());
+    let mut rig = opened(&path, 1);
+    let write = rig.write_op(0, 32, 5, true);
+    rig.run(4, write).unwrap();
+    spoil(&path, &rig, 20);
+    let (lba, generation) = (Lba(20), Generation(0));
+    let read = |rig: &mut Rig| {
+        let into = rig.io.arena().take(4096).unwrap();
+        rig.run(
+            4,
+            StoreOp::ReadReplica {
+                lba,
+                generation,
+                into,
+            },
+        )
+    };
+    assert!(matches!(read(&mut rig), Err(StoreFault::Rotten { .. })));
+    for (version, healed) in [(6, crate::Healed::Other), (5, crate::Healed::Written)] {
+        let mut data = rig.io.arena().take(4096).unwrap();
+        data.bytes_mut().copy_from_slice(&pattern(20, version));
+        let data = data.freeze();
+        let heal = StoreOp::Heal {
+            lba,
+            generation,
+            data,
+        };
+        let reply = rig.run(4, heal).unwrap();
+        assert!(matches!(reply, StoreReply::Healed(h) if h == healed));
+    }
+    assert!(read(&mut rig).is_ok());
+    assert!(rig.read(4, 20, 1).unwrap() == pattern(20, 5));
     rig.stop();
 }

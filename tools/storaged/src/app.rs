@@ -1,6 +1,8 @@
 //! The reactor thread: routes completions between the target, the stores, the volumes that are brought
 //! up to date, and control.
 
+use crate::healer::{Healer, ROOM_HEALER, ROOM_HEALER_INITIATOR};
+use crate::healing::Healing;
 use crate::hosting::{Hosting, ROOM_INITIATOR, ROOM_VOLUMES};
 use crate::namespaces::{Notable, Slices};
 use crate::orders::{Figures, Fill, News, Order, Tell};
@@ -53,6 +55,7 @@ pub struct Storaged {
     target: Target,
     hosting: Hosting,
     slices: Slices,
+    healer: Option<Healer>,
     stage: Stage,
 }
 
@@ -85,6 +88,7 @@ impl Storaged {
             target,
             hosting,
             slices: Slices::new(fills),
+            healer: None,
             stage: Stage::Waiting,
         }
     }
@@ -94,6 +98,19 @@ impl Storaged {
     pub fn scrubbed(mut self, pace: Option<ScrubPace>) -> Self {
         self.slices.scrub_at(pace);
         self
+    }
+
+    /// Blocks that are found not to be what was written are healed from other servers' replicas.
+    /// `server` is the identity under which these know this server.
+    #[must_use]
+    pub fn healed(mut self, server: Uuid) -> Self {
+        self.healer = Some(Healer::new(server));
+        self
+    }
+
+    /// What is known of spoiled blocks.
+    pub fn healing(&self) -> Option<&Healing> {
+        self.healer.as_ref().map(Healer::healing)
     }
 
     /// The stores.
@@ -125,10 +142,16 @@ impl Storaged {
                 self.hosting.set_generations(io, volume, generations);
             }
             Order::Metad(answer) => self.hosting.on_metad(io, answer),
+            Order::Replicas(volume, replicas) => {
+                if let Some(healer) = &mut self.healer {
+                    healer.on_replicas(io, &mut self.slices, volume, replicas);
+                }
+            }
             Order::Look(look) => (look.0)(Figures {
                 slices: &self.slices,
                 target: &self.target,
                 hosting: &self.hosting,
+                healing: self.healer.as_ref().map(Healer::healing),
                 reactor: io.counters(),
             }),
             Order::Stop => self.stop(io),
@@ -239,6 +262,24 @@ impl Storaged {
         self.stage == Stage::Serving
     }
 
+    /// True if a store was asked, which may have answered at once.
+    fn heal(&mut self, io: &mut dyn Driver) -> bool {
+        let serving = self.is_serving();
+        let Some(healer) = &mut self.healer else {
+            self.slices.log_found();
+            return false;
+        };
+        if !serving {
+            return false;
+        }
+        let asked = healer.settle(io, &mut self.slices);
+        let any = self.slices.has_events();
+        if let Some(volume) = asked {
+            self.tell(News::FindReplicas(volume));
+        }
+        any
+    }
+
     fn settle(&mut self, io: &mut dyn Driver) {
         for news in self.hosting.take_news() {
             self.tell(News::Maintenance(news));
@@ -251,7 +292,7 @@ impl Storaged {
                 }
             }
             // What is asked here may be answered at once.
-            if !self.slices.tidy(io) {
+            if !self.slices.tidy(io) && !self.heal(io) {
                 break;
             }
         }
@@ -271,6 +312,15 @@ impl App for Storaged {
             ROOM_STORE => self.slices.on_completion(io, completion),
             ROOM_VOLUMES | ROOM_INITIATOR if !self.is_serving() => {}
             ROOM_VOLUMES | ROOM_INITIATOR => self.hosting.on_completion(io, completion),
+            ROOM_HEALER | ROOM_HEALER_INITIATOR => {
+                let healer = self
+                    .healer
+                    .as_mut()
+                    .filter(|_| self.stage == Stage::Serving);
+                if let Some(healer) = healer {
+                    healer.on_completion(io, &mut self.slices, completion);
+                }
+            }
             ROOM_CONTROL => {
                 while let Some(order) = self.orders.recv() {
                     self.on_order(io, order);
@@ -287,10 +337,14 @@ impl App for Storaged {
         }
         if self.is_serving() {
             self.hosting.on_turn_end(io);
+            if let Some(healer) = &mut self.healer {
+                healer.on_turn_end(io);
+            }
         }
         self.target.on_turn_end(io, &mut self.slices);
         self.settle(io);
-        self.slices.publish_all();
+        self.slices
+            .publish_all(self.healer.as_ref().map(Healer::healing));
     }
 
     fn is_finished(&self) -> bool {

@@ -33,9 +33,10 @@ pub(crate) struct StoragedConfig {
     /// Limit for bringing volumes up to date that no host uses, in bytes per second; zero is none.
     #[serde(default = "resilver_bytes_per_s_max_default")]
     pub(crate) resilver_bytes_per_s_max: u64,
-    /// In how many days each store is read once and compared with its checksums; zero: never.
+    /// In how many days, or part of a day, each store is read once and compared with its checksums;
+    /// zero: never.
     #[serde(default = "scrub_days_default")]
-    pub(crate) scrub_days: u32,
+    pub(crate) scrub_days: f64,
     /// Limit for that, for each store, in bytes per second.
     #[serde(default = "scrub_bytes_per_s_max_default")]
     pub(crate) scrub_bytes_per_s_max: u64,
@@ -56,9 +57,12 @@ const fn resilver_bytes_per_s_max_default() -> u64 {
     64 << 20
 }
 
-const fn scrub_days_default() -> u32 {
-    7
+const fn scrub_days_default() -> f64 {
+    7.0
 }
+
+/// Longer than that a scrub would hardly find anything in time.
+const SCRUB_DAYS_MAX: f64 = 3_650.0;
 
 /// A small part of what any disk does; 4.6 TiB in a week.
 const fn scrub_bytes_per_s_max_default() -> u64 {
@@ -139,8 +143,15 @@ impl Config for StoragedConfig {
                 "use at least 1048576 (1 MiB/s), or 0 for no limit",
             ));
         }
+        if !(0.0..=SCRUB_DAYS_MAX).contains(&self.scrub_days) {
+            return Err(Senseless::new(
+                "scrub_days",
+                self.scrub_days,
+                "use 0 for no scrub, or at most 3650 days",
+            ));
+        }
         let rate = self.scrub_bytes_per_s_max;
-        if self.scrub_days > 0 && rate < SCRUB_BYTES_PER_S_MIN {
+        if self.scrub_days > 0.0 && rate < SCRUB_BYTES_PER_S_MIN {
             return Err(Senseless::new(
                 "scrub_bytes_per_s_max",
                 rate,
@@ -154,9 +165,9 @@ impl Config for StoragedConfig {
 impl StoragedConfig {
     /// How stores are scrubbed.
     pub(crate) fn scrub(&self) -> Option<store::ScrubPace> {
-        const DAY_S: u64 = 24 * 3600;
-        (self.scrub_days > 0).then(|| store::ScrubPace {
-            period: std::time::Duration::from_secs(u64::from(self.scrub_days) * DAY_S),
+        const DAY_S: f64 = 24.0 * 3600.0;
+        (self.scrub_days > 0.0).then(|| store::ScrubPace {
+            period: std::time::Duration::from_secs_f64(self.scrub_days * DAY_S),
             bytes_per_s_max: self.scrub_bytes_per_s_max,
         })
     }

@@ -11,11 +11,11 @@ use control::core::{NewServer, NewStore};
 use daemon::identity::Identity;
 use daemon::service;
 use reactor::Mailbox;
-use shardmap::units::{Nsid, ServerId, StoreId};
+use shardmap::units::{Nsid, ServerId, StoreId, VolumeId};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use storaged::{Fill, News, Order, Told, Wanted};
+use storaged::{Fill, News, Order, Replica, Replicas, Told, Wanted};
 use store::{OpenFacts, PrepareOptions, Store};
 use uuid::Uuid;
 
@@ -135,6 +135,7 @@ impl Control {
             | News::CloneWaits(_)
             | News::SliceChanged(_)
             | News::StorePoisoned { .. }
+            | News::FindReplicas(_)
             | News::Maintenance(_) => {}
         }
         Some(news)
@@ -280,6 +281,7 @@ impl Control {
                             self.order(order).await;
                         }
                     }
+                    Some(News::FindReplicas(volume)) => self.find_replicas(volume),
                     Some(
                         News::StoreOpened { .. }
                         | News::StoreFailed { .. }
@@ -291,6 +293,18 @@ impl Control {
                 _ = report_due.tick() => self.report(&reporter, &upkeep),
             }
         }
+    }
+
+    /// Asks metad who has slices of a volume, for healing a block of it.
+    fn find_replicas(&self, volume: VolumeId) {
+        let (client, orders) = (self.client.clone(), Arc::clone(&self.orders));
+        tokio::task::spawn_local(async move {
+            let found = replicas(&client, volume).await;
+            if let Err(error) = &found {
+                tracing::warn!(%volume, %error, "metad does not say who has the volume");
+            }
+            send(&orders, Order::Replicas(volume, found.ok().flatten())).await;
+        });
     }
 
     async fn slice_done(&mut self, nsid: Nsid, removal: bool, refused: Option<String>) {
@@ -321,8 +335,11 @@ impl Control {
                     Some(_) => StoreHealth::Faulted,
                     None => StoreHealth::Online,
                 };
-                let why = known.failure.as_deref().unwrap_or_default();
-                let note = note(why);
+                let spoiled = match fill.spoiled_blocks() {
+                    0 => String::new(),
+                    n => format!("blocks not as they were written, and not healed yet: {n}"),
+                };
+                let note = note(known.failure.as_deref().unwrap_or(&spoiled));
                 Some(StoreReport {
                     store: known.id?,
                     health,
@@ -342,6 +359,29 @@ impl Control {
     async fn order(&self, order: Order) {
         send(&self.orders, order).await;
     }
+}
+
+/// The slices of a volume; `None`: there is no such volume.
+async fn replicas(client: &MetadClient, volume: VolumeId) -> Result<Option<Replicas>, MetadError> {
+    let named = |name: String| Filter { name, version: 0 };
+    let found = client.volumes(named(volume.to_string())).await?.list;
+    let Some(view) = found.into_iter().find(|view| view.id == volume) else {
+        return Ok(None);
+    };
+    let servers = client.servers(named(String::new())).await?.list;
+    let slices = view.slices.iter().filter_map(|slice| {
+        let server = servers.iter().find(|s| s.id == slice.server)?;
+        Some(Replica {
+            nsid: slice.nsid,
+            position: slice.position,
+            address: server.address,
+            subsystem_nqn: server.subsystem_nqn.clone(),
+        })
+    });
+    Ok(Some(Replicas {
+        shape: view.map.shape,
+        slices: slices.collect(),
+    }))
 }
 
 /// As much of a sentence as a report takes.

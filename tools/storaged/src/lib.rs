@@ -9,6 +9,8 @@
 
 pub mod app;
 mod faults;
+mod healer;
+pub mod healing;
 pub mod hosting;
 pub mod maintenance;
 pub mod namespaces;
@@ -18,6 +20,8 @@ mod vendor;
 pub mod wanted;
 
 pub use app::Storaged;
+pub use healer::Healer;
+pub use healing::{Healing, Replica, Replicas};
 pub use hosting::{Hosting, MaintenanceCounters};
 pub use maintenance::{Ending, Maintenance, Step};
 pub use namespaces::Slices;

@@ -79,7 +79,8 @@ fn serve(config: StoragedConfig) -> Result<()> {
     let hosting = Hosting::new(identity.uuid);
     let tell = bridge::teller(news, maintenance);
     let listen = (config.listen, target);
-    let mut app = Storaged::new((paths, fills), listen, hosting, orders, tell).scrubbed(scrub);
+    let app = Storaged::new((paths, fills), listen, hosting, orders, tell);
+    let mut app = app.scrubbed(scrub).healed(identity.uuid);
     driver.run(&mut app);
     drop(app);
     control

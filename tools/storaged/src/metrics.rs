@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use storaged::{Figures, Hosting, Slices};
+use storaged::{Figures, Healing, Hosting, Slices};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StoreKind {
@@ -48,6 +48,9 @@ pub(crate) fn registry(names: &[String], figures: Figures<'_>) -> Registry {
     registry.register("store_bytes", "Space of a store, in bytes", bytes);
     registry.register("store_events", "What a store did", io);
     register_scrub(&mut registry, names, figures.slices);
+    if let Some(healing) = figures.healing {
+        register_healing(&mut registry, (names, figures.slices), healing);
+    }
     let wire = Family::<[(&'static str, &'static str); 1], Counter>::default();
     let c = figures.target.counters();
     for (kind, value) in [
@@ -80,7 +83,7 @@ pub(crate) fn registry(names: &[String], figures: Figures<'_>) -> Registry {
 }
 
 /// What a store did, by kind.
-fn store_events(c: &store::Counters) -> [(&'static str, u64); 14] {
+fn store_events(c: &store::Counters) -> [(&'static str, u64); 15] {
     [
         ("reads", c.reads),
         ("writes", c.writes),
@@ -93,6 +96,7 @@ fn store_events(c: &store::Counters) -> [(&'static str, u64); 14] {
         ("blocks_verified", c.core.blocks_verified),
         ("blocks_unverified", c.core.blocks_unverified),
         ("blocks_rotten", c.core.blocks_rotten),
+        ("blocks_healed", c.core.blocks_healed),
         ("checksum_blocks_read", c.core.checksum_blocks_read),
         ("checksum_blocks_written", c.core.checksum_blocks_written),
         ("checksum_blocks_damaged", c.core.checksum_blocks_damaged),
@@ -125,6 +129,38 @@ fn register_scrub(registry: &mut Registry, names: &[String], slices: &Slices) {
     registry.register("store_scrub_passes", what, passes);
     let what = "Blocks that the scrub of a store read, and of those: without a known checksum, unreadable, not what was written";
     registry.register("store_scrub_blocks", what, blocks);
+}
+
+/// Blocks that are not what was written, and what became of them.
+fn register_healing(
+    registry: &mut Registry,
+    (names, slices): (&[String], &Slices),
+    healing: &Healing,
+) {
+    let spoiled = Family::<[(&'static str, String); 1], Gauge>::default();
+    for (index, _) in slices.stores() {
+        let blocks = i64::try_from(healing.findings_of(index)).unwrap_or(i64::MAX);
+        let label = [("store", names[index].clone())];
+        spoiled.get_or_create(&label).set(blocks);
+    }
+    let what =
+        "Blocks of a store that are known not to be what was written, and are not healed yet";
+    registry.register("store_spoiled_blocks", what, spoiled);
+    let events = Family::<[(&'static str, &'static str); 1], Counter>::default();
+    let c = healing.counters();
+    for (kind, value) in [
+        ("found", c.found),
+        ("not_remembered", c.not_remembered),
+        ("healed", c.healed),
+        ("moot", c.moot),
+        ("other_content", c.other_content),
+        ("unread", c.unread),
+        ("failed", c.failed),
+    ] {
+        events.get_or_create(&[("kind", kind)]).inc_by(value);
+    }
+    let what = "What became of blocks that were found not to be what was written";
+    registry.register("healing_events", what, events);
 }
 
 /// Volumes that are brought up to date because no host uses them.

@@ -1,22 +1,25 @@
 //! Slices as NVMe namespaces: commands of the target become requests to stores, answers find back.
 
 use crate::faults::status_of;
+use crate::healing::{Finder, Healing, Looked, Place};
 use crate::orders::Fill;
 use crate::tidy::{Ask, DropCounters, Tidy};
 use crate::vendor;
+use control::core::STORAGED_HOST_NQN_PREFIX;
 use nvmf::proto::status::Status;
+use nvmf::proto::vendor::opcode::READ_REPLICA;
 use nvmf::target::{
     AssociationId, Command, CommandId, CommandKind, NamespaceFacts, Namespaces, Reply, ReplyData,
 };
-use reactor::{Completion, Driver};
+use reactor::{Buf, BufMut, Completion, Driver};
 use shardmap::generations::VolumeGenerations;
-use shardmap::units::{BlockRange, Blocks, EXTENT_BLOCKS, Generation, Lba, Nsid};
-use std::collections::{BTreeMap, BTreeSet};
+use shardmap::units::{BLOCK_BYTES, BlockRange, Blocks, EXTENT_BLOCKS, Generation, Lba, Nsid};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use store::{
-    ScrubPace, SliceSpec, SliceState, Store, StoreEvent, StoreFault, StoreOp, StoreReply,
-    StoreRequest,
+    Healed, Rot, ScrubPace, SliceSpec, SliceState, Store, StoreEvent, StoreFault, StoreOp,
+    StoreReply, StoreRequest,
 };
 use uuid::Uuid;
 
@@ -26,6 +29,27 @@ const CONTROL_BIT: u64 = 1 << 63;
 const FAREWELL_BIT: u64 = 1 << 62;
 /// What lets deleted generations go carries this one, the NSID shifted by one, and 1 for a drop.
 const TIDY_BIT: u64 = 1 << 61;
+
+/// What heals blocks carries this one, and 1 for an offer.
+const HEAL_BIT: u64 = 1 << 60;
+const ANY_BIT: u64 = CONTROL_BIT | FAREWELL_BIT | TIDY_BIT | HEAL_BIT;
+
+/// A block that is not what was written there.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) store_index: usize,
+    pub(crate) rot: Rot,
+    pub(crate) by: Finder,
+}
+
+/// A store's answer to what heals a block.
+#[derive(Debug)]
+pub(crate) enum HealAnswer {
+    /// It was looked at.
+    Looked(Looked),
+    /// Bytes were offered; `None`: the store could not write them.
+    Offered(Option<Healed>),
+}
 
 /// What a request to a store was made for.
 #[derive(Debug)]
@@ -37,6 +61,8 @@ struct Pending {
     group: Option<u64>,
     /// The slice, if deleted generations of it may be let go after this.
     completes: Option<Nsid>,
+    /// Of a read: which store and generation.
+    reads: Option<(usize, Generation)>,
 }
 
 /// A Deallocate of several ranges is answered once, when the last range is.
@@ -69,6 +95,9 @@ pub struct Slices {
     events: Vec<(usize, StoreEvent)>,
     scratch: Vec<StoreEvent>,
     replies: Vec<Reply>,
+    /// Blocks that are not what was written, to be told to who heals them.
+    found: Vec<Found>,
+    heal_answers: VecDeque<HealAnswer>,
 }
 
 /// What the app must know of a store's events, beyond answers to the target.
@@ -116,6 +145,8 @@ impl Slices {
             events: Vec::new(),
             scratch: Vec::new(),
             replies: Vec::new(),
+            found: Vec::new(),
+            heal_answers: VecDeque::new(),
         }
     }
 
@@ -338,9 +369,13 @@ impl Slices {
                 self.stores[index] = None;
                 Some(Notable::Failed(index, fault.to_string()))
             }
-            StoreEvent::Rotten { first, blocks } => {
-                tracing::error!(volume = %first.volume, lba = first.lba.0, generation = first.generation.0,
-                    nsid = %first.nsid, blocks, "the scrub found blocks that are spoiled on the disk");
+            StoreEvent::Rotten { blocks } => {
+                let found = blocks.into_iter().map(|rot| Found {
+                    store_index: index,
+                    rot,
+                    by: Finder::Scrub,
+                });
+                self.found.extend(found);
                 None
             }
             StoreEvent::Poisoned(fault) => Some(Notable::Poisoned(index, fault.to_string())),
@@ -359,6 +394,10 @@ impl Slices {
             } if id & CONTROL_BIT != 0 => {
                 self.awaited.insert(parent.nsid);
                 Some(Notable::CloneWaits(nsid))
+            }
+            StoreEvent::Reply { id, result } if id & HEAL_BIT != 0 => {
+                self.on_heal_answer(id & 1 == 1, result);
+                None
             }
             StoreEvent::Reply { id, result } if id & CONTROL_BIT != 0 => {
                 Some(self.on_slice_done(index, id, result.err().map(|f| f.to_string())))
@@ -404,9 +443,7 @@ impl Slices {
         let status = match &result {
             Ok(_) => Status::SUCCESS,
             Err(fault) => {
-                if matches!(fault, StoreFault::Rotten { .. }) {
-                    tracing::error!(%fault, "a block on the disk is not what was written there");
-                }
+                self.note_spoiled(&pending, fault);
                 status_of(fault)
             }
         };
@@ -440,6 +477,118 @@ impl Slices {
         self.replies.push(reply);
     }
 
+    /// A read that failed at the medium names a block for healing.
+    fn note_spoiled(&mut self, pending: &Pending, fault: &StoreFault) {
+        let Some((store_index, generation)) = pending.reads else {
+            return;
+        };
+        let (StoreFault::Rotten { nsid, lba, .. }
+        | StoreFault::Medium {
+            what: "read",
+            nsid,
+            lba,
+            ..
+        }) = *fault
+        else {
+            return;
+        };
+        let Some(slice) = self.slice(nsid.0) else {
+            return;
+        };
+        let generation = match generation {
+            Generation(0) => slice.head,
+            other => other,
+        };
+        let rot = Rot {
+            nsid,
+            volume: slice.spec.volume,
+            generation,
+            lba,
+        };
+        self.found.push(Found {
+            store_index,
+            rot,
+            by: Finder::Read,
+        });
+    }
+
+    pub(crate) fn take_found(&mut self) -> Vec<Found> {
+        std::mem::take(&mut self.found)
+    }
+
+    /// Nobody heals.
+    pub(crate) fn log_found(&mut self) {
+        for Found { rot, .. } in self.found.drain(..) {
+            tracing::error!(%rot, "a block on the disk is not what was written there");
+        }
+    }
+
+    pub(crate) const fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    pub(crate) fn take_heal_answer(&mut self) -> Option<HealAnswer> {
+        self.heal_answers.pop_front()
+    }
+
+    /// Reads a block of a store for healing it; [`HealAnswer::Looked`].
+    pub(crate) fn look(&mut self, io: &mut dyn Driver, place: Place, into: BufMut) {
+        let op = StoreOp::ReadReplica {
+            lba: place.lba,
+            generation: place.generation,
+            into,
+        };
+        let id = HEAL_BIT;
+        self.submit_control(io, place.store_index, (id, place.nsid), op);
+    }
+
+    /// Hands a store what another one has of a block; [`HealAnswer::Offered`].
+    pub(crate) fn offer(&mut self, io: &mut dyn Driver, place: Place, data: Buf) {
+        let op = StoreOp::Heal {
+            lba: place.lba,
+            generation: place.generation,
+            data,
+        };
+        let id = HEAL_BIT | 1;
+        self.submit_control(io, place.store_index, (id, place.nsid), op);
+    }
+
+    fn submit_control(
+        &mut self,
+        io: &mut dyn Driver,
+        index: usize,
+        (id, slice): (u64, Nsid),
+        op: StoreOp,
+    ) {
+        let association = 0;
+        let request = StoreRequest {
+            id,
+            slice,
+            association,
+            op,
+        };
+        self.submit(io, index, request);
+    }
+
+    fn on_heal_answer(&mut self, offered: bool, result: Result<StoreReply, StoreFault>) {
+        let answer = if offered {
+            HealAnswer::Offered(match result {
+                Ok(StoreReply::Healed(healed)) => Some(healed),
+                Ok(_) => unreachable!("an offer is answered by what became of it"),
+                Err(fault) => {
+                    tracing::warn!(%fault, "a spoiled block was not written again");
+                    None
+                }
+            })
+        } else {
+            HealAnswer::Looked(match result {
+                Ok(_) => Looked::Sound,
+                Err(fault) => looked(&fault),
+            })
+        };
+        self.heal_answers.push_back(answer);
+    }
+
     fn on_group_part(&mut self, id: CommandId, group: u64, status: Status) {
         let parts = self
             .groups
@@ -464,9 +613,11 @@ impl Slices {
     }
 
     /// Publishes the fill of every store.
-    pub(crate) fn publish_all(&self) {
+    pub(crate) fn publish_all(&self, healing: Option<&Healing>) {
         for (index, _) in self.stores() {
             self.publish(index);
+            let spoiled = healing.map_or(0, |h| h.findings_of(index));
+            self.fills[index].publish_spoiled(spoiled as u64);
         }
     }
 
@@ -477,7 +628,7 @@ impl Slices {
 
     fn begin(&mut self, io: &mut dyn Driver, command: &Head, op: StoreOp, pending: Pending) {
         let id = self.next_id;
-        self.next_id = (self.next_id + 1) & !(CONTROL_BIT | FAREWELL_BIT | TIDY_BIT);
+        self.next_id = (self.next_id + 1) & !ANY_BIT;
         self.pending.insert(id, pending);
         let association = command.association.0;
         let slice = Nsid(command.nsid);
@@ -516,6 +667,7 @@ impl Slices {
                 vendor: None,
                 group: Some(group),
                 completes: None,
+                reads: None,
             };
             let op = StoreOp::Zero {
                 range,
@@ -526,6 +678,45 @@ impl Slices {
             self.begin(io, head, op, pending);
         }
     }
+}
+
+/// What a look that failed has shown.
+fn looked(fault: &StoreFault) -> Looked {
+    match fault {
+        StoreFault::Rotten { .. } | StoreFault::Medium { .. } => Looked::Spoiled,
+        StoreFault::UnknownSlice { .. }
+        | StoreFault::OutOfRange { .. }
+        | StoreFault::ShardNotHere { .. } => Looked::Gone,
+        // An incomplete slice is resilvered, and looked at again after that.
+        StoreFault::Incomplete { .. }
+        | StoreFault::Busy { .. }
+        | StoreFault::Stopping
+        | StoreFault::Poisoned { .. }
+        | StoreFault::Open(_)
+        | StoreFault::WrongVolume { .. }
+        | StoreFault::SliceExists { .. }
+        | StoreFault::BadSpec { .. }
+        | StoreFault::Fenced { .. }
+        | StoreFault::SessionRevoked { .. }
+        | StoreFault::NotOpen { .. }
+        | StoreFault::TooLong { .. }
+        | StoreFault::WrongGeneration { .. }
+        | StoreFault::UnknownGeneration { .. }
+        | StoreFault::TooManySnapshots { .. }
+        | StoreFault::ParentNotComplete { .. }
+        | StoreFault::HasClones { .. }
+        | StoreFault::UnknownTick { .. }
+        | StoreFault::NoSpace { .. }
+        | StoreFault::NoPages { .. } => Looked::Later,
+    }
+}
+
+/// The generation that a read is of.
+fn read_generation(op: &StoreOp) -> Option<Generation> {
+    if let StoreOp::Read { generation, .. } | StoreOp::ReadReplica { generation, .. } = op {
+        return Some(*generation);
+    }
+    None
 }
 
 /// An answer without data: a refusal, or plain success.
@@ -592,6 +783,38 @@ fn operation(kind: CommandKind) -> Result<(StoreOp, Option<(u8, u32)>), Status> 
     Ok((op, None))
 }
 
+impl Slices {
+    /// The same. Reads of replicas are for storageds only, and need a buffer.
+    fn operation_of(
+        &self,
+        io: &mut dyn Driver,
+        association: AssociationId,
+        kind: CommandKind,
+    ) -> Result<(StoreOp, Option<(u8, u32)>), Status> {
+        let CommandKind::Vendor {
+            opcode: READ_REPLICA,
+            cdw10_15,
+            reply_len_bytes,
+            ..
+        } = kind
+        else {
+            return operation(kind);
+        };
+        let (lba, generation) = vendor::replica(cdw10_15)?;
+        let guest = self.guests.get(&association);
+        if !guest.is_some_and(|nqn| nqn.starts_with(STORAGED_HOST_NQN_PREFIX)) {
+            return Err(Status::NOT_OPEN);
+        }
+        let into = io.arena().take(BLOCK_BYTES);
+        let op = StoreOp::ReadReplica {
+            lba,
+            generation,
+            into: into.ok_or(Status::COMMAND_INTERRUPTED)?,
+        };
+        Ok((op, Some((READ_REPLICA, reply_len_bytes))))
+    }
+}
+
 /// What all parts of a command share.
 struct Head {
     id: CommandId,
@@ -654,14 +877,16 @@ impl Namespaces for Slices {
         if let CommandKind::Deallocate { ranges } = &kind {
             return self.begin_deallocate(io, &head, ranges);
         }
-        match operation(kind) {
+        match self.operation_of(io, association, kind) {
             Ok((op, vendor)) => {
+                let reads = read_generation(&op);
                 let completes = matches!(op, StoreOp::Complete(_) | StoreOp::CompleteGeneration(_));
                 let pending = Pending {
                     id,
                     vendor,
                     group: None,
                     completes: completes.then_some(Nsid(nsid)),
+                    reads: reads.map(|generation| (home, generation)),
                 };
                 self.begin(io, &head, op, pending);
             }

@@ -1,5 +1,6 @@
 //! What control and the reactor thread say to each other.
 
+use crate::healing::{Healing, Replicas};
 use crate::hosting::Hosting;
 use crate::maintenance::Ending;
 use crate::namespaces::Slices;
@@ -55,6 +56,8 @@ pub enum Order {
     Generations(VolumeId, VolumeGenerations),
     /// metad has answered [`MaintenanceNews::AskMetad`].
     Metad(MetadAnswer),
+    /// The slices of a volume, as metad has them; `None`: it does not answer, or has no such volume.
+    Replicas(VolumeId, Option<Replicas>),
     /// Let somebody look at the figures.
     Look(Look),
     /// Stop in order: nothing new, stores flushed and marked clean.
@@ -70,6 +73,8 @@ pub struct Figures<'a> {
     pub target: &'a Target,
     /// Volumes that are brought up to date.
     pub hosting: &'a Hosting,
+    /// Spoiled blocks.
+    pub healing: Option<&'a Healing>,
     /// What its reactor did.
     pub reactor: reactor::Counters,
 }
@@ -128,6 +133,9 @@ pub enum News {
     CloneWaits(Nsid),
     /// A slice is whole, or has another complete snapshot.
     SliceChanged(Nsid),
+    /// A block is to be healed: metad is to name the slices of its volume. Answered by
+    /// [`Order::Replicas`]; one at a time, and again if no answer comes.
+    FindReplicas(VolumeId),
     /// Of a volume that is brought up to date. What is lost of it on the way is made good for: the
     /// volume repeats what it asks for, and is looked at.
     Maintenance(MaintenanceNews),
@@ -181,6 +189,7 @@ pub type Tell = Box<dyn FnMut(News) -> bool>;
 pub struct Fill {
     used_bytes: AtomicU64,
     capacity_bytes: AtomicU64,
+    spoiled_blocks: AtomicU64,
 }
 
 impl Fill {
@@ -191,6 +200,16 @@ impl Fill {
             .store(usage.capacity_bytes - usage.free_bytes, Ordering::Relaxed);
         self.capacity_bytes
             .store(usage.capacity_bytes, Ordering::Relaxed);
+    }
+
+    /// The reactor's side: blocks of the store that are not what was written, and not healed yet.
+    pub(crate) fn publish_spoiled(&self, blocks: u64) {
+        self.spoiled_blocks.store(blocks, Ordering::Relaxed);
+    }
+
+    /// Blocks that are not what was written, and not healed yet.
+    pub fn spoiled_blocks(&self) -> u64 {
+        self.spoiled_blocks.load(Ordering::Relaxed)
     }
 
     /// Used and usable bytes.

@@ -69,6 +69,16 @@ pub(crate) fn operation(op: u8, cdws: [u32; 6], data: Option<&[u8]>) -> Result<S
     }
 }
 
+/// Block and generation of a read for healing another replica.
+pub(crate) fn replica(cdws: [u32; 6]) -> Result<(Lba, Generation), Status> {
+    let [version, low, high, generation, ..] = cdws;
+    if version & 0xffff != u32::from(vendor::PROTOCOL_VERSION) {
+        return Err(Status::PROTOCOL_VERSION);
+    }
+    let lba = Lba(u64::from(low) | u64::from(high) << 32);
+    Ok((lba, Generation(generation)))
+}
+
 fn fixed<T: FromBytes>(data: &[u8]) -> Result<T, Status> {
     let (value, _) = T::read_from_prefix(data).map_err(|_| Status::SGL_LENGTH_INVALID)?;
     Ok(value)
@@ -93,7 +103,8 @@ pub(crate) fn answer(
     reply_bytes_max: u32,
 ) -> Result<(u64, Vec<u8>), Status> {
     let (result, data) = match reply {
-        StoreReply::Done | StoreReply::Read(_) => (0, Vec::new()),
+        StoreReply::Done | StoreReply::Healed(_) => (0, Vec::new()),
+        StoreReply::Read(block) => (0, block.bytes().to_vec()),
         StoreReply::Generations(all) => (0, all.iter().flat_map(generation).collect()),
         StoreReply::State(state) if op == opcode::OPEN_SLICE => (state.incarnation.0, Vec::new()),
         StoreReply::State(state) => (0, state_of(state).as_bytes().to_vec()),

@@ -258,7 +258,10 @@ impl Server {
                     StoreEvent::OpenFailed(fault) | StoreEvent::Poisoned(fault) => {
                         self.fail(fault.to_string());
                     }
-                    StoreEvent::Rotten { first, .. } => self.fail(first.to_string()),
+                    StoreEvent::Rotten { blocks } => {
+                        let first = blocks.first().map(ToString::to_string);
+                        self.fail(first.unwrap_or_default());
+                    }
                     StoreEvent::Stopped => self.stage = Stage::Over,
                 }
             }

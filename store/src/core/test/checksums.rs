@@ -2,7 +2,7 @@
 
 use super::device::{BLOCK, Coin};
 use super::world::{Pending, World, range, read, write, zero};
-use crate::core::facts::StoreFault;
+use crate::core::facts::{Scrubbed, StoreFault};
 use crate::core::io::{Answer, Command, Event};
 use shardmap::units::{Generation, Lba, Nsid};
 
@@ -444,7 +444,7 @@ fn checksum_blocks_come_and_go() {
     assert!(counts.checksum_blocks_written > 10 && counts.checksum_blocks_read > 10);
 }
 
-fn scrub_pass(world: &mut World) -> Vec<crate::core::facts::Scrubbed> {
+fn scrub_pass(world: &mut World) -> Vec<Scrubbed> {
     let mut all = Vec::new();
     loop {
         let Answer::Scrubbed(found) = world.ok(1, Command::Scrub) else {
@@ -480,12 +480,11 @@ fn a_scrub_reads_every_cell_once_and_tells_where_rot_is() {
     let found = scrub_pass(&mut world);
     let bad: Vec<_> = found
         .iter()
-        .filter_map(|s| {
-            s.first_bad
-                .map(|r| (s.rotten, r.nsid.0, r.generation.0, r.lba.0))
-        })
+        .flat_map(Scrubbed::found)
+        .map(|r| (r.nsid.0, r.generation.0, r.lba.0))
         .collect();
-    assert_eq!(bad, [(1, 1, 2, 2), (2, 1, 1, 17)]);
+    assert_eq!(bad, [(1, 2, 2), (1, 1, 17), (1, 1, 18)]);
+    assert_eq!(found.iter().map(|s| s.rotten).sum::<u64>(), 3);
     // A cell that cannot be read is told, and the scrub goes on.
     let id = world.submit(1, Command::Scrub);
     assert!(world.fail(|p| matches!(p, Pending::Read { .. })));
@@ -494,6 +493,7 @@ fn a_scrub_reads_every_cell_once_and_tells_where_rot_is() {
         panic!("a scrub")
     };
     assert_eq!((found.unreadable, found.rotten), (16, 0));
+    assert_eq!(found.found().count(), 16);
     assert_eq!(scrub_pass(&mut world).len(), 3);
 }
 

@@ -6,6 +6,7 @@ mod crash;
 mod device;
 mod enumerate;
 mod generations;
+mod heal;
 mod model;
 mod record;
 mod rules;

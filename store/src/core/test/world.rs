@@ -90,6 +90,8 @@ pub(super) struct World {
     pub(super) volatile_cache: bool,
     /// Most checksum blocks in memory.
     pub(super) checksum_limit: usize,
+    /// The bytes of the next heal.
+    pub(super) offered: Option<Content>,
     next_id: u32,
     next_nsid: u32,
     epoch: u64,
@@ -186,6 +188,7 @@ impl World {
             can_trim: true,
             volatile_cache: true,
             checksum_limit: checksums.unwrap_or(0),
+            offered: None,
             next_id: 0,
             next_nsid: 3,
             epoch: 0,
@@ -388,6 +391,9 @@ impl World {
         offset: u64,
     ) -> Vec<(u64, Content)> {
         let out = &self.outstanding[&command.0];
+        if let Command::Heal { .. } = out.command {
+            return vec![(offset / BLOCK, out.buffer[0].clone())];
+        }
         let Command::Write { range, .. } = out.command else {
             panic!("writes write")
         };
@@ -565,6 +571,8 @@ impl World {
                 self.model.submitted(key, *range, version, zero);
             }
             Command::Scrub => buffer = vec![b"untouched".to_vec(); 16],
+            Command::ReadReplica { .. } => buffer = vec![b"untouched".to_vec()],
+            Command::Heal { .. } => buffer.extend(self.offered.take()),
             Command::Flush => covers = self.model.completed(nsid),
             _ => {}
         }
@@ -684,6 +692,7 @@ impl World {
             failed: None,
             poisoned: None,
             recorder: None,
+            offered: None,
             ..*self
         }
     }

@@ -28,7 +28,7 @@ pub(super) struct Cluster {
     pub(super) written: BTreeMap<u64, u64>,
 }
 
-fn store(dir: &Path, number: usize) -> PathBuf {
+pub(super) fn store(dir: &Path, number: usize) -> PathBuf {
     dir.join(format!("s{number}.img"))
 }
 
@@ -123,6 +123,15 @@ impl Cluster {
 
     pub(super) fn kill(&mut self, number: usize) {
         self.servers.remove(&number).unwrap().kill_9();
+    }
+
+    /// Stops a storaged in order.
+    pub(super) fn stop_one(&mut self, number: usize) {
+        self.servers.remove(&number).unwrap().stop();
+    }
+
+    pub(super) fn log(&self, number: usize) -> String {
+        self.servers[&number].log()
     }
 
     pub(super) async fn write(

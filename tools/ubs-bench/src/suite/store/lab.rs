@@ -246,7 +246,9 @@ impl Shell {
                 StoreEvent::OpenFailed(fault) | StoreEvent::Poisoned(fault) => {
                     self.problem = Some(fault.to_string());
                 }
-                StoreEvent::Rotten { first, .. } => self.problem = Some(first.to_string()),
+                StoreEvent::Rotten { blocks } => {
+                    self.problem = blocks.first().map(ToString::to_string)
+                }
                 StoreEvent::Stopped => self.stopped = true,
             }
         }
