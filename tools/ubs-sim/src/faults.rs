@@ -181,7 +181,7 @@ impl Sim {
         }
     }
 
-    fn trouble(&mut self, what: std::fmt::Arguments<'_>) {
+    pub(crate) fn trouble(&mut self, what: std::fmt::Arguments<'_>) {
         self.faults_count += 1;
         self.say(format_args!("FAULT {what}"));
     }
@@ -273,7 +273,7 @@ impl Sim {
         }
     }
 
-    fn the_client(&self) -> Option<usize> {
+    pub(crate) fn the_client(&self) -> Option<usize> {
         let era = self.oracle.era();
         self.hosts.iter().position(|h| h.serving == Some(era))
     }
@@ -509,6 +509,7 @@ impl Sim {
             return false;
         }
         let seq = volume.seq;
+        self.unspoil_all();
         self.trouble(format_args!(
             "server {index}: its disk is lost and replaced by a blank one"
         ));
@@ -525,7 +526,7 @@ impl Sim {
     }
 
     /// Whether every slice of the volume is there and whole. A store that is down is not.
-    fn no_slice_is_incomplete(&self) -> bool {
+    pub(crate) fn no_slice_is_incomplete(&self) -> bool {
         let volume = self.recorded();
         volume
             .map

@@ -16,6 +16,7 @@ mod oracle;
 mod plan;
 mod rare;
 mod recorder;
+mod rotting;
 mod run;
 mod runner;
 mod scripts;

@@ -106,6 +106,18 @@ rare! {
     ChoiceAbandoned = "source lost while its copies waited in a disk", true;
     /// Zeroes came while a blank store was about to join, and its sources did not get to them.
     ZeroedWhileJoining = "zeroed on a blank store only, which then joined", true;
+    /// A disk spoiled a block, silently.
+    Spoiled = "a block spoiled on its disk", true;
+    /// It wrote a block over another one's place.
+    SpoiledByAnother = "a block spoiled by another one's content", true;
+    /// A block of a snapshot.
+    SpoiledSnapshot = "a block of a snapshot spoiled", true;
+    /// Its storaged wrote it again, from another server's replica.
+    Healed = "spoiled block healed from another replica", true;
+    /// A host wrote to it while another replica was read for it.
+    HealRaced = "spoiled block written over while it was to be healed", true;
+    /// Another replica had something else than what was written.
+    HealRefused = "another replica's content refused for healing", false;
     /// An answer of metad was lost.
     AnswerLost = "answer of metad lost", true;
     /// A command reached metad more than once.

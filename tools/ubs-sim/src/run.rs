@@ -122,19 +122,29 @@ fn in_trouble_or_panic(sim: &mut Sim, what: impl FnOnce(&mut Sim)) {
 /// The ten minutes, and what must hold after them.
 fn live(sim: &mut Sim) {
     sim.user_pauses();
+    sim.rot_later();
     sim.run_for(TROUBLE_S);
     sim.heal();
+    sim.prove_nothing_is_spoiled();
     sim.prove_replicas_equal();
     sim.prove_generations_equal();
     sim.prove_a_detach_in_order();
     sim.prove_nothing_is_lost_without_power();
     sim.prove_space_comes_back();
-    (0..sim.servers.len()).for_each(|server| sim.note_counts(server));
+    for server in 0..sim.servers.len() {
+        sim.note_counts(server);
+        sim.note_healing(server);
+    }
 }
 
 impl Sim {
     /// Waits for something that must come; what is missing is a finding.
-    fn must(&mut self, seconds: u64, what: &str, done: impl FnMut(&Self) -> bool) -> bool {
+    pub(crate) fn must(
+        &mut self,
+        seconds: u64,
+        what: &str,
+        done: impl FnMut(&Self) -> bool,
+    ) -> bool {
         if self.found.is_some() {
             return false;
         }
@@ -313,6 +323,7 @@ impl Sim {
         self.world
             .disk_ref(self.servers[index].node, path())
             .peek(offset, &mut bytes);
+        self.see_through(index, offset, &mut bytes);
         stamp::sequence_of(&bytes, block)
             .map_err(|broken| format!("block {block} on server {index} is {broken:?}"))
     }

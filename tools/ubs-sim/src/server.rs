@@ -124,6 +124,7 @@ impl Sim {
         let (node, life, uuid) = (server.node, server.life, server.uuid);
         let listen = SocketAddr::new(self.world.ip(node), PORT);
         let inbox = self.inbox.clone();
+        let heals = self.rotting.is_on();
         let mut orders = None;
         self.world.set_clock(node, ahead_ns, fast_ppm);
         let app = self.world.boot(node, |io| {
@@ -142,7 +143,7 @@ impl Sim {
                 vec![PathBuf::from(path())],
                 Arc::from([storaged::Fill::default()]),
             );
-            Storaged::new(
+            let storaged = Storaged::new(
                 stores,
                 (listen, Target::new(config)),
                 storaged::Hosting::new(uuid),
@@ -152,7 +153,12 @@ impl Sim {
             .scrubbed(Some(ScrubPace {
                 period: std::time::Duration::from_secs(20),
                 bytes_per_s_max: 4 << 20,
-            }))
+            }));
+            if heals {
+                storaged.healed(uuid)
+            } else {
+                storaged
+            }
         });
         let server = &mut self.servers[index];
         (server.app, server.orders) = (Some(app), orders);
@@ -162,7 +168,7 @@ impl Sim {
         self.order(index, Order::Open { cluster: CLUSTER });
     }
 
-    fn order(&mut self, index: usize, order: Order) {
+    pub(crate) fn order(&mut self, index: usize, order: Order) {
         if let Some(orders) = &self.servers[index].orders {
             orders.send(order).expect("few orders");
         }
@@ -182,15 +188,15 @@ impl Sim {
         Some(look(store))
     }
 
-    /// Counts what its store has merged. Disks here lose and tear, but they do not rot: a checksum that
-    /// does not match is a false alarm.
+    /// Counts what its store has merged and healed. Where disks lose and tear, but do not rot, a checksum
+    /// that does not match is a false alarm.
     pub(crate) fn note_counts(&mut self, index: usize) {
         let store = self.servers[index].store;
         let counts = store.and_then(|store| self.with_store(store, |it| it.counters().core));
         if let Some(counts) = counts {
             let merged = counts.cells_moved + counts.cells_copied;
             self.rare.add(Rare::Merged, merged);
-            if counts.blocks_rotten > 0 {
+            if counts.blocks_rotten > 0 && !self.rotting.is_on() {
                 let rotten = counts.blocks_rotten;
                 self.find(format!("server {index}: {rotten} blocks taken for rotten"));
             }
@@ -200,6 +206,7 @@ impl Sim {
     /// The process is gone.
     fn server_is_down(&mut self, index: usize, in_order: bool) {
         self.note_counts(index);
+        self.note_healing(index);
         let now_ns = self.world.now_ns();
         let server = &mut self.servers[index];
         (server.app, server.orders, server.listening) = (None, None, false);
@@ -213,6 +220,7 @@ impl Sim {
     /// `kill -9`.
     pub(crate) fn crash_server(&mut self, index: usize) {
         if self.servers[index].is_up() {
+            self.unspoil(index, false);
             self.world.crash(self.servers[index].node);
             self.server_is_down(index, false);
         }
@@ -220,6 +228,7 @@ impl Sim {
 
     /// Power loss.
     pub(crate) fn cut_server(&mut self, index: usize) {
+        self.unspoil(index, true);
         self.world.power_cut(self.servers[index].node);
         self.server_is_down(index, false);
     }
@@ -284,6 +293,7 @@ impl Sim {
                 let orders = self.servers[index].wanted.parent_changed(nsid);
                 orders.into_iter().for_each(|o| self.order(index, o));
             }
+            News::FindReplicas(_) => self.on_find_replicas(index),
             News::SliceDone {
                 nsid,
                 removal,

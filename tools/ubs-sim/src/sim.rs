@@ -8,6 +8,7 @@ use crate::oracle::Oracle;
 use crate::plan::Plan;
 use crate::rare::Counts;
 use crate::recorder::Recorder;
+use crate::rotting::Rotting;
 use crate::run::Finding;
 use crate::scripts::Scripts;
 use crate::server::Server;
@@ -70,6 +71,12 @@ pub(crate) enum Task {
     User,
     /// The user does it.
     UserActs,
+    /// A disk may spoil something.
+    Rot,
+    /// A host writes over a block that is spoiled.
+    WriteOver(u64),
+    /// metad has said who has slices of the volume.
+    Replicas(Party, u32),
     /// The next scene of a script, if it is still that one's turn.
     Script(u64),
 }
@@ -130,6 +137,7 @@ pub(crate) struct Sim {
     pub(crate) log: Log,
     pub(crate) snapshots: Snapshots,
     pub(crate) scripts: Scripts,
+    pub(crate) rotting: Rotting,
     /// When eras began, in the oracle's time.
     pub(crate) eras: BTreeMap<u32, u64>,
     pub(crate) next_op: u64,
@@ -190,6 +198,7 @@ impl Sim {
             oracle: Oracle::default(),
             log: Log::default(),
             snapshots,
+            rotting: Rotting::draw(seed),
             scripts: Scripts::draw(Prng::new(seed ^ SCRIPT_SEED)),
             eras: BTreeMap::new(),
             next_op: 1,
@@ -377,6 +386,7 @@ impl Sim {
             Task::Look(party, life)
             | Task::Work(party, life)
             | Task::AttachAgain(party, life)
+            | Task::Replicas(party, life)
             | Task::Replug(party, life) => {
                 let up = match party {
                     Party::Server(index) => self.servers[index].is_up(),
@@ -393,6 +403,8 @@ impl Sim {
             Task::Ease(ease) => self.on_ease(ease),
             Task::User => self.on_user(),
             Task::UserActs => self.use_snapshots(),
+            Task::Rot => self.on_rot(),
+            Task::WriteOver(block) => self.write_over(block),
             Task::Script(of) => self.on_script(of),
             Task::Boot(Party::Operator) => unreachable!("people do not boot"),
         }
@@ -402,6 +414,7 @@ impl Sim {
         match (task, party) {
             (Task::Look(..), party) => self.on_look(party),
             (Task::Work(..), Party::Host(index)) => self.on_work(index),
+            (Task::Replicas(..), Party::Server(index)) => self.tell_replicas(index),
             (Task::AttachAgain(..), Party::Host(index)) => self.on_attach_again(index),
             (Task::Replug(..), Party::Host(index)) => self.on_replug(index),
             (task, party) => unreachable!("{task:?} for {party:?}"),
@@ -424,6 +437,9 @@ impl Sim {
             | Task::Ease(_)
             | Task::User
             | Task::UserActs
+            | Task::Rot
+            | Task::WriteOver(_)
+            | Task::Replicas(..)
             | Task::Script(_) => {
                 return None;
             }
