@@ -1,7 +1,8 @@
 //! What each daemon should be doing, derived from the state.
 //!
-//! A daemon watches its list by the log index of the last change to it (`desired_index` of its
-//! server or host), so a watch can be resumed on any member and never needs polling.
+//! A daemon watches its list by when it last changed (`desired_index` of its server or host: the log
+//! index, past all of earlier lineages), so a watch can be resumed on any member, also one that was
+//! restored from a backup, and never needs polling.
 
 use super::command::SliceAddress;
 use super::model::{HostId, Phase, State, Volume, reader_host_nqn, storaged_host_nqn};

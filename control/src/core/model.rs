@@ -139,7 +139,7 @@ pub struct Server {
     pub labels: BTreeMap<String, String>,
     /// What the operator wants of it.
     pub standing: Standing,
-    /// Log index of the last change to what its storaged should do.
+    /// When what its storaged should do last changed: the log index, past all of earlier lineages.
     pub desired_index: u64,
 }
 
@@ -181,7 +181,7 @@ pub struct Host {
     pub name: String,
     /// NQN its initiator uses.
     pub host_nqn: String,
-    /// Log index of the last change to what its clientd should do.
+    /// When what its clientd should do last changed: the log index, past all of earlier lineages.
     pub desired_index: u64,
 }
 

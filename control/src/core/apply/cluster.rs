@@ -101,7 +101,7 @@ impl Step<'_> {
             subsystem_nqn: new.subsystem_nqn,
             labels: new.labels,
             standing: Standing::Active,
-            desired_index: self.index,
+            desired_index: self.turn(),
         };
         self.state.servers.insert(id, server);
         self.say(Change::ServerRegistered(id));
@@ -268,7 +268,7 @@ impl Step<'_> {
             uuid: new.uuid,
             name: new.name,
             host_nqn: new.host_nqn,
-            desired_index: self.index,
+            desired_index: self.turn(),
         };
         self.state.hosts.insert(id, host);
         self.say(Change::HostRegistered(id));
@@ -278,8 +278,9 @@ impl Step<'_> {
 
     /// Storageds learn which hosts and which of each other are known together with their slices.
     pub(super) fn wake_servers(&mut self) {
+        let turn = self.turn();
         for server in self.state.servers.values_mut() {
-            server.desired_index = self.index;
+            server.desired_index = turn;
         }
     }
 

@@ -82,7 +82,7 @@ impl Step<'_> {
             return;
         };
         let before = volume.maintenance;
-        let now = maintenance_of(self.state, self.index, (id, volume));
+        let now = maintenance_of(self.state, self.turn(), (id, volume));
         if before != now {
             self.set_maintenance(id, now);
         }
@@ -107,7 +107,7 @@ impl Step<'_> {
     pub(super) fn hurry_maintenance(&mut self, id: VolumeId) {
         let waiting = self.state.volumes.get(&id).and_then(|v| v.maintenance);
         if let Some(waiting) = waiting {
-            let due_index = self.index;
+            let due_index = self.turn();
             let again = Maintenance {
                 due_index,
                 ..waiting
@@ -150,7 +150,7 @@ impl Step<'_> {
         id: VolumeId,
         server: ServerId,
     ) -> Result<Reply, Refusal> {
-        let index = self.index;
+        let due_index = self.turn();
         let Some(volume) = self.state.volumes.get(&id) else {
             return Err(Refusal::not_found("volume", id));
         };
@@ -170,7 +170,7 @@ impl Step<'_> {
         let to = Maintenance {
             server,
             epoch: None,
-            due_index: index,
+            due_index,
         };
         self.set_maintenance(id, Some(to));
         if before.epoch.is_some() {

@@ -219,6 +219,13 @@ impl Step<'_> {
         self.changes.push(change);
     }
 
+    /// The turn that a daemon is woken with: grows with the log, and from one lineage to the next, whose
+    /// log may be shorter than what daemons have seen of the one before.
+    fn turn(&self) -> u64 {
+        let lineage = self.state.cluster.as_ref().map_or(1, |c| c.lineage);
+        (u64::from(lineage.saturating_sub(1)) << 48) + self.index
+    }
+
     /// The storaged of this store has something new to do.
     fn wake_store(&mut self, store: StoreId) {
         if let Some(server) = self.state.stores.get(&store).map(|s| s.server) {
@@ -228,15 +235,17 @@ impl Step<'_> {
 
     /// The storaged of this server has something new to do.
     fn wake_server(&mut self, server: ServerId) {
+        let turn = self.turn();
         if let Some(server) = self.state.servers.get_mut(&server) {
-            server.desired_index = self.index;
+            server.desired_index = turn;
         }
     }
 
     /// The clientd of this host has something new to do.
     fn wake_host(&mut self, host: HostId) {
+        let turn = self.turn();
         if let Some(host) = self.state.hosts.get_mut(&host) {
-            host.desired_index = self.index;
+            host.desired_index = turn;
         }
     }
 

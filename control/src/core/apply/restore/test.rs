@@ -2,7 +2,7 @@
 
 use crate::core::desire::slices_of_server;
 use crate::core::test::{Cluster0, VOL, stores};
-use crate::core::{Command, RefusalCode, Reply, limits};
+use crate::core::{Command, HostId, RefusalCode, Reply, limits};
 use shardmap::units::{Epoch, MembershipSeq, ServerId};
 
 /// A state restored from a backup with the three stores in sync at seq 1, as its lineage begins.
@@ -39,6 +39,23 @@ fn after_a_restore_epochs_are_past_all_that_was_seen_and_nobody_holds_a_volume()
     for slice in slices_of_server(&it.state, ServerId(1)) {
         assert!(slice.confirmed, "one made anew must not look whole");
     }
+}
+
+#[test]
+fn daemons_that_have_seen_more_of_the_lost_history_are_woken() {
+    let mut it = restored();
+    let seen = 1 << 40; // a log that was much longer than the backup's
+    let woken = |it: &Cluster0| {
+        let servers = it.state.servers.values().map(|s| s.desired_index);
+        servers
+            .chain(it.state.hosts.values().map(|h| h.desired_index))
+            .collect::<Vec<_>>()
+    };
+    let first = woken(&it);
+    assert!(first.iter().all(|turn| *turn > seen), "{first:?}");
+    it.run(Command::ClearDesiredAttachment { volume: VOL });
+    let host = HostId(1);
+    assert!(it.state.hosts[&host].desired_index > first[3]);
 }
 
 #[test]
