@@ -238,10 +238,7 @@ impl Control {
                 self.held.insert(volume, held);
                 self.take(host, volume);
             }
-            (false, Some(held)) if held.stage == Stage::Here => {
-                held.health = VolumeHealth::Detaching;
-                self.order(Order::Detach { volume });
-            }
+            (false, Some(held)) if held.stage == Stage::Here => self.detach(volume),
             (true, Some(held)) if held.stage == Stage::Here => {
                 held.refusal = None;
                 self.pass_changes(volume);
@@ -259,6 +256,13 @@ impl Control {
             }
             (true, None) => {}
         }
+    }
+
+    fn detach(&mut self, volume: VolumeId) {
+        if let Some(held) = self.held.get_mut(&volume) {
+            held.health = VolumeHealth::Detaching;
+        }
+        self.order(Order::Detach { volume });
     }
 
     /// Hands a volume that is here what metad has changed of it.
@@ -388,8 +392,13 @@ impl Control {
                 let held_since = grant.held_since;
                 let grant = Box::new(self.grant(*grant));
                 self.order(Order::Attach { grant, held_since });
-                // metad may have said more since it granted the volume.
-                self.pass_changes(volume);
+                // metad may have said more since it granted the volume; perhaps that it is not wanted
+                // here any more.
+                if self.is_wanted(volume) {
+                    self.pass_changes(volume);
+                } else {
+                    self.detach(volume);
+                }
             }
             Outcome::Granted(volume, Err(error)) => {
                 self.retry_later(volume, &error.to_string());

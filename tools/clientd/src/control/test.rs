@@ -123,6 +123,50 @@ fn a_volume_of_an_earlier_clientd_is_cleared_away_before_it_is_taken_again() {
 }
 
 #[test]
+fn a_volume_that_is_granted_when_it_is_not_wanted_any_more_is_detached() {
+    for forced in [false, true] {
+        let mut control = holding(false);
+        control.held.get_mut(&VOLUME).unwrap().stage = Stage::Asking;
+        if forced {
+            control.wanted.clear();
+        }
+        control.on_outcome(HOST, Outcome::Granted(VOLUME, Ok(Box::new(granted()))));
+        let order = control.orders.recv();
+        assert!(matches!(order, Some(Order::Attach { .. })), "{order:?}");
+        let order = control.orders.recv();
+        let detach = matches!(order, Some(Order::Detach { volume: VOLUME }));
+        assert!(detach, "{order:?}");
+        assert_eq!(control.held[&VOLUME].health, VolumeHealth::Detaching);
+    }
+}
+
+fn granted() -> control::core::AttachGrant {
+    control::core::AttachGrant {
+        volume: VOLUME,
+        name: "v".into(),
+        map: shardmap::map::VolumeMap {
+            size_blocks: 1024,
+            shape: shardmap::map::Shape {
+                shard_blocks: 1024,
+                stride: 1,
+                replicas: 1,
+                layout: shardmap::map::Layout::Ring,
+            },
+            stores: Vec::new(),
+        },
+        epoch: Epoch(1),
+        seq: shardmap::units::MembershipSeq(1),
+        isr: [].into(),
+        verified: true,
+        held_since: Epoch(1),
+        generations: VolumeGenerations::default(),
+        min_in_sync: 1,
+        slices: Vec::new(),
+        view: None,
+    }
+}
+
+#[test]
 fn a_volume_that_has_grown_is_told_once() {
     let mut control = holding(true);
     control.wanted.get_mut(&VOLUME).unwrap().size_blocks = 2048;
