@@ -17,6 +17,7 @@ mod plan;
 mod rare;
 mod recorder;
 mod rotting;
+mod restore;
 mod run;
 mod runner;
 mod scripts;
@@ -25,6 +26,7 @@ mod sim;
 mod snapshots;
 mod stamp;
 mod timeline;
+mod upkeep;
 mod workload;
 
 use clap::{Args, Parser, Subcommand};

@@ -88,14 +88,14 @@ const SOURCES: &[Source] = &[
     Source {
         module: "TraceResilver",
         runs: "clusters-of-two",
-        cargo: &cluster(["2", "3", "11", "29", "57", "62"]),
+        cargo: &cluster(["2", "3", "11", "12", "57", "62"]),
         others: true,
         tampers: CLUSTER_TAMPERS,
     },
     Source {
         module: "TraceResilver",
         runs: "clusters-of-three",
-        cargo: &cluster(["1", "18", "27", "40", "42", "46"]),
+        cargo: &cluster(["1", "15", "16", "18", "42", "46"]),
         others: true,
         tampers: CLUSTER_TAMPERS,
     },
