@@ -7,10 +7,10 @@ mount_cluster() {
     dir=/mnt/cluster/dev
 }
 
-# cluster_up [OPTIONS OF dev up...]: makes or starts it.
+# cluster_up [OPTIONS OF dev up...]: makes or starts it, within UBS_TEST_UP_SECONDS (a busy machine needs more than 90).
 cluster_up() {
     modprobe ublk_drv
-    ubsctl dev up --dir $dir --store-bytes 402653184 --timeout 90 "$@" > /tmp/up.out || { cat /tmp/up.out; lose "dev up"; }
+    ubsctl dev up --dir $dir --store-bytes 402653184 --timeout "${UBS_TEST_UP_SECONDS:-90}" "$@" > /tmp/up.out || { cat /tmp/up.out; lose "dev up"; }
     UBS_METAD=$(sed -n 's/^address = "\(.*\)"/\1/p' $dir/metad1.toml | tr '\n' ',' | sed 's/,$//')
     export UBS_METAD
 }
