@@ -59,7 +59,6 @@ tvars == <<d, se, cl, w, cp, rs, g, k, l, owed>>
 Ev == Traces[k][l]
 B  == CHOOSE b \in Blocks : TRUE
 Reads(x) == IF x = -1 THEN 0 ELSE x
-Is(x, v) == v = -2 \/ Reads(x) = v       \* -2: the recorder does not know
 
 \* The target's last flush left before a write to it was answered.
 FlushTPart == /\ cl.up /\ rs.ph = "copying" /\ Copied /\ rs.t \in Usable
@@ -102,9 +101,9 @@ Step ==
     [] Ev.a = "propose"  -> Propose(cl.isr \ Ev.m) /\ Told(owed)
     [] Ev.a = "exclude"  -> Exclude(cl.isr \ Ev.m) /\ Told(owed)
     [] Ev.a = "join"     -> rs.t = Ev.s /\ Join /\ Told(owed)
-    [] Ev.a = "attach"   -> (\E src \in Ev.m : Attach(Ev.m, src)) /\ Is(Cont(cl'.cur[B]), Ev.v) /\ Told(0)
+    [] Ev.a = "attach"   -> (\E src \in Ev.m : Attach(Ev.m, src)) /\ Reads(Cont(cl'.cur[B])) = Ev.v /\ Told(0)
     [] Ev.a = "gone"     -> ClientGone /\ Told(0)
-    [] Ev.a = "crash"    -> StoreCrash(Ev.s) /\ Is(Cont(d'[Ev.s].v[B]), Ev.v) /\ Told(owed)
+    [] Ev.a = "crash"    -> StoreCrash(Ev.s) /\ Reads(Cont(d'[Ev.s].v[B])) = Ev.v /\ Told(owed)
     [] Ev.a = "loss"     -> DiskLoss(Ev.s) /\ Told(owed)
     [] Ev.a = "resilver" -> (StartRs(Ev.s) \/ StartRsUnheard(Ev.s)) /\ Told(owed)
     [] Ev.a = "planned"  -> rs.t = Ev.s /\ (Plan \/ PlanBlank) /\ rs'.ph = "copying" /\ Told(owed)

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use volume::{CommandFacts, CommandKind, HostBuffer, StoreState, TraceEvent, VolumeEvent};
 
-/// TLC chooses.
-const UNKNOWN: i64 = -2;
+/// Why a run ends where a store cannot be looked into.
+const HIDDEN: &str = "what a store holds cannot be seen";
 
 /// The client that has the volume.
 #[derive(Debug, Default)]
@@ -111,9 +111,9 @@ impl Recorder {
     }
 
     /// The number of a write; zero was never written.
-    fn number(&self, value: u64) -> i64 {
+    fn number(&self, value: u64) -> usize {
         let at = self.sent.iter().position(|v| *v == value);
-        at.map_or(0, |n| i64::try_from(n + 1).expect("few writes"))
+        at.map_or(0, |n| n + 1)
     }
 
     fn attached(&mut self) -> Option<&mut Client> {
@@ -263,6 +263,9 @@ impl Sim {
             return;
         };
         if let Some(store) = store.filter(|s| recorder.stores.contains(s)) {
+            let Some(value) = value else {
+                return recorder.end(HIDDEN);
+            };
             let name = recorder.name(store);
             recorder.log("crash", &format!("s |-> {name}, v |-> {value}"));
         }
@@ -277,24 +280,17 @@ impl Sim {
         }
     }
 
-    /// The number of the write that a store holds of the block.
-    fn value_on(&mut self, store: Option<StoreId>) -> i64 {
-        let Some(recorder) = &self.recorder else {
-            return UNKNOWN;
-        };
+    /// The number of the write that a store holds of the block, if it can be looked into.
+    fn value_on(&mut self, store: Option<StoreId>) -> Option<usize> {
+        let (recorder, store) = (self.recorder.as_ref()?, store?);
         let volume = self.recorded();
-        let at = volume.map.stores.iter().position(|s| Some(*s) == store);
-        let (Some(at), Some(store)) = (at, store) else {
-            return UNKNOWN;
-        };
+        let at = volume.map.stores.iter().position(|s| *s == store)?;
         let (nsid, block) = (volume.slices[at], recorder.block);
         if self.with_store(store, |it| it.slice(nsid).is_none()) == Some(true) {
-            return recorder.number(0); // not made anew yet
+            return Some(recorder.number(0)); // not made anew yet
         }
-        match self.peek(store, nsid, block, Generation(0)) {
-            Ok(value) => recorder.number(value),
-            Err(_) => UNKNOWN, // it is down
-        }
+        let value = self.peek(store, nsid, block, Generation(0)).ok()?; // it may be down
+        Some(recorder.number(value))
     }
 
     /// A volume's event, before anybody else has seen it.
@@ -354,7 +350,10 @@ impl Sim {
                 };
                 let at = usize::try_from(block - op.start).expect("small") * 4096;
                 let value = stamp::sequence_of(&data.bytes()[at..at + 4096], block);
-                let number = value.map_or(UNKNOWN, |v| recorder.number(v));
+                let Ok(value) = value else {
+                    return recorder.end("a read brought foreign data"); // the oracle says more
+                };
+                let number = recorder.number(value);
                 recorder.log("read", &format!("v |-> {number}"));
             }
             Kind::Write { .. } | Kind::Zero { .. } | Kind::Discard | Kind::Flush | Kind::Read => {}
@@ -533,6 +532,9 @@ impl Sim {
         let value = self.value_on(first);
         let Some(recorder) = self.recorder() else {
             return;
+        };
+        let Some(value) = value else {
+            return recorder.end(HIDDEN);
         };
         let fields = format!("{}, v |-> {value}", recorder.set(&isr));
         recorder.log("attach", &fields);
