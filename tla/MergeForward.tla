@@ -33,7 +33,8 @@ CONSTANTS
   FCopy,         \* blocks that the newer cell lacks are copied; it keeps its extent
   FCopyFirst,    \* no merge while a change of the extent is not durable: copies above all
   FExclude,      \* no merge while a checkpoint runs, no checkpoint while a merge is not durable
-  FFreed,        \* an extent is given back when the record that frees it is durable
+  FFreed,        \* what a zero frees is given back when the record that frees it is durable
+  FFreedMerge,   \* ... and so is what a merge frees
   FReach,        \* ... and nothing in flight can reach it
   FDrain,        \* no merge while writes from before the deletion are in flight
   FPark,         \* writes and zeroes wait while the extent's blocks are being copied
@@ -349,7 +350,7 @@ MergeStep ==
   /\ MayMerge /\ ~NeedsCopy
   /\ mem' = [mem EXCEPT !.cell = mm.cell]
   /\ Append1([t |-> "M", f |-> Pair[1], g |-> Pair[2]], "mg")
-  /\ mg' = IF FFreed THEN [mg EXCEPT !.freed = @ \cup mm.freed] ELSE [mg EXCEPT !.quar = @ \cup mm.freed]
+  /\ mg' = IF FFreedMerge THEN [mg EXCEPT !.freed = @ \cup mm.freed] ELSE [mg EXCEPT !.quar = @ \cup mm.freed]
   /\ UNCHANGED <<dev, img, open, fl, ck, ops, rd, run, h, g>>
 
 MergeDone ==
