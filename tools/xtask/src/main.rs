@@ -33,7 +33,7 @@ enum What {
     /// Model-check the configurations of `tla/checks.txt`.
     Tla(tla::TlaArgs),
     /// Follow runs of the real machines in the models; refuse runs that were tampered with.
-    Trace,
+    Trace(tla::trace::TraceArgs),
 }
 
 /// One thing that is wrong, and where.
@@ -64,7 +64,7 @@ fn main() -> Result<ExitCode> {
     let fine = match command {
         What::Layers => check_layers(&metadata)?,
         What::Tla(args) => tla::run(root_of(&metadata), &args)?,
-        What::Trace => tla::trace::run(root_of(&metadata))?,
+        What::Trace(args) => tla::trace::run(root_of(&metadata), &args)?,
     };
     Ok(if fine {
         ExitCode::SUCCESS

@@ -7,12 +7,20 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use clap::Args;
 
 use super::checker::{Checker, Done, Job};
 use super::fresh_dir;
 
 const HEAP_MB: u64 = 1_500;
 const LIMIT_S: u64 = 600;
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// Only modules or sources of runs whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+}
 
 /// Where traces of a model come from, and what must not be accepted.
 struct Source {
@@ -25,7 +33,7 @@ struct Source {
     /// Blocks that are not followed are written, too.
     others: bool,
     /// Ways to break a run.
-    tampers: &'static [Tamper],
+    tampers: &'static [&'static [Tamper]],
 }
 
 /// One way to make an untrue run of a true one. Each is tried on the first run that has what it needs.
@@ -38,6 +46,11 @@ enum Tamper {
     DropNeeded(&'static str, &'static str),
     /// An event of the first kind happened before the one of the second kind about the same tag or store.
     Early(&'static str, &'static str),
+    /// The last event of the first kind before one of the second kind, about the same store and of a
+    /// later client, happened right after that; nobody was told of it in between.
+    Late(&'static str, &'static str),
+    /// After an event of the first kind of a superseded client there was one of the second kind.
+    Invent(&'static str, &'static str),
     /// An event of this kind said something else.
     Alter(&'static str, &'static str, &'static str),
 }
@@ -58,53 +71,49 @@ const SOURCES: &[Source] = &[
             "24",
         ],
         others: false,
-        tampers: &[
-            Tamper::Drop("does"),
-            Tamper::Drop("attach"),
-            Tamper::Drop("offer"),
-            Tamper::Drop("kill"),
-            Tamper::Early("answered", "does"),
-            Tamper::Early("see", "offer"),
-            Tamper::Early("take", "see"),
-            Tamper::Alter("answered", "Committing", "Serving"),
-            Tamper::Alter("see", "Wanting", "Serving"),
-            Tamper::Alter("life", "ph |-> \"Live\"", "ph |-> \"Closing\""),
-        ],
+        tampers: &[DEVICE_TAMPERS],
     },
     Source {
         module: "TraceResilver",
         runs: "two-stores",
         cargo: &lib_test("volume", "runs_with_two_stores_are_recorded"),
         others: false,
-        tampers: RESILVER_TAMPERS,
+        tampers: &[RESILVER_TAMPERS, WORLD_TAMPERS],
     },
     Source {
         module: "TraceResilver",
         runs: "three-stores",
         cargo: &lib_test("volume", "runs_with_three_stores_are_recorded"),
         others: false,
-        tampers: RESILVER_TAMPERS,
+        tampers: &[RESILVER_TAMPERS, WORLD_TAMPERS],
     },
     Source {
         module: "TraceResilver",
         runs: "clusters-of-two",
         cargo: &cluster(["2", "3", "11", "12", "57", "62"]),
         others: true,
-        tampers: CLUSTER_TAMPERS,
+        tampers: &[RESILVER_TAMPERS, CLUSTER_TAMPERS],
     },
     Source {
         module: "TraceResilver",
         runs: "clusters-of-three",
         cargo: &cluster(["1", "15", "16", "18", "42", "46"]),
         others: true,
-        tampers: CLUSTER_TAMPERS,
+        tampers: &[RESILVER_TAMPERS, CLUSTER_TAMPERS],
+    },
+    Source {
+        module: "TraceShard",
+        runs: "superseded-clients",
+        cargo: &lib_test("volume", "runs_with_superseded_clients_are_recorded"),
+        others: false,
+        tampers: &[SHARD_TAMPERS],
     },
     Source {
         module: "TraceMerge",
         runs: "one-extent",
         cargo: &lib_test("store", "runs_of_one_extent_are_recorded"),
         others: false,
-        tampers: MERGE_TAMPERS,
+        tampers: &[MERGE_TAMPERS],
     },
 ];
 
@@ -141,6 +150,19 @@ const fn cluster([a, b, c, d, e, f]: [&str; 6]) -> [&str; 14] {
     ]
 }
 
+const DEVICE_TAMPERS: &[Tamper] = &[
+    Tamper::Drop("does"),
+    Tamper::Drop("attach"),
+    Tamper::Drop("offer"),
+    Tamper::Drop("kill"),
+    Tamper::Early("answered", "does"),
+    Tamper::Early("see", "offer"),
+    Tamper::Early("take", "see"),
+    Tamper::Alter("answered", "Committing", "Serving"),
+    Tamper::Alter("see", "Wanting", "Serving"),
+    Tamper::Alter("life", "ph |-> \"Live\"", "ph |-> \"Closing\""),
+];
+
 const RESILVER_TAMPERS: &[Tamper] = &[
     Tamper::Drop("write"),
     Tamper::Drop("ack"),
@@ -164,41 +186,54 @@ const RESILVER_TAMPERS: &[Tamper] = &[
     Tamper::Alter("ack", "v |-> ", "v |-> 9"),
     Tamper::Alter("read", "v |-> ", "v |-> 9"),
     Tamper::Alter("attach", "v |-> ", "v |-> 9"),
-    Tamper::Alter("crash", "v |-> 2", "v |-> 999"),
     Tamper::Alter("open", "FALSE", "TRUE"),
-    Tamper::Alter("open", "TRUE", "FALSE"),
     Tamper::Alter("copied", "s1", "s0"),
     Tamper::Alter("join", "s0", "s1"),
 ];
 
+/// In a world with nothing but the block.
+const WORLD_TAMPERS: &[Tamper] = &[
+    Tamper::Alter("crash", "v |-> 2", "v |-> 999"),
+    Tamper::Alter("open", "TRUE", "FALSE"),
+];
+
 /// A store of a cluster may be suspect, and need not be, on account of blocks that are not followed.
-const CLUSTER_TAMPERS: &[Tamper] = &[
-    Tamper::Drop("write"),
-    Tamper::Drop("ack"),
+const CLUSTER_TAMPERS: &[Tamper] = &[Tamper::Alter("crash", "v |-> ", "v |-> 99")];
+
+const SHARD_TAMPERS: &[Tamper] = &[
+    // A store that the next client has opened takes a superseded client's write.
+    Tamper::Late("W", "opens"),
+    // A superseded client completes a flush that no store was asked for.
+    Tamper::Invent("ack", "flushed"),
     Tamper::Drop("attach"),
-    Tamper::DropNeeded("propose", "exclude"),
-    Tamper::Drop("exclude"),
-    Tamper::DropNeeded("open", "resilver"),
-    Tamper::DropNeeded("land", "ack"),
-    Tamper::DropNeeded("flush", "complete"),
-    Tamper::DropNeeded("copied", "complete"),
-    Tamper::DropNeeded("marks", "planned"),
+    Tamper::Drop("write"),
+    Tamper::Drop("serve"),
+    Tamper::Drop("commit"),
+    Tamper::DropNeeded("opens", "W"),
+    Tamper::DropNeeded("W", "ack"),
+    Tamper::DropNeeded("F", "M"),
+    Tamper::DropNeeded("C", "serve"),
+    Tamper::DropNeeded("stamp", "ack"),
+    Tamper::DropNeeded("propose", "commit"),
+    Tamper::DropNeeded("commit", "learn"),
+    Tamper::DropNeeded("copy", "complete"),
+    Tamper::DropNeeded("F", "complete"),
     Tamper::DropNeeded("complete", "join"),
-    Tamper::Drop("resilver"),
-    Tamper::DropNeeded("planned", "join"),
-    Tamper::Drop("gone"),
+    Tamper::DropNeeded("resilver", "join"),
+    Tamper::Early("learn", "commit"),
+    Tamper::Early("join", "complete"),
     Tamper::Early("ack", "write"),
-    Tamper::Early("exclude", "propose"),
-    Tamper::Early("planned", "resilver"),
-    Tamper::Early("join", "resilver"),
     Tamper::Alter("write", "v |-> ", "v |-> 9"),
     Tamper::Alter("ack", "v |-> ", "v |-> 9"),
     Tamper::Alter("read", "v |-> ", "v |-> 9"),
-    Tamper::Alter("attach", "v |-> ", "v |-> 9"),
+    Tamper::Alter("serve", "v |-> ", "v |-> 9"),
+    Tamper::Alter("W", "v |-> ", "v |-> 9"),
+    Tamper::Alter("C", "v |-> ", "v |-> 9"),
+    Tamper::Alter("copy", "v |-> ", "v |-> 9"),
     Tamper::Alter("crash", "v |-> ", "v |-> 99"),
     Tamper::Alter("open", "FALSE", "TRUE"),
-    Tamper::Alter("copied", "s1", "s0"),
-    Tamper::Alter("join", "s0", "s1"),
+    Tamper::Alter("open", "TRUE", "FALSE"),
+    Tamper::Alter("commit", "{\"s0\"}", "{\"s1\"}"),
 ];
 
 const MERGE_TAMPERS: &[Tamper] = &[
@@ -223,10 +258,14 @@ const MERGE_TAMPERS: &[Tamper] = &[
 ];
 
 /// Follows all traces; true if every true one was accepted and every broken one refused.
-pub(crate) fn run(root: &Path) -> Result<bool> {
+pub(crate) fn run(root: &Path, args: &TraceArgs) -> Result<bool> {
     let checker = Checker::find(root, HEAP_MB, Duration::from_secs(LIMIT_S))?;
     let mut tally = Tally::default();
-    for source in SOURCES {
+    let only = args.only.as_deref().unwrap_or("");
+    let chosen = |s: &&Source| [s.module, s.runs].iter().any(|name| name.contains(only));
+    let sources: Vec<_> = SOURCES.iter().filter(chosen).collect();
+    ensure!(!sources.is_empty(), "no source of runs is called {only}");
+    for source in sources {
         let traces = record(root, source)?;
         accept(root, &checker, source, &traces, &mut tally)?;
         refuse(root, &checker, source, &traces, &mut tally)?;
@@ -283,7 +322,7 @@ fn refuse(
     let (name, runs) = (source.module, source.runs);
     let mut untrue = Vec::new();
     let mut how = Vec::new();
-    for tampering in source.tampers {
+    for tampering in source.tampers.iter().copied().flatten() {
         match tamper(*tampering, traces) {
             Some(trace) => {
                 untrue.push(trace);
@@ -403,10 +442,16 @@ fn data(traces: &[Vec<String>], others: bool) -> String {
         .flat_map(|line| stores_of(line))
         .collect();
     let stores: Vec<_> = stores.into_iter().collect();
+    let epochs = traces
+        .iter()
+        .flatten()
+        .filter_map(|line| epoch_of(line))
+        .max();
     let mut text = format!(
         "------------------------------ MODULE TraceData ------------------------------\n\
-         TraceStores == {{{}}}\n\nOthers == {}\n\nTraces == <<\n",
+         TraceStores == {{{}}}\n\nTraceEpochs == {}\n\nOthers == {}\n\nTraces == <<\n",
         stores.join(", "),
+        epochs.unwrap_or(0),
         if others { "TRUE" } else { "FALSE" },
     );
     let sequences: Vec<_> = traces
@@ -427,6 +472,12 @@ fn stores_of(line: &str) -> impl Iterator<Item = &str> {
         let number = w.strip_prefix("\"s").and_then(|w| w.strip_suffix('"'));
         number.is_some_and(|n| n.parse::<u16>().is_ok())
     })
+}
+
+/// The client's epoch, if a record is about a client.
+fn epoch_of(line: &str) -> Option<u64> {
+    let rest = line.split(", e |-> ").nth(1)?;
+    rest.split([',', ']']).next()?.parse().ok()
 }
 
 fn kind(line: &str) -> &str {
@@ -468,6 +519,28 @@ fn tamper(how: Tamper, traces: &[Vec<String>]) -> Option<Vec<String>> {
                 let line = trace.remove(at);
                 trace.insert(earlier, line);
             }
+            Tamper::Late(what, after) => {
+                let (from, to) = (0..trace.len()).find_map(|to| {
+                    let line = &trace[to];
+                    let of_later = |l: &String| {
+                        let unheard = l.contains("h |-> FALSE");
+                        let same = kind(l) == what && subject(l) == subject(line);
+                        same && unheard && epoch_of(l) < epoch_of(line)
+                    };
+                    let from = trace[..to].iter().rposition(of_later)?;
+                    (kind(line) == after).then_some((from, to))
+                })?;
+                let line = trace.remove(from);
+                trace.insert(to, line);
+            }
+            Tamper::Invent(after, what) => {
+                let at = (0..trace.len()).find(|&at| {
+                    let newest = trace[..at].iter().filter_map(|l| epoch_of(l)).max();
+                    kind(&trace[at]) == after && epoch_of(&trace[at]) < newest
+                })?;
+                let epoch = epoch_of(&trace[at])?;
+                trace.insert(at + 1, format!("[a |-> \"{what}\", e |-> {epoch}]"));
+            }
             Tamper::Alter(what, from, to) => {
                 let altered = |l: &String| kind(l) == what && l.contains(from);
                 let at = trace.iter().position(altered)?;
@@ -495,6 +568,19 @@ mod test {
         assert_eq!(order(Tamper::Early("c", "b")).as_deref(), Some("acb"));
         assert_eq!(order(Tamper::Drop("z")), None);
         assert_eq!(order(Tamper::DropNeeded("a", "c")).as_deref(), Some("bc"));
+        let commands = [
+            "[a |-> \"W\", e |-> 1, s |-> \"s0\", h |-> FALSE]",
+            "[a |-> \"x\"]",
+        ];
+        let mut late = commands.map(str::to_owned).to_vec();
+        late.push("[a |-> \"opens\", e |-> 2, s |-> \"s0\", h |-> TRUE]".to_owned());
+        let late = tamper(Tamper::Late("W", "opens"), &[late]).unwrap();
+        let late: String = late.iter().map(|l| kind(l)).collect();
+        assert_eq!(late, "xopensW");
+        let acks = ["[a |-> \"x\", e |-> 2]", "[a |-> \"b\", e |-> 1]"];
+        let acks = acks.map(str::to_owned).to_vec();
+        let invented = tamper(Tamper::Invent("b", "z"), &[acks]).unwrap();
+        assert_eq!(invented[2], "[a |-> \"z\", e |-> 1]");
         let altered = tamper(Tamper::Alter("b", "v |-> 1", "v |-> 2"), &runs()).unwrap();
         assert_eq!(altered[1], "[a |-> \"b\", v |-> 2]");
     }

@@ -21,6 +21,7 @@ fn plan(seed: u64) -> Plan {
         restarts: seed % 8 == 3 || seed % 40 == 32,
         restores: seed.is_multiple_of(8),
         snapshots: false,
+        zombies: false,
     }
 }
 
@@ -169,6 +170,7 @@ fn record_runs(seeds: std::ops::Range<u64>, stores: u16) {
             restarts: false,
             restores: false,
             snapshots: false,
+            zombies: false,
         });
         world.record();
         world.run().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
@@ -200,6 +202,48 @@ fn runs_with_two_stores_are_recorded() {
 #[test]
 fn runs_with_three_stores_are_recorded() {
     record_runs(0..20, 3);
+}
+
+/// Prints one-block runs in which clients live on after they were superseded; `cargo xtask trace` replays
+/// them in `tla/TraceShard.tla`.
+#[test]
+fn runs_with_superseded_clients_are_recorded() {
+    let (mut text, mut superseded, mut refused) = (String::new(), 0, 0);
+    for seed in 0..48 {
+        let mut world = World::new(Plan {
+            seed,
+            stores: 2,
+            replicas: 2,
+            host_ops: 40,
+            fault_ms: [12, 40][usize::try_from(seed / 2 % 2).unwrap()],
+            client_crashes: seed / 4 % 2 == 1,
+            medium_errors: false,
+            disk_swaps: seed / 8 % 2 == 1,
+            min_in_sync: 1,
+            restarts: false,
+            restores: false,
+            snapshots: false,
+            zombies: true,
+        });
+        world.record_shard();
+        world.run().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let (lines, of_superseded, of_refused) = world.recorded_shard();
+        superseded += of_superseded;
+        refused += of_refused;
+        lines.iter().for_each(|line| text += &format!("{line}\n"));
+        text += "\n";
+    }
+    println!("\n{text}\n{superseded} events of superseded clients, {refused} commands refused");
+    assert!(
+        superseded >= 300 && refused >= 20,
+        "superseded clients did too little"
+    );
+    let events = [
+        "W", "C", "copy", "F", "M", "complete", "commit", "join", "drop", "gone", "crash", "loss",
+    ];
+    for event in events {
+        assert!(text.contains(&format!("\"{event}\"")), "no {event}");
+    }
 }
 
 #[test]

@@ -1,16 +1,14 @@
 //! N fake stores, a fake metad, one client at a time, and a seed that decides what goes wrong.
 
 use super::oracle::Oracle;
-use super::store::{FakeStore, Message, Rng, blocks};
+use super::store::{FakeStore, Message, Rng};
 use crate::core::{
     Answer, AttachFault, Command, CommandId, Config, CopyId, Effect, Event, Fault, Grant, HostWhat,
     Members, OpId, Outbox, Payload, Position, Replicator, RequestId, Timer, TraceEvent, Verdict,
 };
 use shardmap::generations::VolumeGenerations;
 use shardmap::map::{Layout, Shape, VolumeMap};
-use shardmap::units::{
-    BlockRange, Blocks, Epoch, Generation, Incarnation, Lba, MembershipSeq, Moment, StoreId,
-};
+use shardmap::units::{Epoch, Generation, Incarnation, MembershipSeq, Moment, StoreId};
 use std::collections::BTreeMap;
 
 /// Adds a line to the story, if somebody wants to read it.
@@ -25,9 +23,12 @@ macro_rules! note {
 
 mod checks;
 mod faults;
+mod host;
 mod metad;
 mod record;
+mod shard;
 mod snapshots;
+mod zombies;
 
 use metad::Metad;
 
@@ -52,6 +53,8 @@ pub(super) struct Plan {
     pub(super) restores: bool,
     /// Snapshots are made and deleted.
     pub(super) snapshots: bool,
+    /// Clients are superseded and live on.
+    pub(super) zombies: bool,
 }
 
 #[derive(Debug)]
@@ -176,6 +179,7 @@ pub(super) struct World {
     metad: Metad,
     client: Option<Client>,
     clients: u64,
+    zombies: zombies::Zombies,
     associations: u64,
     oracle: Oracle,
     snapshots: snapshots::Snapshots,
@@ -196,6 +200,7 @@ pub(super) struct World {
     pub(super) telling: bool,
     pub(super) log: Vec<String>,
     recorder: record::Recorder,
+    shard: shard::Recorder,
 }
 
 const SHARD_BLOCKS: u32 = 1024;
@@ -235,6 +240,7 @@ impl World {
             },
             client: None,
             clients: 0,
+            zombies: zombies::Zombies::default(),
             associations: 0,
             oracle: Oracle::default(),
             snapshots: snapshots::Snapshots::default(),
@@ -251,6 +257,7 @@ impl World {
             telling: false,
             log: Vec::new(),
             recorder: record::Recorder::default(),
+            shard: shard::Recorder::default(),
         };
         world.at(0, Happening::Attach);
         world.at(1, Happening::HostTurn);
@@ -284,7 +291,7 @@ impl World {
         while let Some(((time, _), what)) = self.agenda.pop_first() {
             assert!(time >= self.now);
             self.now = time;
-            self.happen(what)?;
+            self.happen_to_whom_it_concerns(what)?;
             steps += 1;
             if self.is_over() {
                 return self.final_check();
@@ -392,6 +399,7 @@ impl World {
         self.metad.epoch += 1;
         self.clients += 1;
         self.record_start();
+        self.shard_attach();
         self.seen.attaches += 1;
         let grant = Grant {
             map: self.map.clone(),
@@ -460,7 +468,7 @@ impl World {
         let life = client.life;
         match effect {
             Effect::Connect(at) => {
-                let delay = self.delay();
+                let delay = self.delay() + self.connect_pause();
                 self.after(delay, Happening::PathUp { client: life, at });
             }
             Effect::Send { command, to, what } => self.send(command, to, what),
@@ -478,6 +486,7 @@ impl World {
                 found_seq,
                 isr,
             } => self.send_to_metad(request, (seq, Some(found_seq)), isr),
+            Effect::Remember(_) if self.zombies.steps() => {} // on another host
             Effect::Remember(trusted) => self.remembered = trusted,
             Effect::Arm { timer, at } => {
                 let no = client.timers.get(&timer).copied().unwrap_or(0) + 1;
@@ -493,6 +502,7 @@ impl World {
             }
             Effect::AttachFailed(why) => {
                 note!(self, "attach failed: {why}");
+                self.shard_gone();
                 self.client = None;
                 self.attach_failed(why);
                 self.attach_again();
@@ -503,6 +513,11 @@ impl World {
             Effect::Failed(why) => {
                 self.seen.device_failures += 1;
                 note!(self, "device failed: {why}");
+                if self.zombies.steps() {
+                    self.shard_gone();
+                    self.client = None;
+                    return Ok(());
+                }
                 return self.client_dies();
             }
             Effect::Progress(_) => {}
@@ -564,6 +579,7 @@ impl World {
     fn trace(&mut self, event: TraceEvent) {
         note!(self, "trace {event:?}");
         self.record_trace(event);
+        self.shard_trace(event);
         match event {
             TraceEvent::Propose { .. } => self.seen.degrades += 1,
             TraceEvent::Suspect { .. } => self.seen.suspects += 1,
@@ -613,6 +629,7 @@ impl World {
     /// kill -9 of clientd, or the end of a failed device: what is in the network stays there.
     fn client_dies(&mut self) -> Result<(), String> {
         self.record_gone();
+        self.shard_gone();
         self.client = None;
         self.surviving = None;
         self.host_is_gone();
@@ -697,6 +714,7 @@ impl World {
         } = &what
         {
             self.record_sent(data[0]);
+            self.shard_sent(data[0]);
         }
         let client = self.client.as_mut().expect("it sends");
         assert!(
@@ -737,6 +755,7 @@ impl World {
             return;
         }
         let data = matches!(message.what, Command::Write { .. } | Command::Read { .. });
+        let marked = store.marks.contains_key(&0);
         let result = if errors && data && draw == 0 {
             Err(Fault::Medium)
         } else if errors && matches!(message.what, Command::Write { .. }) && draw == 1 {
@@ -748,6 +767,9 @@ impl World {
         };
         if let Err(fault) = &result {
             note!(self, "  store {at} refuses {id:?}: {fault:?}");
+            self.shard_refused(client);
+        } else {
+            self.shard_performed(parcel, marked);
         }
         let delay = self.delay();
         self.after(
@@ -793,6 +815,7 @@ impl World {
             answer
         });
         self.record_answer(id, &result);
+        self.shard_heard(at, id, result.is_ok());
         self.step(Event::Done {
             command: id,
             result,
@@ -848,10 +871,14 @@ impl World {
             }
             return Ok(());
         }
+        let before = self.metad.seq;
         let verdict = match found_seq {
             None => self.metad.set_isr(epoch, seq, isr),
             Some(found) => self.metad.verify(epoch, found, isr),
         };
+        if self.metad.seq != before {
+            self.shard_commit(client);
+        }
         note!(self, "metad: {request:?} {verdict:?}");
         if !self.rng.one_in(8) {
             let delay = self.delay();
@@ -865,119 +892,5 @@ impl World {
             );
         }
         self.check_survivors("after a membership change")
-    }
-
-    fn host_turn(&mut self) -> Result<(), String> {
-        let pause = 50_000 + self.rng.below(4_000_000);
-        let one = self.is_recording();
-        let ready = self
-            .client
-            .as_ref()
-            .is_some_and(|c| c.attached && c.calls.len() < if one { 1 } else { 8 });
-        if self.ops_left == 0 {
-            self.calm = true;
-            return Ok(());
-        }
-        self.after(pause, Happening::HostTurn);
-        if self.plan.snapshots && !self.calm {
-            self.snapshot_turn();
-        }
-        if ready && !self.quiet {
-            self.ops_left -= 1;
-            return self.host_call();
-        }
-        Ok(())
-    }
-
-    fn host_call(&mut self) -> Result<(), String> {
-        let hot = HOT[usize::try_from(self.rng.below(HOT.len() as u64)).unwrap()];
-        let start = hot + self.rng.below(6);
-        let count = 1 + u32::try_from(self.rng.below(6)).unwrap();
-        let (mut range, mut fua) = (
-            BlockRange::new(Lba(start), Blocks(count)).unwrap(),
-            self.rng.one_in(4),
-        );
-        let mut draw = self.rng.below(20);
-        if self.is_recording() {
-            range = BlockRange::new(Lba(0), Blocks(1)).unwrap();
-            (draw, fua) = (draw.min(17), false);
-        }
-        let what = match draw {
-            0..=7 => HostWhat::Write { range, fua },
-            8..=14 => HostWhat::Read(range),
-            15..=17 => HostWhat::Flush,
-            _ => HostWhat::Zero {
-                range,
-                deallocate: fua,
-                fua,
-            },
-        };
-        let issued = self.oracle.stamp();
-        let data: Vec<u64> = match what {
-            HostWhat::Write { .. } => blocks(range).map(|_| self.mint()).collect(),
-            HostWhat::Read(_) => vec![u64::MAX; range.blocks().0 as usize],
-            HostWhat::Zero { .. } | HostWhat::Flush | HostWhat::Changes { .. } => {
-                vec![0; count as usize]
-            }
-        };
-        if matches!(what, HostWhat::Write { .. } | HostWhat::Zero { .. }) {
-            for (block, value) in blocks(range).zip(&data) {
-                self.oracle.write_issued(block, *value, issued);
-            }
-        }
-        self.next_op += 1;
-        let op = OpId(self.next_op);
-        note!(self, "host {op:?} {what:?} {data:?}");
-        let client = self.client.as_mut().expect("ready");
-        client.calls.insert(op, HostCall { what, issued, data });
-        self.step(Event::Host { op, what })
-    }
-
-    fn mint(&mut self) -> u64 {
-        self.next_value += 1;
-        self.next_value
-    }
-
-    fn complete(
-        &mut self,
-        op: OpId,
-        result: Result<(), crate::core::HostFault>,
-    ) -> Result<(), String> {
-        let client = self.client.as_mut().expect("it completes");
-        let call = client.calls.remove(&op).expect("completed once");
-        note!(self, "done {op:?} {result:?}");
-        self.record_done(call.what, call.data.first().copied(), result.is_ok());
-        let now = self.oracle.stamp();
-        if result.is_err() {
-            self.seen.host_faults += 1;
-        }
-        match (call.what, result) {
-            (HostWhat::Read(range), Ok(())) => {
-                self.seen.reads += 1;
-                for (block, value) in blocks(range).zip(call.data) {
-                    self.oracle.read(block, value, call.issued)?;
-                }
-            }
-            (HostWhat::Write { range, fua } | HostWhat::Zero { range, fua, .. }, Ok(())) => {
-                for block in blocks(range) {
-                    self.oracle.write_completed(block, call.issued, now, fua);
-                }
-                if fua {
-                    return self.check_survivors("after a durable write");
-                }
-            }
-            (HostWhat::Write { range, .. } | HostWhat::Zero { range, .. }, Err(_)) => {
-                for block in blocks(range) {
-                    self.oracle.write_failed(block, call.issued, now);
-                }
-            }
-            (HostWhat::Flush, Ok(())) => {
-                self.oracle.flush_completed(call.issued);
-                return self.check_survivors("after a flush");
-            }
-            (HostWhat::Read(_) | HostWhat::Flush, Err(_)) => {}
-            (HostWhat::Changes { .. }, _) => unreachable!("asked of views only"),
-        }
-        Ok(())
     }
 }

@@ -24,6 +24,7 @@ impl World {
                 note!(self, "fault: path to {at} breaks for {} ms", pause / MS);
                 self.break_path(at, pause)
             }
+            8..=10 if self.may_be_superseded() => self.supersede(),
             6..=10 => self.stop_store(at, false),
             11 | 12 => self.stop_store(at, true),
             13 => {
@@ -73,6 +74,7 @@ impl World {
         } else {
             store.crash(&mut self.rng);
             self.record_crash(at);
+            self.shard_crash(at);
         }
         note!(self, "fault: store {at} stops, clean {clean}");
         self.schedule_start(at)
@@ -85,7 +87,8 @@ impl World {
             700
         }) * MS;
         self.after(down, Happening::StoreStarts(at));
-        self.break_path(at, 5 * MS)
+        self.break_path(at, 5 * MS)?;
+        self.each_zombie(|world| world.break_path(at, 5 * MS))
     }
 
     /// Only where another recorded member is whole: the fault model ends with the last medium.
@@ -115,6 +118,7 @@ impl World {
         note!(self, "fault: the disk of store {at} is swapped");
         self.stores[at.index()].swap_disk();
         self.record_loss(at);
+        self.shard_loss(at);
         self.schedule_start(at)
     }
 }

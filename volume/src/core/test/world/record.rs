@@ -62,7 +62,7 @@ impl Recorder {
     }
 }
 
-fn set(members: Members) -> String {
+pub(super) fn set(members: Members) -> String {
     let names: Vec<_> = members.iter().map(|at| format!("\"s{at}\"")).collect();
     format!("m |-> {{{}}}", names.join(", "))
 }
@@ -79,7 +79,7 @@ impl World {
     }
 
     pub(super) fn is_recording(&self) -> bool {
-        self.recorder.on
+        self.recorder.on || self.shard.is_on()
     }
 
     pub(super) fn record_start(&mut self) {
