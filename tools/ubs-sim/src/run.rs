@@ -205,6 +205,11 @@ impl Sim {
         let Some(host) = self.holder() else {
             return false;
         };
+        // Who was superseded may not know it yet.
+        let epoch = self.recorded().attachment.map(|held| held.epoch);
+        if epoch.is_none() || epoch != self.hosts[host].held_epoch() {
+            return false;
+        }
         let pending = self.recorded().pending_snapshot().is_some();
         if pending || self.hosts[host].failed || !self.hosts[host].ops.is_empty() {
             return false;
