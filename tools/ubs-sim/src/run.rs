@@ -249,6 +249,10 @@ impl Sim {
         let seconds = 2 * HEAL_S + self.plan.copies_s() * (1 + self.snapshot_count());
         let whole = "the volume is whole with nobody";
         self.must(seconds, whole, Self::is_whole_with_nobody);
+        // Given the volume back before it has looked, a host believes that it holds it still.
+        self.must_soon("who had the volume has heard of it", |s| {
+            s.hosts.iter().all(|host| host.held_epoch().is_none())
+        });
         self.prove_members_equal("in the end");
         self.operator.idle = true;
         self.on_ease(Ease::Wanted);

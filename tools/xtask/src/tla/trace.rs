@@ -90,14 +90,14 @@ const SOURCES: &[Source] = &[
     Source {
         module: "TraceResilver",
         runs: "clusters-of-two",
-        cargo: &cluster(["2", "3", "11", "12", "57", "62"]),
+        cargo: &cluster(["11", "2", "3", "12", "57", "62"]),
         others: true,
         tampers: &[RESILVER_TAMPERS, CLUSTER_TAMPERS],
     },
     Source {
         module: "TraceResilver",
         runs: "clusters-of-three",
-        cargo: &cluster(["1", "15", "16", "18", "42", "46"]),
+        cargo: &cluster(["42", "1", "15", "16", "18", "46"]),
         others: true,
         tampers: &[RESILVER_TAMPERS, CLUSTER_TAMPERS],
     },
