@@ -90,14 +90,14 @@ const SOURCES: &[Source] = &[
     Source {
         module: "TraceResilver",
         runs: "clusters-of-two",
-        cargo: &cluster(["11", "2", "3", "12", "57", "62"]),
+        cargo: &cluster(["3", "2", "11", "12", "57", "62"]),
         others: true,
         tampers: &[RESILVER_TAMPERS, CLUSTER_TAMPERS],
     },
     Source {
         module: "TraceResilver",
         runs: "clusters-of-three",
-        cargo: &cluster(["42", "1", "15", "16", "18", "46"]),
+        cargo: &cluster(["46", "1", "15", "16", "18", "42"]),
         others: true,
         tampers: &[RESILVER_TAMPERS, CLUSTER_TAMPERS],
     },
