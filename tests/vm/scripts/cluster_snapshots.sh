@@ -2,8 +2,9 @@
 # Snapshots of a volume under fio with verification: none costs an IO error, one is made while a server
 # is away and reaches it when it is back, one completes with nobody having the volume; deleted, in any
 # order, their space comes back. A snapshot and what changed since, exported and imported, give what the
-# device shows, also with a server away; so does a view of it, which survives a kill of clientd. In the end all replicas are the same.
-# vm: build=metad build=storaged build=clientd build=ubsctl build=ubs-verify mem=4G limit=600 disk=2G,serial=cluster alone
+# device shows, also with a server away; so does a view of it, which survives a kill of clientd. A clone begins with its
+# snapshot and goes its own way, as its volume does, and keeps what it needs of a deleted snapshot. In the end all replicas are the same.
+# vm: build=metad build=storaged build=clientd build=ubsctl build=ubs-verify mem=4G limit=800 disk=2G,serial=cluster alone
 # vm: file=tests/vm/guest/cluster.sh:/usr/lib/ubs/cluster.sh
 . /usr/lib/ubs/prelude.sh
 . /usr/lib/ubs/cluster.sh
@@ -85,6 +86,50 @@ refuses "to overwrite an image" ubsctl snapshot import --from /tmp/a.ubs --to /t
 rm /tmp/image /tmp/a.ubs /tmp/end.ubs
 wait_for 90 "a whole volume" whole
 
+say "a clone, made under fio"
+main=$dev
+snap f
+fio --name=w --filename=$main --size=64M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=4 --rate_iops=300 \
+    --time_based --runtime=15 --randseed=9 --eta=never > /tmp/fio.out 2>&1 &
+fio=$!
+ubsctl snapshot export v1@f | ubsctl snapshot import --to /tmp/image || lose "export"
+_begin=$(now_ms)
+ubsctl snapshot clone v1@f c1 --wait || lose "clone"
+say "the clone took $(($(now_ms) - _begin)) ms"
+ubsctl volume show c1 | grep -q 'clone of *v1@f' || lose "the clone does not say what it is"
+attach c1 dev
+cmp /tmp/image $dev || lose "the clone does not begin with its snapshot"
+cp /tmp/image /tmp/first
+dd if=/dev/urandom of=/tmp/new bs=64k count=64 2> /dev/null
+for at in 3 200 901; do
+    dd if=/tmp/new of=$dev bs=64k count=24 seek=$at oflag=direct 2> /dev/null || lose "a write to the clone"
+    dd if=/tmp/new of=/tmp/image bs=64k count=24 seek=$at conv=notrunc 2> /dev/null
+done
+blkdiscard -o $((20 << 20)) -l $((8 << 20)) $dev || lose "a discard of the clone"
+dd if=/dev/zero of=/tmp/image bs=1M seek=20 count=8 conv=notrunc 2> /dev/null
+ends $fio 0 "fio"
+grep -q 'err= 0' /tmp/fio.out || lose "fio saw errors"
+cmp /tmp/image $dev || lose "the clone is not what was written to it"
+cmp -s /tmp/image $main && lose "the volume shows its clone"
+ubsctl snapshot export v1@f | ubsctl snapshot import --to /tmp/again || lose "export"
+cmp /tmp/first /tmp/again || lose "the snapshot shows something else since it has a clone"
+ubsctl snapshot rm v1@f
+ubsctl snapshot create c1 g --timeout 60 || lose "a snapshot of the clone"
+ubsctl snapshot export c1@g | ubsctl snapshot import --to /tmp/of-clone || lose "export of the clone"
+cmp /tmp/image /tmp/of-clone || lose "what was exported of the clone is not what it shows"
+rm /tmp/first /tmp/again /tmp/of-clone
+ubsctl dev kill --dir $dir storaged3 > /dev/null
+dd if=/tmp/new of=$dev bs=64k count=64 seek=500 oflag=direct 2> /dev/null || lose "a write to the clone with a server away"
+dd if=/tmp/new of=/tmp/image bs=64k count=64 seek=500 conv=notrunc 2> /dev/null
+ubsctl dev start --dir $dir storaged3 > /dev/null
+wait_for 90 "a whole clone" state_is c1 online
+wait_for 90 "a whole volume" whole
+cmp /tmp/image $dev || lose "the clone is not what was written to it, after a resilver"
+refuses "to delete a volume with clones" ubsctl volume delete v1 --yes --with-snapshots
+ubsctl volume detach c1 --wait || lose "detach of the clone"
+rm /tmp/image /tmp/new
+dev=$main
+
 say "with nobody having the volume"
 ubsctl volume detach v1 --wait || lose "detach"
 snap e
@@ -92,7 +137,9 @@ refuses "to delete a volume with snapshots" ubsctl volume delete v1 --yes
 
 say "space comes back, in any order"
 attach v1 dev
-for name in c a end e d b; do ubsctl snapshot rm v1@$name; done
+for name in c a end e; do ubsctl snapshot rm v1@$name; done
+ubsctl volume delete c1 --yes --with-snapshots --wait || lose "deletion of the clone"
+for name in d b; do ubsctl snapshot rm v1@$name; done
 same "snapshots left" 0 "$(ubsctl volume show v1 -o json | field snapshots)"
 back() { [ "$(used)" -le "$plain" ]; }
 wait_for 60 "the space of $with bytes to come back" back
