@@ -507,9 +507,7 @@ impl World {
                 self.attach_failed(why);
                 self.attach_again();
             }
-            Effect::Detached => {
-                self.detached = true;
-            }
+            Effect::Detached => self.detached = true,
             Effect::Failed(why) => {
                 self.seen.device_failures += 1;
                 note!(self, "device failed: {why}");
@@ -522,13 +520,12 @@ impl World {
             }
             Effect::Progress(_) => {}
             Effect::SnapshotComplete(snapshot) => {
-                let (client, epoch) = (client.life, client.epoch);
-                let delay = self.delay();
                 let what = Happening::CompleteSnapshot {
-                    client,
-                    epoch,
+                    client: life,
+                    epoch: client.epoch,
                     snapshot,
                 };
+                let delay = self.delay();
                 self.after(delay, what);
             }
             Effect::Trace(event) => self.trace(event),
