@@ -215,6 +215,7 @@ mod test {
             READ_SHOWN,
             HASH_RANGE,
             READ_GENERATIONS,
+            READ_REPLICA,
         ];
         for op in ALL {
             let expected = if into.contains(&op) {
