@@ -16,7 +16,6 @@ mod oracle;
 mod plan;
 mod rare;
 mod recorder;
-mod restore;
 mod rotting;
 mod run;
 mod runner;
@@ -26,7 +25,6 @@ mod sim;
 mod snapshots;
 mod stamp;
 mod timeline;
-mod upkeep;
 mod workload;
 
 use clap::{Args, Parser, Subcommand};

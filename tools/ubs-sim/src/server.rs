@@ -1,10 +1,9 @@
 //! A storage server: the real storaged on a simulated machine, and what its control thread does.
 
-use crate::metad::{Ask, Why, server_index};
+use crate::metad::{Why, server_index};
 use crate::plan::{DEVICE_BYTES, JOURNAL_BYTES};
 use crate::rare::Rare;
 use crate::sim::{CLUSTER, Item, Party, Sim, Task};
-use crate::upkeep::Upkeep;
 use control::core::desire::{known_hosts, slices_of_server};
 use control::core::{Command, NewServer, NewStore, Reply};
 use nvmf::target::{Target, TargetConfig};
@@ -49,8 +48,6 @@ pub(crate) struct Server {
     pub(crate) lost_at_ns: Option<u64>,
     /// It is being stopped in order.
     pub(crate) stopping: bool,
-    /// Volumes that it brings up to date.
-    pub(crate) upkeep: Upkeep,
 }
 
 /// Where a server's store is.
@@ -78,7 +75,6 @@ impl Server {
             listening: false,
             lost_at_ns: None,
             stopping: false,
-            upkeep: Upkeep::default(),
         }
     }
 
@@ -124,7 +120,7 @@ impl Sim {
         server.life += 1;
         (server.looking, server.listening, server.stopping) = (false, false, false);
         (server.facts, server.seen, server.registered) = (None, 0, false);
-        (server.wanted, server.upkeep) = (Wanted::default(), Upkeep::default());
+        server.wanted = Wanted::default();
         let (node, life, uuid) = (server.node, server.life, server.uuid);
         let listen = SocketAddr::new(self.world.ip(node), PORT);
         let inbox = self.inbox.clone();
@@ -214,7 +210,7 @@ impl Sim {
         let now_ns = self.world.now_ns();
         let server = &mut self.servers[index];
         (server.app, server.orders, server.listening) = (None, None, false);
-        (server.stopping, server.registered) = (false, false);
+        server.stopping = false;
         if !in_order {
             server.lost_at_ns = Some(now_ns);
         }
@@ -291,7 +287,7 @@ impl Sim {
                 self.servers[index].listening = true;
                 self.register_server(index, address);
             }
-            News::Maintenance(news) => self.on_maintenance_news(index, news),
+            News::Maintenance(_) => unreachable!("nobody asked for any"),
             News::CloneWaits(nsid) => self.servers[index].wanted.waits(nsid),
             News::SliceChanged(nsid) => {
                 let orders = self.servers[index].wanted.parent_changed(nsid);
@@ -342,9 +338,9 @@ impl Sim {
         self.ask(Party::Server(index), Why::RegisterServer, command);
     }
 
-    pub(crate) fn on_server_reply(&mut self, index: usize, ask: &Ask, reply: Reply) {
+    pub(crate) fn on_server_reply(&mut self, index: usize, why: Why, reply: &Reply) {
         let server = &mut self.servers[index];
-        match (ask.why, &reply) {
+        match (why, reply) {
             (Why::RegisterServer, Reply::Server(id)) => {
                 server.id = Some(*id);
                 let Some(facts) = &server.facts else { return };
@@ -363,7 +359,7 @@ impl Sim {
                 self.look_soon(Party::Server(index));
             }
             (Why::Confirm, Reply::Done) => {}
-            (_, _) => self.on_upkeep_reply(index, ask, reply),
+            (why, reply) => self.find(format!("server {index}: {why:?} answered by {reply:?}")),
         }
     }
 
@@ -378,6 +374,5 @@ impl Sim {
         let orders = server.wanted.orders(slices);
         self.order(index, Order::Hosts(nqns));
         orders.into_iter().for_each(|o| self.order(index, o));
-        self.upkeep_looks(index, id);
     }
 }
