@@ -118,6 +118,11 @@ impl Storaged {
         &self.slices
     }
 
+    /// The volumes that are brought up to date.
+    pub fn hosting(&self) -> &Hosting {
+        &self.hosting
+    }
+
     fn on_order(&mut self, io: &mut dyn Driver, order: Order) {
         match order {
             Order::Open { cluster } => self.open(io, cluster),

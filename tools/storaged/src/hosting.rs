@@ -165,8 +165,13 @@ impl Hosting {
         match event {
             VolumeEvent::HostDone { .. } => unreachable!("no host asks for anything here"),
             VolumeEvent::Remember { .. } => {} // no device outlives us
-            VolumeEvent::Attached { volume } | VolumeEvent::Transition { volume, .. } => {
-                self.news.push(MaintenanceNews::Changed(volume));
+            VolumeEvent::Attached { volume } => {
+                self.news
+                    .push(MaintenanceNews::Changed { volume, what: None });
+            }
+            VolumeEvent::Transition { volume, what } => {
+                let what = Some(what);
+                self.news.push(MaintenanceNews::Changed { volume, what });
             }
             VolumeEvent::AttachFailed { volume, why, .. } => {
                 let how = match why {

@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use store::{OpenFacts, SliceSpec, StoreUsage};
 use uuid::Uuid;
-use volume::{AttachGrant, MetadAnswer, Progress, Resilvered};
+use volume::{AttachGrant, MetadAnswer, Progress, Resilvered, TraceEvent};
 
 /// From control to the reactor.
 #[derive(Debug)]
@@ -145,7 +145,12 @@ pub enum News {
 #[derive(Debug)]
 pub enum MaintenanceNews {
     /// It changed in a way that its status shows.
-    Changed(VolumeId),
+    Changed {
+        /// Which volume.
+        volume: VolumeId,
+        /// The transition, if it was one; for logs.
+        what: Option<TraceEvent>,
+    },
     /// Ask metad for another in-sync set; the answer goes back as [`Order::Metad`].
     AskMetad(MembershipRequest),
     /// A snapshot never changes any more: metad is to record it, under this epoch.

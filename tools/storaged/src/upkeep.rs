@@ -126,7 +126,10 @@ impl Upkeep {
 
     async fn on_news(&mut self, news: MaintenanceNews) {
         match news {
-            MaintenanceNews::Changed(volume) => self.look(volume).await,
+            MaintenanceNews::Changed { volume, what } => {
+                tracing::trace!(%volume, ?what, "a volume that nobody uses");
+                self.look(volume).await;
+            }
             MaintenanceNews::AskMetad(request) => self.ask_metad(request),
             MaintenanceNews::SnapshotComplete {
                 volume,

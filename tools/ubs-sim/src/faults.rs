@@ -31,6 +31,8 @@ pub(crate) enum Ease {
     Answers,
     /// A party reaches it again.
     Uncut(Party),
+    /// A host is to have the volume again.
+    Wanted,
 }
 
 /// What a trouble waits for, to come at a bad moment.
@@ -64,6 +66,7 @@ const KINDS: &[(u64, Strike)] = &[
     (6, Sim::make_a_zombie),
     (3, Sim::pause_a_client),
     (5, Sim::move_the_volume),
+    (8, Sim::leave_the_volume),
     (9, Sim::reset_connections),
     (8, Sim::partition),
     (4, Sim::storm),
@@ -165,6 +168,7 @@ impl Sim {
                     self.schedule(pause, Task::Strike(Prey::Reconcile));
                 }
             }
+            Prey::Change if !likely => self.leave_the_volume(),
             Prey::Write | Prey::Change | Prey::Attach => self.strike(),
         }
     }
@@ -330,14 +334,62 @@ impl Sim {
         self.give_volume_to(to, false);
     }
 
+    /// Nobody wants the volume for a while: after a detach in order, by force, or after its client died.
+    fn leave_the_volume(&mut self) {
+        if !self.operator.todo.is_empty() || self.recorded().desired.is_none() {
+            return;
+        }
+        let how = self.fate.below(3);
+        self.trouble(format_args!(
+            "nobody wants the volume for a while, how {how}"
+        ));
+        let volume = crate::metad::VOLUME;
+        let command = match how {
+            0 => Command::ClearDesiredAttachment { volume },
+            _ => Command::ForceDetach { volume },
+        };
+        if let Some(client) = self.the_client().filter(|_| how == 1) {
+            self.crash_host(client, false);
+            let after = self.duration_ns(10);
+            self.schedule(after, Task::Boot(Party::Host(client)));
+        }
+        self.operator.todo.push_back(command);
+        self.operator.idle = true;
+        self.operate();
+        self.ease_later(90, Ease::Wanted);
+    }
+
+    /// Ends that.
+    fn want_the_volume(&mut self) {
+        if !std::mem::take(&mut self.operator.idle) {
+            return;
+        }
+        let host = index(&mut self.fate, self.hosts.len());
+        let Some(id) = self.hosts[host].id else {
+            self.operator.idle = true;
+            return self.schedule(SECOND_NS / 2, Task::Ease(Ease::Wanted));
+        };
+        let volume = crate::metad::VOLUME;
+        let command = Command::SetDesiredAttachment { volume, host: id };
+        self.operator.todo.push_back(command);
+        self.operator.goal = host;
+        self.operate();
+    }
+
     fn nodes(&self) -> Vec<reactor::sim::NodeId> {
         let servers = self.servers.iter().map(|s| s.node);
         servers.chain(self.hosts.iter().map(|h| h.node)).collect()
     }
 
-    /// A server and a host.
+    /// A server and a host, or the server that has the volume.
     fn any_pair(&mut self) -> (usize, usize) {
         let server = self.any_server();
+        let upkeeper = self.the_upkeeper().filter(|other| *other != server);
+        if let Some(other) = upkeeper
+            && self.fate.chance(3, 4)
+        {
+            return (server, other);
+        }
         let host = match self.the_client() {
             Some(host) if self.fate.chance(3, 4) => host,
             _ => index(&mut self.fate, self.hosts.len()),
@@ -356,7 +408,9 @@ impl Sim {
 
     /// The client loses a member for a moment: perhaps the one that it copies from.
     fn reset_a_member(&mut self) {
-        let Some(host) = self.the_client() else {
+        let client = self.the_client().map(|host| self.hosts[host].node);
+        let upkeeper = self.the_upkeeper().map(|server| self.servers[server].node);
+        let Some(client) = upkeeper.or(client) else {
             return;
         };
         let members: Vec<StoreId> = self.recorded().isr.iter().copied().collect();
@@ -364,10 +418,9 @@ impl Sim {
         let server = self.servers.iter().position(|s| s.store == Some(store));
         let server = server.expect("stores have servers");
         self.trouble(format_args!(
-            "connections between host {host} and server {server} are reset"
+            "connections between the client and server {server} are reset"
         ));
-        self.world
-            .reset_between(self.hosts[host].node, self.servers[server].node);
+        self.world.reset_between(client, self.servers[server].node);
     }
 
     fn partition(&mut self) {
@@ -495,7 +548,23 @@ impl Sim {
         let all: Vec<usize> = volume.map.stores.iter().filter_map(of_volume).collect();
         let server = all[index(&mut self.fate, all.len())];
         let after = self.duration_ns(10);
-        self.wipe(server, (after, after));
+        if self.wipe(server, (after, after)) && self.fate.chance(1, 3) {
+            self.crash_beside(server, &all);
+        }
+    }
+
+    /// Another store of the volume crashes and keeps its medium, while nobody has noticed yet that one
+    /// has lost it: its connections still look alive.
+    fn crash_beside(&mut self, lost: usize, all: &[usize]) {
+        let others: Vec<usize> = all.iter().copied().filter(|s| *s != lost).collect();
+        let other = others[index(&mut self.fate, others.len())];
+        if self.servers[other].is_up() {
+            self.trouble(format_args!("server {other}: kill -9 beside it"));
+            self.rare.note(Rare::StoreKilled);
+            self.crash_server(other);
+            let after = self.duration_ns(20);
+            self.schedule(after, Task::Boot(Party::Server(other)));
+        }
     }
 
     /// The same to one of them; false if that must not be now.
@@ -504,7 +573,11 @@ impl Sim {
         let whole = volume.isr.len() == volume.map.stores.len()
             && self.no_slice_is_incomplete()
             && !self.membership_is_asked_for();
-        if volume.map.shape.replicas < 2 || !whole || self.wiped.is_some_and(|at| volume.seq <= at)
+        // Until its membership is verified, nobody knows who is in sync.
+        if volume.map.shape.replicas < 2
+            || !volume.verified
+            || !whole
+            || self.wiped.is_some_and(|at| volume.seq <= at)
         {
             return false;
         }
@@ -574,6 +647,7 @@ impl Sim {
             Ease::Uncut(party) => {
                 self.metad.cut.remove(&party);
             }
+            Ease::Wanted => self.want_the_volume(),
         }
     }
 
@@ -587,8 +661,8 @@ impl Sim {
         }
         self.metad.cut.clear();
         for server in 0..self.servers.len() {
-            for host in 0..self.hosts.len() {
-                self.on_ease(Ease::Heal(server, self.servers.len() + host));
+            for other in 0..self.servers.len() + self.hosts.len() {
+                self.on_ease(Ease::Heal(server, other));
             }
             self.on_ease(Ease::Disk(server));
             self.on_ease(Ease::Unstick(server));
@@ -601,6 +675,7 @@ impl Sim {
             self.host_goes_on(host);
             self.schedule(0, Task::Boot(Party::Host(host)));
         }
+        self.on_ease(Ease::Wanted);
     }
 
     /// Has the operator give the volume to a host: after a detach in order, or by force.
@@ -621,7 +696,7 @@ impl Sim {
         self.operator
             .todo
             .push_back(Command::SetDesiredAttachment { volume, host: id });
-        self.operator.goal = host;
+        (self.operator.goal, self.operator.idle) = (host, false);
         self.operate();
     }
 

@@ -11,6 +11,7 @@ use nvmf::initiator;
 use reactor::sim::NodeId;
 use reactor::{App, Completion, Driver};
 use shardmap::generations::VolumeGenerations;
+use shardmap::grant::MembershipRequest;
 use shardmap::units::{Epoch, StoreId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,6 +88,8 @@ pub(crate) struct Host {
     pub(crate) ops: BTreeMap<u64, InFlight>,
     /// Regions wait for reconciliation.
     pub(crate) reconciling: bool,
+    /// metad wants the volume here, as its control last heard.
+    wanted: bool,
     /// Snapshots of the volume as its control last heard of them.
     heard: VolumeGenerations,
     /// Snapshots that are still to be given to the store that catches up.
@@ -104,7 +107,7 @@ pub(crate) struct Host {
 const LATELY_NS: u64 = 30_000_000;
 
 /// Whether trouble likes to come then.
-fn prey_of(what: TraceEvent) -> Option<Prey> {
+pub(crate) fn prey_of(what: TraceEvent) -> Option<Prey> {
     match what {
         TraceEvent::Propose { .. }
         | TraceEvent::Join { .. }
@@ -158,6 +161,7 @@ impl Host {
             deferred: Vec::new(),
             ops: BTreeMap::new(),
             reconciling: false,
+            wanted: false,
             heard: VolumeGenerations::default(),
             catching_up: 0,
             resilvering: None,
@@ -169,6 +173,14 @@ impl Host {
 
     pub(crate) fn is_up(&self) -> bool {
         self.app.is_some()
+    }
+
+    /// The epoch that it has the volume under.
+    pub(crate) fn held_epoch(&self) -> Option<Epoch> {
+        match self.held {
+            Held::Here(epoch) | Held::Leaving(epoch) => Some(epoch),
+            Held::No | Held::Asking | Held::LettingGo | Held::Pausing => None,
+        }
     }
 
     /// What an attachment leaves behind when it ends.
@@ -319,7 +331,13 @@ impl Sim {
             // Recorded, or no longer ours to tell.
             (Why::Snapshot, Reply::Done | Reply::Fenced { .. }) => {}
             (Why::Isr(request), reply) => {
-                let Command::SetIsr { epoch, new_isr, .. } = ask.command else {
+                let (Command::SetIsr { epoch, new_isr, .. }
+                | Command::VerifyMembership {
+                    epoch,
+                    isr: new_isr,
+                    ..
+                }) = ask.command
+                else {
                     unreachable!("asked for an in-sync set")
                 };
                 if let Some(verdict) = self.verdict(reply, new_isr) {
@@ -330,7 +348,7 @@ impl Sim {
         }
     }
 
-    fn verdict(&mut self, reply: Reply, isr: BTreeSet<StoreId>) -> Option<MetadVerdict> {
+    pub(crate) fn verdict(&mut self, reply: Reply, isr: BTreeSet<StoreId>) -> Option<MetadVerdict> {
         match reply {
             Reply::IsrSet(seq) => Some(MetadVerdict::Committed { seq, isr }),
             Reply::Stale { seq, isr } => Some(MetadVerdict::Stale { seq, isr }),
@@ -376,6 +394,9 @@ impl Sim {
         host.granted_at_ns = self.world.now_ns();
         host.isr.clone_from(&grant.isr);
         host.forget_attachment();
+        if self.the_upkeeper().is_some() {
+            self.rare.note(Rare::MaintenanceTakenOver);
+        }
         self.record_grant(index, &grant.isr);
         let grant = AttachGrant::new(grant, self.plan.options);
         let epoch = grant.epoch;
@@ -385,8 +406,13 @@ impl Sim {
         if let Some(Err(fault)) = begun {
             self.find(format!("host {index}: {fault}"));
         }
-        // metad may have said more since it granted the volume.
-        self.pass_generations(index);
+        // metad may have said more since it granted the volume; perhaps that it is not wanted here any
+        // more.
+        if self.hosts[index].wanted {
+            self.pass_generations(index);
+        } else {
+            self.is_to_detach(index, epoch);
+        }
     }
 
     fn pass_generations(&mut self, index: usize) {
@@ -419,6 +445,7 @@ impl Sim {
         let state = &self.metad.state;
         host.seen = host_index(state, id);
         let desired = attachments_of_host(state, id).into_iter().next();
+        host.wanted = desired.as_ref().is_some_and(|d| d.wanted);
         if let Some(d) = &desired {
             host.heard.clone_from(&d.generations);
         }
@@ -437,17 +464,19 @@ impl Sim {
                 }
             }
             (Some(d), Held::Here(_)) if d.wanted => self.pass_generations(index),
-            (_, Held::Here(epoch)) => {
-                self.say(format_args!("host {index}: is to detach"));
-                self.hosts[index].held = Held::Leaving(epoch);
-                self.on_host(index, |io, volumes| volumes.detach(io, VOLUME));
-            }
+            (_, Held::Here(epoch)) => self.is_to_detach(index, epoch),
             // Whose turn is not ours ends by itself and looks again.
             (
                 Some(_) | None,
                 Held::No | Held::Asking | Held::Leaving(_) | Held::LettingGo | Held::Pausing,
             ) => {}
         }
+    }
+
+    fn is_to_detach(&mut self, index: usize, epoch: Epoch) {
+        self.say(format_args!("host {index}: is to detach"));
+        self.hosts[index].held = Held::Leaving(epoch);
+        self.on_host(index, |io, volumes| volumes.detach(io, VOLUME));
     }
 
     fn let_go(&mut self, index: usize, epoch: Epoch) {
@@ -461,6 +490,10 @@ impl Sim {
 
     pub(crate) fn on_volume_event(&mut self, index: usize, event: VolumeEvent) {
         self.record_event(index, &event);
+        let event = match event.into_request() {
+            Ok(request) => return self.ask_about_membership(index, request),
+            Err(event) => event,
+        };
         match event {
             VolumeEvent::HostDone {
                 id, result, buffer, ..
@@ -478,28 +511,10 @@ impl Sim {
                     self.retry_later(index);
                 }
             }
-            VolumeEvent::AskMetad {
-                request,
-                epoch,
-                seq,
-                new_isr,
-                ..
-            } => {
-                self.say(format_args!(
-                    "host {index}: asks for {new_isr:?} after {seq:?}"
-                ));
-                let command = Command::SetIsr {
-                    volume: VOLUME,
-                    epoch,
-                    seq,
-                    new_isr,
-                };
-                self.ask(Party::Host(index), Why::Isr(request), command);
-            }
             VolumeEvent::Detached { .. } => self.on_detached(index),
             VolumeEvent::Failed { why, .. } => self.on_failed(index, why),
-            VolumeEvent::AskVerify { .. } => {
-                self.find(format!("host {index}: verifies what was never restored"));
+            VolumeEvent::AskMetad { .. } | VolumeEvent::AskVerify { .. } => {
+                unreachable!("passed on as a request")
             }
             // What uses a simulated volume ends with its client.
             VolumeEvent::Remember { .. }
@@ -522,6 +537,41 @@ impl Sim {
             } => {} // for the recorder
             VolumeEvent::Transition { what, .. } => self.on_transition(index, what),
         }
+    }
+
+    fn ask_about_membership(&mut self, index: usize, request: MembershipRequest) {
+        let MembershipRequest {
+            volume,
+            request,
+            epoch,
+            seq,
+            new_isr,
+            found_seq,
+        } = request;
+        let command = if let Some(found_seq) = found_seq {
+            self.say(format_args!(
+                "host {index}: has found {new_isr:?} as {found_seq:?}"
+            ));
+            self.note_found(&new_isr);
+            Command::VerifyMembership {
+                volume,
+                epoch,
+                seq,
+                found_seq,
+                isr: new_isr,
+            }
+        } else {
+            self.say(format_args!(
+                "host {index}: asks for {new_isr:?} after {seq:?}"
+            ));
+            Command::SetIsr {
+                volume,
+                epoch,
+                seq,
+                new_isr,
+            }
+        };
+        self.ask(Party::Host(index), Why::Isr(request), command);
     }
 
     fn on_attached(&mut self, index: usize) {
@@ -628,7 +678,7 @@ impl Sim {
                     rare.note(Rare::SecondFailure);
                 }
             }
-            TraceEvent::Learn { isr, .. } => {
+            TraceEvent::Learn { isr, .. } | TraceEvent::Verify { isr, .. } => {
                 host.isr = isr.iter().map(|at| stores[at.index()]).collect();
             }
             TraceEvent::Suspect { .. } => rare.note(Rare::Suspect),
@@ -666,7 +716,6 @@ impl Sim {
             | TraceEvent::Stamp { .. }
             | TraceEvent::Planned { .. }
             | TraceEvent::RsFlush { .. }
-            | TraceEvent::Verify { .. }
             | TraceEvent::Slow { .. }
             | TraceEvent::Begun { .. }
             | TraceEvent::Sealed { .. }

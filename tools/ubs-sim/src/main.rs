@@ -16,6 +16,7 @@ mod oracle;
 mod plan;
 mod rare;
 mod recorder;
+mod restore;
 mod rotting;
 mod run;
 mod runner;
@@ -25,6 +26,7 @@ mod sim;
 mod snapshots;
 mod stamp;
 mod timeline;
+mod upkeep;
 mod workload;
 
 use clap::{Args, Parser, Subcommand};

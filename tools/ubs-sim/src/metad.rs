@@ -22,7 +22,7 @@ pub(crate) struct Metad {
     pub(crate) lossy: bool,
     /// Who cannot reach it.
     pub(crate) cut: BTreeSet<Party>,
-    index: u64,
+    pub(crate) index: u64,
 }
 
 impl Metad {
@@ -74,6 +74,7 @@ pub(crate) enum Why {
     /// The volume's own name for its request.
     Isr(u64),
     Snapshot,
+    Maintain,
     Operate,
 }
 
@@ -132,7 +133,15 @@ impl Sim {
         if !self.metad.up || self.metad.cut.contains(&ask.party) {
             return;
         }
-        let reply = self.metad_applies(ask.client, ask.sequence, ask.command);
+        let lets = if let Command::Maintain { .. } = ask.command {
+            self.leader_lets_maintain()
+        } else {
+            Ok(())
+        };
+        let reply = match lets {
+            Ok(()) => self.metad_applies(ask.client, ask.sequence, ask.command),
+            Err(refusal) => Reply::Refused(refusal),
+        };
         if self.metad.lossy && self.control.chance(1, 2) {
             self.rare.note(Rare::AnswerLost);
             return;
@@ -169,7 +178,7 @@ impl Sim {
         };
         match ask.party {
             Party::Operator => self.on_operator_reply(&reply),
-            Party::Server(index) => self.on_server_reply(index, ask.why, &reply),
+            Party::Server(index) => self.on_server_reply(index, &ask, reply),
             Party::Host(index) => self.on_host_reply(index, ask, reply),
         }
     }
@@ -180,13 +189,18 @@ impl Sim {
         };
         self.rare.note(Rare::AskedAgain);
         // The volume asks again by itself, and may want something else by then.
-        if let (Why::Isr(request), Party::Host(index)) = (ask.why, ask.party)
-            && let Command::SetIsr { epoch, .. } = ask.command
+        if let (Why::Isr(request), party) = (ask.why, ask.party)
+            && let Command::SetIsr { epoch, .. } | Command::VerifyMembership { epoch, .. } =
+                ask.command
             && self.control.chance(1, 2)
         {
             self.asks.remove(&id);
             let unknown = volume::MetadVerdict::Unknown;
-            return self.answer_isr(index, (epoch, request), unknown);
+            return match party {
+                Party::Host(index) => self.answer_isr(index, (epoch, request), unknown),
+                Party::Server(index) => self.answer_storaged((index, epoch, request), unknown),
+                Party::Operator => unreachable!("people have no volumes"),
+            };
         }
         self.send_ask(id);
     }

@@ -146,6 +146,14 @@ impl Oracle {
         shown.collect()
     }
 
+    /// Whether a block may hold that value when nobody has the volume.
+    pub(crate) fn may_survive(&self, block: u64, value: u64) -> bool {
+        let block = self.blocks.get(&block);
+        block.map_or(value == 0, |b| {
+            b.survivable.iter().any(|e| e.value == value)
+        })
+    }
+
     /// A write of the current era is acknowledged.
     pub(crate) fn write_completed(&mut self, block: u64, issued: u64, now: u64, fua: bool) {
         let block = self.block(block);

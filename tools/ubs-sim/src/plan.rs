@@ -113,6 +113,8 @@ pub(crate) struct Plan {
     pub(crate) fault_every_ms: u64,
     /// Mean pause between two deeds of a user who makes and deletes snapshots; `None`: none.
     pub(crate) snapshot_every_ms: Option<u64>,
+    /// In the end it must become whole while nobody has it, before somebody gets it again.
+    pub(crate) heals_alone: bool,
 }
 
 impl Plan {
@@ -183,6 +185,7 @@ impl Plan {
             deadline_ms: u32::try_from(pick(prng, &[1_000, 3_000, 8_000])).expect("small"),
             fault_every_ms: pick(prng, &[3_000, 4_000, 5_000, 10_000]),
             snapshot_every_ms: None,
+            heals_alone: false,
         }
     }
 

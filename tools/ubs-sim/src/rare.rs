@@ -102,6 +102,34 @@ rare! {
     SnapshotDeletedWithoutAll = "snapshot deleted while a store was away", true;
     /// Extents of a deleted snapshot went over to the next generation.
     Merged = "extents of deleted snapshots merged", true;
+    /// A storaged was given a volume that nobody had.
+    Maintained = "maintenance began", true;
+    /// It compared what was marked.
+    MaintenanceReconciled = "maintenance reconciled", true;
+    /// It brought a replica up to date.
+    MaintenanceResilvered = "maintenance resilvered", true;
+    /// It removed a member that said itself that its slice was incomplete.
+    MaintenanceRemovedBlank = "maintenance removed a blank member", true;
+    /// It completed a pending snapshot.
+    MaintenanceSnapshot = "maintenance completed a snapshot", true;
+    /// It let go in order.
+    MaintenanceLetGo = "maintenance let go", true;
+    /// It learnt from the stores, or from metad, that another one has the volume.
+    MaintenanceFenced = "maintenance fenced", true;
+    /// A host was granted the volume while a storaged was at work.
+    MaintenanceTakenOver = "host granted a volume under maintenance", true;
+    /// It lacked a member.
+    MaintenanceFailed = "maintenance ended for lack of a member", true;
+    /// Its server was gone, and another one was to go on.
+    MaintenanceMoved = "maintenance given to another server", true;
+    /// A superseded client's write after a storaged had opened the stores was refused.
+    ZombieRefusedByUpkeep = "a write of a client superseded by maintenance was refused", true;
+    /// metad came back as it had been some time before.
+    Restored = "metad restored from a backup", true;
+    /// The stores knew of the membership that was in it.
+    FoundAsInBackup = "restored membership confirmed by the stores", true;
+    /// They knew of a newer one.
+    FoundNewer = "newer membership than restored found on the stores", true;
     /// A source was lost while copies of it waited in the target's disk.
     ChoiceAbandoned = "source lost while its copies waited in a disk", true;
     /// Zeroes came while a blank store was about to join, and its sources did not get to them.

@@ -235,6 +235,20 @@ impl Sim {
         });
     }
 
+    /// What metad is restored from is no state of the model.
+    pub(crate) fn record_restore(&mut self) {
+        if let Some(recorder) = self.recorder() {
+            recorder.end("metad was restored from a backup");
+        }
+    }
+
+    /// The model has one kind of client.
+    pub(crate) fn record_upkeep(&mut self) {
+        if let Some(recorder) = self.recorder() {
+            recorder.end("a storaged brings the volume up to date");
+        }
+    }
+
     pub(crate) fn record_gone(&mut self, host: usize) {
         if let Some(recorder) = self.followed(host) {
             recorder.gone();

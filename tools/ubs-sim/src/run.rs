@@ -1,5 +1,6 @@
 //! One seed: a cluster is made, lives in trouble, and must then heal and hold what it promised.
 
+use crate::faults::Ease;
 use crate::metad::VOLUME;
 use crate::rare::{Counts, Rare};
 use crate::recorder::Recorder;
@@ -123,6 +124,7 @@ fn in_trouble_or_panic(sim: &mut Sim, what: impl FnOnce(&mut Sim)) {
 fn live(sim: &mut Sim) {
     sim.user_pauses();
     sim.rot_later();
+    sim.backup_later();
     sim.run_for(TROUBLE_S);
     sim.heal();
     sim.prove_nothing_is_spoiled();
@@ -203,6 +205,11 @@ impl Sim {
         let Some(host) = self.holder() else {
             return false;
         };
+        // Who was superseded may not know it yet.
+        let epoch = self.recorded().attachment.map(|held| held.epoch);
+        if epoch.is_none() || epoch != self.hosts[host].held_epoch() {
+            return false;
+        }
         let pending = self.recorded().pending_snapshot().is_some();
         if pending || self.hosts[host].failed || !self.hosts[host].ops.is_empty() {
             return false;
@@ -225,7 +232,30 @@ impl Sim {
         self.ease_all();
         self.run_for(NOTICE_S);
         self.ask_who_is_superseded();
+        self.reattach_the_forgotten();
+        if self.plan.heals_alone && self.recorded().verified {
+            self.prove_health_with_nobody();
+        }
         self.prove_health("the volume is healthy again");
+    }
+
+    /// It gets whole although nobody has it; then somebody is given it again.
+    fn prove_health_with_nobody(&mut self) {
+        self.must_soon("the operator is through", |s| s.operator.todo.is_empty());
+        let command = control::core::Command::ForceDetach { volume: VOLUME };
+        self.operator.todo.push_back(command);
+        self.operate();
+        // A storaged that has failed pauses, for up to 300 s.
+        let seconds = 2 * HEAL_S + self.plan.copies_s() * (1 + self.snapshot_count());
+        let whole = "the volume is whole with nobody";
+        self.must(seconds, whole, Self::is_whole_with_nobody);
+        // Given the volume back before it has looked, a host believes that it holds it still.
+        self.must_soon("who had the volume has heard of it", |s| {
+            s.hosts.iter().all(|host| host.held_epoch().is_none())
+        });
+        self.prove_members_equal("in the end");
+        self.operator.idle = true;
+        self.on_ease(Ease::Wanted);
     }
 
     /// A host whose volume was forced away and given back before it looked believes that it has it

@@ -1,9 +1,10 @@
 //! A storage server: the real storaged on a simulated machine, and what its control thread does.
 
-use crate::metad::{Why, server_index};
+use crate::metad::{Ask, Why, server_index};
 use crate::plan::{DEVICE_BYTES, JOURNAL_BYTES};
 use crate::rare::Rare;
 use crate::sim::{CLUSTER, Item, Party, Sim, Task};
+use crate::upkeep::Upkeep;
 use control::core::desire::{known_hosts, slices_of_server};
 use control::core::{Command, NewServer, NewStore, Reply};
 use nvmf::target::{Target, TargetConfig};
@@ -48,6 +49,8 @@ pub(crate) struct Server {
     pub(crate) lost_at_ns: Option<u64>,
     /// It is being stopped in order.
     pub(crate) stopping: bool,
+    /// Volumes that it brings up to date.
+    pub(crate) upkeep: Upkeep,
 }
 
 /// Where a server's store is.
@@ -75,6 +78,7 @@ impl Server {
             listening: false,
             lost_at_ns: None,
             stopping: false,
+            upkeep: Upkeep::default(),
         }
     }
 
@@ -120,7 +124,7 @@ impl Sim {
         server.life += 1;
         (server.looking, server.listening, server.stopping) = (false, false, false);
         (server.facts, server.seen, server.registered) = (None, 0, false);
-        server.wanted = Wanted::default();
+        (server.wanted, server.upkeep) = (Wanted::default(), Upkeep::default());
         let (node, life, uuid) = (server.node, server.life, server.uuid);
         let listen = SocketAddr::new(self.world.ip(node), PORT);
         let inbox = self.inbox.clone();
@@ -210,7 +214,7 @@ impl Sim {
         let now_ns = self.world.now_ns();
         let server = &mut self.servers[index];
         (server.app, server.orders, server.listening) = (None, None, false);
-        server.stopping = false;
+        (server.stopping, server.registered) = (false, false);
         if !in_order {
             server.lost_at_ns = Some(now_ns);
         }
@@ -287,7 +291,7 @@ impl Sim {
                 self.servers[index].listening = true;
                 self.register_server(index, address);
             }
-            News::Maintenance(_) => unreachable!("nobody asked for any"),
+            News::Maintenance(news) => self.on_maintenance_news(index, news),
             News::CloneWaits(nsid) => self.servers[index].wanted.waits(nsid),
             News::SliceChanged(nsid) => {
                 let orders = self.servers[index].wanted.parent_changed(nsid);
@@ -338,9 +342,9 @@ impl Sim {
         self.ask(Party::Server(index), Why::RegisterServer, command);
     }
 
-    pub(crate) fn on_server_reply(&mut self, index: usize, why: Why, reply: &Reply) {
+    pub(crate) fn on_server_reply(&mut self, index: usize, ask: &Ask, reply: Reply) {
         let server = &mut self.servers[index];
-        match (why, reply) {
+        match (ask.why, &reply) {
             (Why::RegisterServer, Reply::Server(id)) => {
                 server.id = Some(*id);
                 let Some(facts) = &server.facts else { return };
@@ -359,7 +363,7 @@ impl Sim {
                 self.look_soon(Party::Server(index));
             }
             (Why::Confirm, Reply::Done) => {}
-            (why, reply) => self.find(format!("server {index}: {why:?} answered by {reply:?}")),
+            (_, _) => self.on_upkeep_reply(index, ask, reply),
         }
     }
 
@@ -374,5 +378,6 @@ impl Sim {
         let orders = server.wanted.orders(slices);
         self.order(index, Order::Hosts(nqns));
         orders.into_iter().for_each(|o| self.order(index, o));
+        self.upkeep_looks(index, id);
     }
 }

@@ -8,12 +8,14 @@ use crate::oracle::Oracle;
 use crate::plan::Plan;
 use crate::rare::Counts;
 use crate::recorder::Recorder;
+use crate::restore::Backups;
 use crate::rotting::Rotting;
 use crate::run::Finding;
 use crate::scripts::Scripts;
 use crate::server::Server;
 use crate::snapshots::Snapshots;
 use crate::timeline::Timeline;
+use crate::upkeep::Upkept;
 use control::core::{Command, Domain, NewVolume, Phase, Reply};
 use reactor::ArenaConfig;
 use reactor::sim::{Prng, SimConfig, SimWorld};
@@ -28,9 +30,11 @@ use volume::VolumeEvent;
 /// The cluster of every seed.
 pub(crate) const CLUSTER: Uuid = Uuid::from_u128(0xc1);
 const SECOND_NS: u64 = 1_000_000_000;
-/// Make the chance of the user, and of scripts, another one than the world's.
+/// Make the chance of the user, of backups, of scripts, and of healing with nobody, another one than the world's.
 const USER_SEED: u64 = 0x75_7365_7220_0000;
+const BACKUP_SEED: u64 = 0x62_6163_6b75_7000;
 const SCRIPT_SEED: u64 = 0x73_6372_6970_7420;
+const ALONE_SEED: u64 = 0x61_6c6f_6e65_0000;
 
 /// Who talks to metad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +63,10 @@ pub(crate) enum Task {
     AttachAgain(Party, u32),
     /// A failed device is replaced.
     Replug(Party, u32),
+    /// A storaged's control thread looks at what it brings up to date.
+    Upkeep(Party, u32),
+    /// metad's leader looks whose storaged is gone.
+    Duties,
     /// The operator tries again.
     Operate,
     /// Something may go wrong.
@@ -77,6 +85,10 @@ pub(crate) enum Task {
     WriteOver(u64),
     /// metad has said who has slices of the volume.
     Replicas(Party, u32),
+    /// A backup of metad is made.
+    Backup,
+    /// metad is restored from it.
+    Restore,
     /// The next scene of a script, if it is still that one's turn.
     Script(u64),
 }
@@ -114,6 +126,8 @@ pub(crate) struct Operator {
     refusals: u32,
     /// Who shall have the volume.
     pub(crate) goal: usize,
+    /// For now nobody shall.
+    pub(crate) idle: bool,
 }
 
 /// One run.
@@ -136,6 +150,9 @@ pub(crate) struct Sim {
     pub(crate) oracle: Oracle,
     pub(crate) log: Log,
     pub(crate) snapshots: Snapshots,
+    pub(crate) upkept: Upkept,
+    /// If metad is restored from backups.
+    pub(crate) backups: Option<Backups>,
     pub(crate) scripts: Scripts,
     pub(crate) rotting: Rotting,
     /// When eras began, in the oracle's time.
@@ -175,6 +192,7 @@ impl Sim {
         // Of its own, so that clusters without snapshots are what they were without such a user.
         let mut snapshots = Snapshots::new(Prng::new(seed ^ USER_SEED));
         plan.snapshot_every_ms = snapshots.draw_pause_ms();
+        plan.heals_alone = Prng::new(seed ^ ALONE_SEED).chance(1, 3);
         let (control, load, fate) = (world.fork_prng(), world.fork_prng(), world.fork_prng());
         let servers = (0..plan.servers).map(|n| Server::new(world.add_node(), n));
         let servers = servers.collect();
@@ -199,6 +217,8 @@ impl Sim {
             log: Log::default(),
             snapshots,
             rotting: Rotting::draw(seed),
+            upkept: Upkept::default(),
+            backups: Backups::draw(Prng::new(seed ^ BACKUP_SEED)),
             scripts: Scripts::draw(Prng::new(seed ^ SCRIPT_SEED)),
             eras: BTreeMap::new(),
             next_op: 1,
@@ -262,6 +282,7 @@ impl Sim {
             return false;
         }
         self.give_volume_to(0, false);
+        self.schedule(SECOND_NS, Task::Duties);
         true
     }
 
@@ -384,6 +405,7 @@ impl Sim {
             Task::Boot(Party::Server(index)) => self.boot_server(index),
             Task::Boot(Party::Host(index)) => self.boot_host(index),
             Task::Look(party, life)
+            | Task::Upkeep(party, life)
             | Task::Work(party, life)
             | Task::AttachAgain(party, life)
             | Task::Replicas(party, life)
@@ -397,11 +419,14 @@ impl Sim {
                     self.act_for(party, &task);
                 }
             }
+            Task::Duties => self.on_duties(),
             Task::Operate => self.operate(),
             Task::Fault => self.on_fault(),
             Task::Strike(prey) => self.on_strike(prey),
             Task::Ease(ease) => self.on_ease(ease),
             Task::User => self.on_user(),
+            Task::Backup => self.on_backup(),
+            Task::Restore => self.on_restore(),
             Task::UserActs => self.use_snapshots(),
             Task::Rot => self.on_rot(),
             Task::WriteOver(block) => self.write_over(block),
@@ -413,6 +438,7 @@ impl Sim {
     fn act_for(&mut self, party: Party, task: &Task) {
         match (task, party) {
             (Task::Look(..), party) => self.on_look(party),
+            (Task::Upkeep(..), Party::Server(index)) => self.on_upkeep_time(index),
             (Task::Work(..), Party::Host(index)) => self.on_work(index),
             (Task::Replicas(..), Party::Server(index)) => self.tell_replicas(index),
             (Task::AttachAgain(..), Party::Host(index)) => self.on_attach_again(index),
@@ -426,11 +452,13 @@ impl Sim {
         let party = match task {
             Task::AskerHears(id, _) | Task::AskAgain(id) => self.asks.get(id)?.party,
             Task::Look(party, _)
+            | Task::Upkeep(party, _)
             | Task::Work(party, _)
             | Task::AttachAgain(party, _)
             | Task::Replug(party, _) => *party,
             Task::MetadHears(..)
             | Task::Boot(_)
+            | Task::Duties
             | Task::Operate
             | Task::Fault
             | Task::Strike(_)
@@ -440,6 +468,8 @@ impl Sim {
             | Task::Rot
             | Task::WriteOver(_)
             | Task::Replicas(..)
+            | Task::Backup
+            | Task::Restore
             | Task::Script(_) => {
                 return None;
             }

@@ -115,7 +115,7 @@ impl Sim {
 
     /// Makes a snapshot, or deletes one. A user whom metad does not answer does something else.
     pub(crate) fn use_snapshots(&mut self) {
-        if !self.metad.up || self.calm {
+        if !self.metad.up || self.calm || !self.recorded().verified {
             return;
         }
         let complete: Vec<_> = self.recorded().generations().complete().collect();
@@ -168,10 +168,20 @@ impl Sim {
     /// metad has recorded a snapshot as complete.
     pub(crate) fn on_snapshot_complete(&mut self, generation: Generation) {
         let (now, era) = (self.oracle.stamp(), self.oracle.era());
+        let attachment = self.recorded().attachment;
         let snapshot = self.snapshots.all.get_mut(&generation).expect("was made");
-        let one_client = snapshot.era == era;
+        // A storaged serves no host: it begins no era, and is another client.
+        let by_storaged = attachment.is_none();
+        let one_client = snapshot.era == era && !by_storaged;
+        if snapshot.completed.is_some() {
+            // It was so before metad was restored.
+            return self.check_snapshot(generation, "when it is complete once more");
+        }
         snapshot.completed = Some((now, one_client));
         self.rare.note(Rare::SnapshotComplete);
+        if by_storaged {
+            self.rare.note(Rare::MaintenanceSnapshot);
+        }
         if !one_client {
             self.rare.note(Rare::SnapshotResumed);
         }

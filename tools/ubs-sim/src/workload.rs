@@ -272,6 +272,19 @@ impl Sim {
         buffer: &HostBuffer,
     ) {
         let now = self.oracle.stamp();
+        let writes = matches!(
+            op.kind,
+            Kind::Write { .. } | Kind::Zero { .. } | Kind::Discard
+        );
+        if writes && self.began_superseded(op) {
+            if result.is_ok() {
+                let kind = op.kind;
+                self.find(format!(
+                    "host {host} is superseded by a storaged, and its #{id} {kind:?} is acknowledged"
+                ));
+            }
+            self.rare.note(Rare::ZombieRefusedByUpkeep);
+        }
         match (op.kind, result) {
             (Kind::Read, Ok(())) => self.check_read(host, id, op, buffer),
             (Kind::Flush, Ok(())) => self.oracle.flush_completed(op.issued),
@@ -334,7 +347,8 @@ impl Sim {
     /// Whether the request began when its client was superseded already.
     fn began_superseded(&self, op: &InFlight) -> bool {
         let next = self.eras.get(&(op.era + 1));
-        next.is_some_and(|began| op.issued > *began)
+        let moments = next.into_iter().chain(self.upkept.superseded.get(&op.era));
+        moments.into_iter().any(|began| op.issued > *began)
     }
 
     fn check_stamps(&mut self, host: usize, id: u64, op: &InFlight, buffer: &HostBuffer) {

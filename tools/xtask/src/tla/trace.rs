@@ -90,14 +90,14 @@ const SOURCES: &[Source] = &[
     Source {
         module: "TraceResilver",
         runs: "clusters-of-two",
-        cargo: &cluster(["2", "3", "11", "29", "57", "62"]),
+        cargo: &cluster(["3", "2", "11", "12", "57", "62"]),
         others: true,
         tampers: &[RESILVER_TAMPERS, CLUSTER_TAMPERS],
     },
     Source {
         module: "TraceResilver",
         runs: "clusters-of-three",
-        cargo: &cluster(["1", "18", "27", "40", "42", "46"]),
+        cargo: &cluster(["46", "1", "15", "16", "18", "42"]),
         others: true,
         tampers: &[RESILVER_TAMPERS, CLUSTER_TAMPERS],
     },
