@@ -238,7 +238,10 @@ impl Control {
                 self.held.insert(volume, held);
                 self.take(host, volume);
             }
-            (false, Some(held)) if held.stage == Stage::Here => self.detach(volume),
+            (false, Some(held)) if held.stage == Stage::Here => {
+                self.detach(volume);
+                self.pass_generations(volume);
+            }
             (true, Some(held)) if held.stage == Stage::Here => {
                 held.refusal = None;
                 self.pass_changes(volume);

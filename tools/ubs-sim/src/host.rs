@@ -465,11 +465,10 @@ impl Sim {
             }
             (Some(d), Held::Here(_)) if d.wanted => self.pass_generations(index),
             (_, Held::Here(epoch)) => self.is_to_detach(index, epoch),
+            (Some(_), Held::Leaving(_)) => self.pass_generations(index),
             // Whose turn is not ours ends by itself and looks again.
-            (
-                Some(_) | None,
-                Held::No | Held::Asking | Held::Leaving(_) | Held::LettingGo | Held::Pausing,
-            ) => {}
+            (Some(_), Held::No | Held::Asking | Held::LettingGo | Held::Pausing) => {}
+            (None, _) => {}
         }
     }
 

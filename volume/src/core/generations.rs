@@ -128,7 +128,13 @@ impl Generations {
 impl Replicator {
     /// metad has made or deleted a snapshot.
     pub(super) fn on_generations(&mut self, new: VolumeGenerations, out: &mut Outbox) {
-        let live = matches!(self.phase, Phase::New | Phase::Attaching | Phase::Serving);
+        // Operations that a leaving client still holds may need a store that can be given only
+        // snapshots that there are.
+        let live = match self.phase {
+            Phase::New | Phase::Attaching | Phase::Serving => true,
+            Phase::Detaching => self.detach.is_draining(),
+            Phase::Failed | Phase::Ended => false,
+        };
         if !live || !self.generations.leads_to(&new) {
             return;
         }

@@ -413,3 +413,37 @@ fn a_snapshot_that_waits_for_a_store_that_is_out_is_given_to_it_while_it_is_pend
     let rest = script.serve(stamps);
     assert!(rest.contains(&done(1)) && told(&rest), "{rest:?}");
 }
+
+#[test]
+fn a_leaving_client_that_holds_operations_does_not_give_a_store_what_was_deleted() {
+    let config = Config {
+        stable_period_ms: 0,
+        min_in_sync: 2,
+        ..Config::default()
+    };
+    let mut script = Script::with(config, grant(2, 1)).attach();
+    script.lose(1, (0, 1), &[0]);
+    let sent = snapshot(&mut script);
+    let sealed = script.serve(sent);
+    assert!(told(&sealed), "{sealed:?}");
+    script.step(Event::Generations(generations(2, &[(1, Complete)])));
+    script.told[0].generations = generations(2, &[(1, Complete)]);
+    let held = script.host(1, write(5, false));
+    assert_eq!(script.serve(held), []);
+    assert_eq!(script.step(Event::Detach), []);
+    script.step(Event::Generations(generations(2, &[])));
+    script.told[0].generations = generations(2, &[]);
+    script.now += 60_000 * MS;
+    script.sent.clear();
+    let opened = script.open(1);
+    let asked = script.serve(opened);
+    assert!(
+        matches!(asked[..], [Effect::AskMetad { .. }]),
+        "{asked:?}: {:?}",
+        steps(&script, 1)
+    );
+    let given = steps(&script, 1);
+    assert!(!given.iter().any(|s| s == "complete 1"), "{given:?}");
+    let stamps = script.committed(1, 2, &[0, 1]);
+    assert_eq!(script.serve(stamps), [done(1), Effect::Detached]);
+}
