@@ -90,6 +90,11 @@ mechanisms! {
     SnapshotReconcile = "snapshot-reconcile";
     /// Hazard: a store that was out completes snapshots that lack what it missed.
     CatchUp = "catch-up";
+    /// Hazard: a restored metad is believed about a membership that the stores know to be old. Model:
+    /// `FStamp`.
+    Stamps = "stamps";
+    /// Hazard: a clientd takes over a device and trusts a store that restarted unseen.
+    Remembered = "remembered";
 }
 
 /// Whether the mechanism is in force.

@@ -1,5 +1,6 @@
 //! A client host: the real volume shell on a simulated machine, and what its control thread does.
 
+use crate::device::Device;
 use crate::faults::Prey;
 use crate::metad::{Ask, VOLUME, Why, host_index};
 use crate::rare::Rare;
@@ -12,14 +13,14 @@ use reactor::sim::NodeId;
 use reactor::{App, Completion, Driver};
 use shardmap::generations::VolumeGenerations;
 use shardmap::grant::MembershipRequest;
-use shardmap::units::{Epoch, StoreId};
+use shardmap::units::{Epoch, Incarnation, StoreId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use uuid::Uuid;
 use volume::{
-    AttachGrant, FailReason, MetadAnswer, MetadVerdict, TraceEvent, VolumeEvent, Volumes,
-    VolumesConfig,
+    AttachFault, AttachGrant, FailReason, MetadAnswer, MetadVerdict, TraceEvent, VolumeEvent,
+    Volumes, VolumesConfig,
 };
 
 const ROOM_VOLUMES: u8 = 1;
@@ -75,7 +76,11 @@ pub(crate) struct Host {
     pub(crate) seen: u64,
     pub(crate) looking: bool,
     pub(crate) held: Held,
-    granted_at_ns: u64,
+    pub(crate) granted_at_ns: u64,
+    /// What uses the volume, in the kernel.
+    pub(crate) device: Option<Device>,
+    /// Which stores are trusted, of a volume whose device is not made yet.
+    pub(crate) remembered: Option<(Epoch, BTreeMap<StoreId, Incarnation>)>,
     /// The in-sync set, as its client last heard of it.
     isr: BTreeSet<StoreId>,
     /// Serves, in this era of the oracle.
@@ -154,6 +159,8 @@ impl Host {
             looking: false,
             held: Held::No,
             granted_at_ns: 0,
+            device: None,
+            remembered: None,
             isr: BTreeSet::new(),
             serving: None,
             failed: false,
@@ -203,7 +210,6 @@ impl Sim {
         host.life += 1;
         (host.looking, host.seen, host.held, host.id) = (false, 0, Held::No, None);
         host.forget_attachment();
-        host.ops.clear();
         host.deferred.clear();
         let (node, life, uuid) = (host.node, host.life, host.uuid);
         let plan = &self.plan;
@@ -242,7 +248,7 @@ impl Sim {
         self.ask(Party::Host(index), Why::RegisterHost, command);
     }
 
-    /// `kill -9`, or the power of a client host: the same to everybody else.
+    /// `kill -9`, which its device outlives, or the power of a client host: the same to everybody else.
     pub(crate) fn crash_host(&mut self, index: usize, power: bool) {
         if !self.hosts[index].is_up() {
             return;
@@ -254,9 +260,10 @@ impl Sim {
         self.record_gone(index);
         let host = &mut self.hosts[index];
         host.app = None;
-        host.ops.clear();
+        host.remembered = None;
         host.forget_attachment();
         if power {
+            self.remove_device(index);
             self.world.power_cut(self.hosts[index].node);
         } else {
             self.world.crash(self.hosts[index].node);
@@ -391,14 +398,23 @@ impl Sim {
             return;
         }
         host.held = Held::Here(grant.epoch);
-        host.granted_at_ns = self.world.now_ns();
+        let granted_at_ns = self.world.now_ns();
+        let device_granted_at_ns = self.device_granted_at_ns(index);
+        let host = &mut self.hosts[index];
+        host.granted_at_ns = device_granted_at_ns.unwrap_or(granted_at_ns);
         host.isr.clone_from(&grant.isr);
         host.forget_attachment();
         if self.the_upkeeper().is_some() {
             self.rare.note(Rare::MaintenanceTakenOver);
         }
-        self.record_grant(index, &grant.isr);
-        let grant = AttachGrant::new(grant, self.plan.options);
+        if self.hosts[index].device.is_some() {
+            self.record_take_over();
+        } else {
+            self.record_grant(index, &grant.isr);
+        }
+        let held_since = grant.held_since;
+        let mut grant = AttachGrant::new(grant, self.plan.options);
+        grant.survived = self.recall(index, held_since);
         let epoch = grant.epoch;
         self.say(format_args!("host {index}: granted epoch {epoch:?}"));
         self.pass(Prey::Attach);
@@ -458,16 +474,16 @@ impl Sim {
                 };
                 self.ask(Party::Host(index), Why::Attach, command);
             }
-            (Some(d), Held::No) if !d.wanted => {
-                if let Some(epoch) = d.epoch {
-                    self.let_go(index, epoch);
-                }
-            }
+            (Some(d), Held::No) if !d.wanted => match d.epoch {
+                Some(epoch) => self.let_go(index, epoch),
+                None => self.remove_device(index),
+            },
             (Some(d), Held::Here(_)) if d.wanted => self.pass_generations(index),
             (_, Held::Here(epoch)) => self.is_to_detach(index, epoch),
             (Some(_), Held::Leaving(_)) => self.pass_generations(index),
             // Whose turn is not ours ends by itself and looks again.
             (Some(_), Held::No | Held::Asking | Held::LettingGo | Held::Pausing) => {}
+            (None, Held::No) => self.remove_device(index),
             (None, _) => {}
         }
     }
@@ -479,6 +495,7 @@ impl Sim {
     }
 
     fn let_go(&mut self, index: usize, epoch: Epoch) {
+        self.remove_device(index);
         self.hosts[index].held = Held::LettingGo;
         let command = Command::Detach {
             volume: VOLUME,
@@ -504,10 +521,13 @@ impl Sim {
                 self.say(format_args!("host {index}: {why} {stores_needed:?}"));
                 self.rare.note(Rare::AttachFailed);
                 self.note_attachment_over(index);
-                if let Held::Leaving(epoch) = self.hosts[index].held {
-                    self.let_go(index, epoch);
-                } else {
-                    self.retry_later(index);
+                match self.hosts[index].held {
+                    Held::Leaving(epoch) => self.let_go(index, epoch),
+                    Held::Here(epoch) if why == AttachFault::DataLost => {
+                        self.device_is_lost(index);
+                        self.let_go(index, epoch);
+                    }
+                    _ => self.retry_later(index),
                 }
             }
             VolumeEvent::Detached { .. } => self.on_detached(index),
@@ -515,10 +535,8 @@ impl Sim {
             VolumeEvent::AskMetad { .. } | VolumeEvent::AskVerify { .. } => {
                 unreachable!("passed on as a request")
             }
-            // What uses a simulated volume ends with its client.
-            VolumeEvent::Remember { .. }
-            | VolumeEvent::Progress { .. }
-            | VolumeEvent::Resilvered { .. } => {}
+            VolumeEvent::Remember { epoch, stores, .. } => self.remember(index, epoch, stores),
+            VolumeEvent::Progress { .. } | VolumeEvent::Resilvered { .. } => {}
             VolumeEvent::SnapshotComplete {
                 epoch, generation, ..
             } => {
@@ -574,10 +592,7 @@ impl Sim {
     }
 
     fn on_attached(&mut self, index: usize) {
-        // Who else serves is superseded from now on.
-        let era = self.oracle.begin_era();
-        let began = self.oracle.stamp();
-        self.eras.insert(era, began);
+        let era = self.device_serves(index);
         let host = &mut self.hosts[index];
         host.serving = Some(era);
         host.attach_failures = 0;
@@ -609,6 +624,8 @@ impl Sim {
         self.say(format_args!("host {index}: device failed: {why}"));
         let host = &mut self.hosts[index];
         host.failed = true;
+        self.distrust_device(index);
+        let host = &self.hosts[index];
         let (Held::Here(epoch) | Held::Leaving(epoch)) = host.held else {
             return self.find(format!("host {index}: failed without a volume"));
         };
@@ -634,7 +651,7 @@ impl Sim {
 
     /// A device may fail for lost data only if every in-sync store of some shard lost its volatile
     /// state during the attachment: in sync as far as the client knows, which may be superseded.
-    fn judge_data_lost(&mut self, index: usize) {
+    pub(crate) fn judge_data_lost(&mut self, index: usize) {
         let since_ns = self.hosts[index].granted_at_ns;
         let volume = self.recorded();
         let isr = &self.hosts[index].isr;

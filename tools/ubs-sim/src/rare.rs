@@ -74,6 +74,12 @@ rare! {
     Detached = "detached in order", true;
     /// A clientd process was killed while it had the volume.
     ClientKilled = "client killed", true;
+    /// Another one took over its device.
+    DeviceTakenOver = "device taken over from a killed client", true;
+    /// A request that the killed one had not answered was issued again.
+    Reissued = "request of a killed client issued again", true;
+    /// It could not, because unflushed data was lost meanwhile, or the volume was elsewhere.
+    DeviceLost = "device of a killed client lost", true;
     /// A storaged process was killed.
     StoreKilled = "store killed", true;
     /// A storage server lost power.

@@ -242,6 +242,13 @@ impl Sim {
         }
     }
 
+    /// A client of the model trusts nothing that was not flushed.
+    pub(crate) fn record_take_over(&mut self) {
+        if let Some(recorder) = self.recorder() {
+            recorder.end("a clientd takes over the device of another");
+        }
+    }
+
     /// The model has one kind of client.
     pub(crate) fn record_upkeep(&mut self) {
         if let Some(recorder) = self.recorder() {

@@ -63,6 +63,8 @@ pub(crate) enum Task {
     AttachAgain(Party, u32),
     /// A failed device is replaced.
     Replug(Party, u32),
+    /// The kernel issues requests again that a killed clientd had not answered.
+    Reissue(Party, u32),
     /// A storaged's control thread looks at what it brings up to date.
     Upkeep(Party, u32),
     /// metad's leader looks whose storaged is gone.
@@ -409,6 +411,7 @@ impl Sim {
             | Task::Work(party, life)
             | Task::AttachAgain(party, life)
             | Task::Replicas(party, life)
+            | Task::Reissue(party, life)
             | Task::Replug(party, life) => {
                 let up = match party {
                     Party::Server(index) => self.servers[index].is_up(),
@@ -443,6 +446,7 @@ impl Sim {
             (Task::Replicas(..), Party::Server(index)) => self.tell_replicas(index),
             (Task::AttachAgain(..), Party::Host(index)) => self.on_attach_again(index),
             (Task::Replug(..), Party::Host(index)) => self.on_replug(index),
+            (Task::Reissue(..), Party::Host(index)) => self.reissue(index),
             (task, party) => unreachable!("{task:?} for {party:?}"),
         }
     }
@@ -455,6 +459,7 @@ impl Sim {
             | Task::Upkeep(party, _)
             | Task::Work(party, _)
             | Task::AttachAgain(party, _)
+            | Task::Reissue(party, _)
             | Task::Replug(party, _) => *party,
             Task::MetadHears(..)
             | Task::Boot(_)

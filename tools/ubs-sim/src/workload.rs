@@ -32,6 +32,8 @@ pub(crate) struct InFlight {
     issued: u64,
     /// The attachment that issued it.
     era: u32,
+    /// Of zeroes: the space stays.
+    no_unmap: bool,
 }
 
 /// Requests of one burst.
@@ -150,8 +152,6 @@ impl Sim {
     ) -> bool {
         let id = self.next_op;
         self.next_op += 1;
-        let blocks = u32::try_from(end - start).expect("small");
-        let range = BlockRange::new(Lba(start), Blocks(blocks.max(1))).expect("in the volume");
         let no_unmap = self.load.chance(1, 3);
         let discard = self.load.chance(1, 2);
         let kind = if discard && kind == (Kind::Zero { fua: false }) {
@@ -159,8 +159,44 @@ impl Sim {
         } else {
             kind
         };
+        let op = InFlight {
+            kind,
+            start,
+            end,
+            issued: self.oracle.stamp(),
+            era,
+            no_unmap,
+        };
+        // The arena or the volume has no room, or the volume has just gone.
+        if !self.submit(host, id, &op) {
+            return false;
+        }
+        let current = era == self.oracle.era();
+        let value = match kind {
+            Kind::Write { .. } => Some(id),
+            Kind::Zero { .. } | Kind::Discard => Some(0),
+            Kind::Read | Kind::Flush => None,
+        };
+        if let (Some(value), true) = (value, current) {
+            self.note_issued((id, value), (start, end), op.issued);
+        }
+        self.hosts[host].ops.insert(id, op);
+        self.ops_count += 1;
+        self.say(format_args!("host {host}: #{id} {kind:?} [{start}, {end})"));
+        if value.is_some() && current {
+            self.wrote_at_ns = self.world.now_ns();
+            self.pass(Prey::Write);
+        }
+        true
+    }
+
+    /// Hands a request to clientd. False: it was not taken.
+    pub(crate) fn submit(&mut self, host: usize, id: u64, op: &InFlight) -> bool {
+        let (start, end) = (op.start, op.end);
+        let blocks = u32::try_from(end - start).expect("small");
+        let range = BlockRange::new(Lba(start), Blocks(blocks.max(1))).expect("in the volume");
         let taken = self.on_host(host, |io, volumes| {
-            let op = match kind {
+            let what = match op.kind {
                 Kind::Flush => HostOp::Flush,
                 Kind::Read => HostOp::Read {
                     range,
@@ -178,42 +214,23 @@ impl Sim {
                 Kind::Discard => HostOp::Discard { range },
                 Kind::Zero { fua } => HostOp::Zero {
                     range,
-                    no_unmap,
+                    no_unmap: op.no_unmap,
                     fua,
                 },
             };
             let volume = VOLUME;
-            volumes.submit(io, HostRequest { volume, id, op }).ok()
+            volumes
+                .submit(
+                    io,
+                    HostRequest {
+                        volume,
+                        id,
+                        op: what,
+                    },
+                )
+                .ok()
         });
-        // The arena or the volume has no room, or the volume has just gone.
-        let Some(Some(())) = taken else {
-            return false;
-        };
-        let current = era == self.oracle.era();
-        let issued = self.oracle.stamp();
-        let value = match kind {
-            Kind::Write { .. } => Some(id),
-            Kind::Zero { .. } | Kind::Discard => Some(0),
-            Kind::Read | Kind::Flush => None,
-        };
-        if let (Some(value), true) = (value, current) {
-            self.note_issued((id, value), (start, end), issued);
-        }
-        let op = InFlight {
-            kind,
-            start,
-            end,
-            issued,
-            era,
-        };
-        self.hosts[host].ops.insert(id, op);
-        self.ops_count += 1;
-        self.say(format_args!("host {host}: #{id} {kind:?} [{start}, {end})"));
-        if value.is_some() && current {
-            self.wrote_at_ns = self.world.now_ns();
-            self.pass(Prey::Write);
-        }
-        true
+        taken == Some(Some(()))
     }
 
     /// A write of the current era, or zeroes (value 0), begin.

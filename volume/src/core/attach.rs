@@ -136,7 +136,9 @@ impl Replicator {
         if !matches!(self.phase, Phase::Serving | Phase::Detaching) {
             return;
         }
-        let trusted = self.isr.iter().filter(|at| !self.leg(*at).suspect);
+        // One that metad is asked to take in has it all too: our successor may find that it is in.
+        let trusted = self.ack_set();
+        let trusted = trusted.iter().filter(|at| !self.leg(*at).suspect);
         let entry = |at: Position| {
             let leg = self.leg(at);
             let open = leg.session == Session::Open;

@@ -310,7 +310,9 @@ impl Replicator {
         );
         let copysets = copysets_of(&grant.map);
         let mut legs: Vec<Leg> = grant.map.stores.iter().map(|s| Leg::new(*s)).collect();
-        if let Some(survived) = &grant.survived {
+        if let Some(survived) = &grant.survived
+            && stands(Mechanism::Remembered)
+        {
             for (leg, at) in legs.iter_mut().zip(all.iter()) {
                 leg.inherited = true;
                 leg.incarnation = survived.get(&at).copied();

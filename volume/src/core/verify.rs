@@ -9,6 +9,7 @@ use super::event::{AttachFault, RequestId, TraceEvent};
 use super::leg::Session;
 use super::members::Members;
 use super::state::{Outbox, Pending, Phase, Replicator};
+use shardmap::canary::{Mechanism, stands};
 use shardmap::units::MembershipSeq;
 
 impl Replicator {
@@ -22,6 +23,9 @@ impl Replicator {
     /// of the same version differ.
     fn newest_found(&self, witnesses: Members) -> Option<(MembershipSeq, Members)> {
         let mut newest = (self.seq, self.isr);
+        if !stands(Mechanism::Stamps) {
+            return Some(newest);
+        }
         for at in witnesses.iter() {
             let facts = &self.leg(at).facts;
             let found = (facts.stamp_seq, facts.stamp_isr);

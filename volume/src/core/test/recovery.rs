@@ -56,6 +56,21 @@ fn what_is_remembered_grows_with_sessions_and_leaves_out_who_lost_writes() {
 }
 
 #[test]
+fn a_store_is_remembered_as_soon_as_metad_is_asked_to_take_it_in() {
+    let mut script = Script::with(CONFIG(), grant(2, 1)).attach();
+    script.lose(1, (0, 1), &[0]);
+    script.run(1, write(5, false));
+    assert_eq!(script.remembered, [(at(0), Incarnation(1))].into());
+    script.now += 60_000 * MS;
+    let opened = script.open(1);
+    let asked = script.serve(opened);
+    assert!(matches!(asked[..], [Effect::AskMetad { .. }]), "{asked:?}");
+    // Killed now, it may have been taken in all the same.
+    let both = [(at(0), Incarnation(1)), (at(1), Incarnation(1))];
+    assert_eq!(script.remembered, both.into());
+}
+
+#[test]
 fn a_store_that_restarted_while_the_client_was_down_is_removed_before_anything_is_served() {
     let mut script = survived(2, &[(0, 1), (1, 1)]);
     script.told[1].incarnation = 2;
