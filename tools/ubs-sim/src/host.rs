@@ -527,7 +527,9 @@ impl Sim {
                         self.device_is_lost(index);
                         self.let_go(index, epoch);
                     }
-                    _ => self.retry_later(index),
+                    Held::No | Held::Asking | Held::Here(_) | Held::LettingGo | Held::Pausing => {
+                        self.retry_later(index);
+                    }
                 }
             }
             VolumeEvent::Detached { .. } => self.on_detached(index),
