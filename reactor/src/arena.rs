@@ -70,23 +70,30 @@ impl Mapping {
         let wanted = config.len_bytes().max(u64::from(SLOT_BYTES[0]));
         if config.huge_pages {
             let rounded = wanted.next_multiple_of(HUGE_PAGE_BYTES);
-            if let Ok(mapping) = Self::map(rounded, libc::MAP_HUGETLB) {
+            let huge = libc::MAP_HUGETLB | libc::MAP_POPULATE;
+            if let Ok(mapping) = Self::map(rounded, huge) {
                 return Ok(mapping);
             }
         }
-        Self::map(wanted, 0)
+        // Resident, so registration cannot fault later.
+        Self::map(wanted, libc::MAP_POPULATE)
+    }
+
+    /// For a ring that registers nothing: pages come as they are touched.
+    fn simulated(config: &ArenaConfig) -> Result<Self, SetupError> {
+        Self::map(config.len_bytes().max(u64::from(SLOT_BYTES[0])), 0)
     }
 
     fn map(len: u64, extra: i32) -> Result<Self, SetupError> {
         let len_bytes = usize::try_from(len).expect("64-bit host");
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice; no memory of
-        // ours is concerned. MAP_POPULATE makes it resident, so registration cannot fault later.
+        // ours is concerned.
         let at = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 len_bytes,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | extra,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | extra,
                 -1,
                 0,
             )
@@ -104,7 +111,7 @@ impl Mapping {
         Ok(Self {
             base,
             len_bytes,
-            huge: extra != 0,
+            huge: extra & libc::MAP_HUGETLB != 0,
         })
     }
 }
@@ -181,7 +188,18 @@ impl Arena {
     /// # Errors
     /// [`SetupError::Call`] if the memory is not to be had.
     pub fn new(config: &ArenaConfig) -> Result<Self, SetupError> {
-        let mapping = Mapping::new(config)?;
+        Ok(Self::cut(config, Mapping::new(config)?))
+    }
+
+    /// The same for a simulated process, which lives for seconds and touches little of it.
+    ///
+    /// # Errors
+    /// [`SetupError::Call`] if the address space is not to be had.
+    pub(crate) fn simulated(config: &ArenaConfig) -> Result<Self, SetupError> {
+        Ok(Self::cut(config, Mapping::simulated(config)?))
+    }
+
+    fn cut(config: &ArenaConfig, mapping: Mapping) -> Self {
         let mut classes = [Class {
             first_slot: 0,
             first_byte: 0,
@@ -205,13 +223,13 @@ impl Arena {
             RefCell::new((first..first + config.slot_counts[i]).rev().collect())
         });
         let windows = (0..slot).map(|_| Cell::new(0)).collect();
-        Ok(Self(Rc::new(Inner {
+        Self(Rc::new(Inner {
             mapping,
             classes,
             free,
             windows,
             in_use_bytes: Cell::new(0),
-        })))
+        }))
     }
 
     /// A window of `len_bytes` in a slot of the smallest size that fits and is free. `None` means

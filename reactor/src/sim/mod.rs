@@ -142,7 +142,7 @@ impl SimWorld {
             state.disown_lost(node.0);
             state.config.arena
         };
-        let arena = Arena::new(&config).expect("memory for a small arena");
+        let arena = Arena::simulated(&config).expect("memory for a small arena");
         let mut driver = SimDriver {
             state: self.state.clone(),
             node: node.0,
