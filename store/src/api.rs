@@ -1,7 +1,7 @@
 //! What storaged asks of a store and what it gets.
 
 use crate::core::facts::{
-    GenerationState, Healed, OpenFacts, Rot, SliceSpec, SliceState, Stamp, StoreFault,
+    GenerationState, Healed, OpenFacts, Rot, SliceSpace, SliceSpec, SliceState, Stamp, StoreFault,
 };
 use reactor::{Buf, BufMut};
 use roaring::RoaringBitmap;
@@ -152,6 +152,12 @@ pub enum StoreOp {
     DropGeneration(Generation),
     /// Control. Answer: [`StoreReply::Generations`].
     ReadGenerations,
+    /// Control. What the slice's space is for, as the maps have it: a bounded part. Answer:
+    /// [`StoreReply::Space`].
+    ReadSpace {
+        /// First extent of the volume.
+        from: u64,
+    },
     /// Control: for healing another replica. What this store has of a block, without a session, as it is at
     /// the moment. Answer: [`StoreReply::Read`].
     ReadReplica {
@@ -220,6 +226,8 @@ pub enum StoreReply {
     Hashes(Vec<u64>),
     /// The snapshots, ascending, and the head.
     Generations(Vec<GenerationState>),
+    /// What space is for, from the extent asked for up to where it goes on.
+    Space(SliceSpace),
     /// What became of bytes for a block.
     Healed(Healed),
 }

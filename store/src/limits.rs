@@ -33,6 +33,8 @@ pub const CHANGES_UNFLUSHED_MAX: usize = 16_384;
 pub const CHECKPOINT_WRITES_MAX: usize = 4;
 /// Extents that merges go through before they wait for the journal.
 pub const MERGE_STEPS_MAX: usize = 256;
+/// Cells that one question for space looks at: well below a millisecond of the data path.
+pub const SPACE_CELLS_MAX: u64 = 4096;
 /// Checksum blocks read at once: reads of blocks whose checksums are not in memory wait for them.
 pub const CHECKSUM_READS_MAX: usize = 16;
 /// Checksum blocks written at once: background work, except for merges and the end of marks.

@@ -702,6 +702,7 @@ impl Store {
             (Answer::Marks { regions, next }, _) => StoreReply::Marks { regions, next },
             (Answer::Presence { blocks, next }, _) => StoreReply::Presence { blocks, next },
             (Answer::Generations(all), _) => StoreReply::Generations(all),
+            (Answer::Space(space), _) => StoreReply::Space(space),
             (Answer::Healed(healed), _) => StoreReply::Healed(healed),
             (Answer::Scrubbed(_), _) => unreachable!("nobody requests a scrub"),
         });
@@ -813,6 +814,7 @@ fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
         StoreOp::CompleteGeneration(g) => control(Command::CompleteGeneration(g)),
         StoreOp::DropGeneration(g) => control(Command::DropGeneration(g)),
         StoreOp::ReadGenerations => control(Command::ReadGenerations),
+        StoreOp::ReadSpace { from } => control(Command::ReadSpace { from }),
         StoreOp::Diff {
             after,
             upto,

@@ -46,6 +46,9 @@ pub mod opcode {
     pub const SET_INCOMPLETE: u8 = 0xd0;
     /// [`SliceGeneration`](super::SliceGeneration)s out: the snapshots, ascending, and the head.
     pub const READ_GENERATIONS: u8 = 0xd2;
+    /// [`SliceSpace`](super::SliceSpace) out, with [`SpaceExclusive`](super::SpaceExclusive)s behind it;
+    /// CDW11-12: first extent. Result: the extent where to go on, 0: nothing follows.
+    pub const READ_SPACE: u8 = 0xde;
     /// CDW11: the head from now on, durable before the reply.
     pub const BEGIN_GENERATION: u8 = 0xd4;
     /// One block out, as this store has it at the moment; CDW11-12: which, CDW13: generation. For healing
@@ -55,7 +58,7 @@ pub mod opcode {
     pub const COMPLETE_GENERATION: u8 = 0xd8;
 
     /// All of them.
-    pub const ALL: [u8; 17] = [
+    pub const ALL: [u8; 18] = [
         OPEN_SLICE,
         SLICE_STATE,
         CLOSE_SLICE,
@@ -70,6 +73,7 @@ pub mod opcode {
         HASH_RANGE,
         SET_INCOMPLETE,
         READ_GENERATIONS,
+        READ_SPACE,
         BEGIN_GENERATION,
         READ_REPLICA,
         COMPLETE_GENERATION,
@@ -163,6 +167,45 @@ pub struct SliceGeneration {
 }
 const _: () = assert!(size_of::<SliceGeneration>() == 8);
 
+/// Data of ReadSpace: what so far from the first extent asked for is for. In bytes, whole extents; the three
+/// sum up to what is allocated.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct SliceSpace {
+    /// [`PROTOCOL_VERSION`].
+    pub version: U16,
+    /// Zero.
+    pub flags: U16,
+    /// How many [`SpaceExclusive`]s follow.
+    pub exclusive_count: U32,
+    /// What the head needs.
+    pub live_bytes: U64,
+    /// What the snapshots need beyond that.
+    pub snapshots_bytes: U64,
+    /// What is on its way back.
+    pub reclaimable_bytes: U64,
+}
+const _: () = assert!(size_of::<SliceSpace>() == 32);
+const _: () = assert!(std::mem::offset_of!(SliceSpace, live_bytes) == 8);
+
+/// What the deletion of a snapshot would free.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct SpaceExclusive {
+    /// Of the snapshot.
+    pub generation: U32,
+    /// Zero.
+    pub reserved: U32,
+    /// Never zero.
+    pub bytes: U64,
+}
+const _: () = assert!(size_of::<SpaceExclusive>() == 16);
+const _: () = assert!(std::mem::offset_of!(SpaceExclusive, bytes) == 8);
+
 /// Data of StampSlice and CompleteSlice.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
@@ -215,6 +258,7 @@ mod test {
             READ_SHOWN,
             HASH_RANGE,
             READ_GENERATIONS,
+            READ_SPACE,
             READ_REPLICA,
         ];
         for op in ALL {

@@ -58,6 +58,7 @@ impl Core {
                 self.change_generations(id, nsid, Change::Drop(generation.0), out)
             }
             Command::ReadGenerations => self.read_generations(id, nsid, out),
+            Command::ReadSpace { from } => self.read_space(id, nsid, from, out),
             Command::Scrub => {
                 self.scrub(id, out);
                 Ok(())
@@ -170,6 +171,7 @@ impl Core {
             | Command::State
             | Command::DropGeneration(_)
             | Command::ReadGenerations
+            | Command::ReadSpace { .. }
             | Command::Scrub
             | Command::ReadReplica { .. }
             | Command::Heal { .. }

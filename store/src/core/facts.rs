@@ -85,6 +85,22 @@ pub struct GenerationState {
     pub used_blocks: u64,
 }
 
+/// What the space of a part of a slice is for: extents that are allocated, in bytes, as they will be when
+/// all deleted generations are merged. The three sum up to what is allocated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SliceSpace {
+    /// What the head needs: this would be left if all snapshots were deleted.
+    pub live_bytes: u64,
+    /// What the snapshots need beyond that.
+    pub snapshots_bytes: u64,
+    /// What is on its way back, from deleted snapshots.
+    pub reclaimable_bytes: u64,
+    /// By snapshot, ascending: what its deletion alone would free; those that would free nothing are left out.
+    pub exclusive: Vec<(Generation, u64)>,
+    /// Where to go on, an extent of the volume; `None`: nothing follows.
+    pub next: Option<u64>,
+}
+
 /// A block that is not what was written there, or cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rot {
@@ -185,6 +201,9 @@ pub struct StoreUsage {
     pub capacity_bytes: u64,
     /// Free for data, in bytes (including what waits to be trimmed).
     pub free_bytes: u64,
+    /// Of that: given back, and not to be used before a journal record is durable, what is in flight there
+    /// has ended, and the device was told.
+    pub returning_bytes: u64,
     /// Metadata pages, and how many are in use.
     pub pages: u32,
     /// Metadata pages in use.

@@ -2,7 +2,8 @@
 
 use super::checksums::Span;
 use super::facts::{
-    GenerationState, Healed, OpenFacts, Scrubbed, SliceSpec, SliceState, Stamp, StoreFault,
+    GenerationState, Healed, OpenFacts, Scrubbed, SliceSpace, SliceSpec, SliceState, Stamp,
+    StoreFault,
 };
 use roaring::RoaringBitmap;
 use shardmap::units::{BlockRange, Epoch, Generation, Lba, Nsid, RegionIndex, VolumeId, WriteTick};
@@ -76,6 +77,9 @@ pub enum Command {
     CompleteGeneration(Generation),
     DropGeneration(Generation),
     ReadGenerations,
+    ReadSpace {
+        from: u64,
+    },
     /// Not a request: reads the next cell of the scrub into a buffer of an extent.
     Scrub,
     ReadReplica {
@@ -281,6 +285,7 @@ pub enum Answer {
         next: Option<RegionIndex>,
     },
     Generations(Vec<GenerationState>),
+    Space(SliceSpace),
     /// Nothing: the scrub has come to its end and begins again.
     Scrubbed(Option<Scrubbed>),
     Healed(Healed),

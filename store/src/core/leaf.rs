@@ -66,6 +66,15 @@ impl Cell {
     }
 }
 
+/// What two cells become of which the newer inherits the older. If both have an extent, the newer keeps its
+/// own, and blocks that it lacks have to be copied.
+pub(super) fn inherited(newer: Cell, older: Cell) -> Cell {
+    let states = seen_through(newer.states, older.states);
+    let inherits = present_lanes(states) != present_lanes(newer.states);
+    let physical = newer.physical.or(older.physical.filter(|_| inherits));
+    Cell { physical, states }
+}
+
 /// Extent in the leaf and generation.
 pub(super) type CellKey = (u16, u32);
 
@@ -430,17 +439,14 @@ impl Leaf {
         if older.is_nothing() {
             return Ok(None);
         }
-        let states = seen_through(newer.states, older.states);
-        let inherited = present_lanes(states) & !present_lanes(newer.states);
-        let (physical, freed) = match newer.physical {
-            Some(_) if inherited != 0 => return Err(()),
-            Some(own) => (Some(own), older.physical),
-            None if inherited != 0 => (older.physical, None),
-            None => (None, older.physical),
-        };
+        let merged = inherited(newer, older);
+        let lacks = present_lanes(merged.states) != present_lanes(newer.states);
+        if newer.physical.is_some() && lacks {
+            return Err(());
+        }
         self.set((index, from), Cell::default());
-        self.set((index, to), Cell { physical, states });
-        Ok(freed)
+        self.set((index, to), merged);
+        Ok(older.physical.filter(|_| merged.physical != older.physical))
     }
 
     /// Extents of which a generation has a cell, ascending.

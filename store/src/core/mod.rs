@@ -20,6 +20,7 @@ pub mod facts;
 pub mod format;
 pub mod io;
 
+mod account;
 mod admit;
 mod checkpoint;
 mod checksums;
@@ -620,6 +621,7 @@ impl Core {
             capacity_bytes: self.sb.geometry.capacity_bytes(),
             free_bytes: (u64::from(self.space.free()) + self.not_yet_free())
                 * u64::from(EXTENT_BYTES),
+            returning_bytes: self.not_yet_free() * u64::from(EXTENT_BYTES),
             pages: self.pages.count(),
             pages_used: self.pages.used(),
             journal_bytes: self.sb.geometry.journal_bytes,

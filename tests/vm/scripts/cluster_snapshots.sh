@@ -1,7 +1,7 @@
 #!/bin/sh
 # Snapshots of a volume under fio with verification: none costs an IO error, one is made while a server
 # is away and reaches it when it is back, one completes with nobody having the volume; deleted, in any
-# order, their space comes back. A snapshot and what changed since, exported and imported, give what the
+# order, their space comes back, as was foretold. A snapshot and what changed since, exported and imported, give what the
 # device shows, also with a server away; so does a view of it, which survives a kill of clientd. A clone begins with its
 # snapshot and goes its own way, as its volume does, and keeps what it needs of a deleted snapshot. In the end all replicas are the same.
 # vm: build=metad build=storaged build=clientd build=ubsctl build=ubs-verify mem=4G limit=800 disk=2G,serial=cluster alone
@@ -54,6 +54,10 @@ sleep 6
 with=$(used)
 say "$plain bytes in use, $with with snapshots"
 [ "$with" -gt "$plain" ] || lose "the snapshots keep nothing"
+ubsctl volume space v1
+space() { ubsctl volume space v1 -o json | field "$1"; }
+same "allocated bytes" "$with" "$(space allocatedBytes)"
+same "live and snapshots' bytes" "$with" "$(($(space liveBytes) + $(space snapshotsBytes)))"
 
 say "exports, while the volume is attached"
 snap end
@@ -137,12 +141,18 @@ refuses "to delete a volume with snapshots" ubsctl volume delete v1 --yes
 
 say "space comes back, in any order"
 attach v1 dev
+ubsctl volume space
+ubsctl store space
+live=$(space liveBytes)
 for name in c a end e; do ubsctl snapshot rm v1@$name; done
 ubsctl volume delete c1 --yes --with-snapshots --wait || lose "deletion of the clone"
 for name in d b; do ubsctl snapshot rm v1@$name; done
 same "snapshots left" 0 "$(ubsctl volume show v1 -o json | field snapshots)"
 back() { [ "$(used)" -le "$plain" ]; }
 wait_for 60 "the space of $with bytes to come back" back
+all_live() { [ "$(space allocatedBytes)" = "$live" ]; }
+wait_for 60 "nothing but what was live before, $live bytes" all_live
+same "snapshots' bytes" 0 "$(space snapshotsBytes)"
 ubsctl meta fsck
 ubsctl events | grep -i snapshot
 ubsctl volume detach v1 --wait || lose "detach"

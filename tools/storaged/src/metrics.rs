@@ -34,6 +34,7 @@ pub(crate) fn registry(names: &[String], figures: Figures<'_>) -> Registry {
         for (kind, value) in [
             ("capacity", usage.capacity_bytes),
             ("free", usage.free_bytes),
+            ("returning", usage.returning_bytes),
             ("journal", usage.journal_bytes),
             ("journal_used", usage.journal_used_bytes),
         ] {

@@ -7,7 +7,7 @@ use roaring::RoaringBitmap;
 use shardmap::units::{
     BlockRange, Blocks, Epoch, Generation, Lba, MembershipSeq, RegionIndex, VolumeId, WriteTick,
 };
-use store::{GenerationState, SliceState, Stamp, StoreOp, StoreReply};
+use store::{GenerationState, SliceSpace, SliceState, Stamp, StoreOp, StoreReply};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Reads a command. CDW10 (version) to CDW15 as given, `data` as transferred.
@@ -63,6 +63,7 @@ pub(crate) fn operation(op: u8, cdws: [u32; 6], data: Option<&[u8]>) -> Result<S
         }
         opcode::SET_INCOMPLETE => Ok(StoreOp::SetIncomplete),
         opcode::READ_GENERATIONS => Ok(StoreOp::ReadGenerations),
+        opcode::READ_SPACE => Ok(StoreOp::ReadSpace { from: long }),
         opcode::BEGIN_GENERATION => Ok(StoreOp::BeginGeneration(Generation(cdw11))),
         opcode::COMPLETE_GENERATION => Ok(StoreOp::CompleteGeneration(Generation(cdw11))),
         _ => Err(Status::INVALID_OPCODE),
@@ -106,6 +107,7 @@ pub(crate) fn answer(
         StoreReply::Done | StoreReply::Healed(_) => (0, Vec::new()),
         StoreReply::Read(block) => (0, block.bytes().to_vec()),
         StoreReply::Generations(all) => (0, all.iter().flat_map(generation).collect()),
+        StoreReply::Space(part) => (part.next.unwrap_or(0), space(part)),
         StoreReply::State(state) if op == opcode::OPEN_SLICE => (state.incarnation.0, Vec::new()),
         StoreReply::State(state) => (0, state_of(state).as_bytes().to_vec()),
         StoreReply::Tick(tick) => (tick.0, Vec::new()),
@@ -138,6 +140,28 @@ fn generation(state: &GenerationState) -> Vec<u8> {
         flags: pending.into(),
     };
     wire.as_bytes().to_vec()
+}
+
+fn space(part: &SliceSpace) -> Vec<u8> {
+    let count = u32::try_from(part.exclusive.len()).expect("as many as there are snapshots");
+    let head = vendor::SliceSpace {
+        version: vendor::PROTOCOL_VERSION.into(),
+        flags: 0.into(),
+        exclusive_count: count.into(),
+        live_bytes: part.live_bytes.into(),
+        snapshots_bytes: part.snapshots_bytes.into(),
+        reclaimable_bytes: part.reclaimable_bytes.into(),
+    };
+    let mut bytes = head.as_bytes().to_vec();
+    for (generation, freed) in &part.exclusive {
+        let entry = vendor::SpaceExclusive {
+            generation: generation.0.into(),
+            reserved: 0.into(),
+            bytes: (*freed).into(),
+        };
+        bytes.extend_from_slice(entry.as_bytes());
+    }
+    bytes
 }
 
 fn state_of(state: &SliceState) -> vendor::SliceState {
@@ -245,6 +269,32 @@ mod test {
         assert_eq!(
             (result, &data[..]),
             (0, &[2, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0][..])
+        );
+    }
+
+    #[test]
+    fn space_is_told_with_what_each_snapshot_keeps() {
+        let op = operation(opcode::READ_SPACE, [OURS, 5, 1, 0, 0, 0], None);
+        let Ok(StoreOp::ReadSpace { from }) = op else {
+            panic!("{op:?}")
+        };
+        assert_eq!(from, (1 << 32) + 5);
+        let part = SliceSpace {
+            live_bytes: 1,
+            snapshots_bytes: 2,
+            reclaimable_bytes: 3,
+            exclusive: vec![(Generation(4), 65536)],
+            next: Some(77),
+        };
+        let reply = StoreReply::Space(part);
+        let (result, data) = answer(opcode::READ_SPACE, &reply, 4096).unwrap();
+        let words: Vec<u64> = data
+            .chunks(8)
+            .map(|c| u64::from_le_bytes(c.try_into().unwrap()))
+            .collect();
+        assert_eq!(
+            (result, &words[..]),
+            (77, &[2 | 1 << 32, 1, 2, 3, 4, 65536][..])
         );
     }
 

@@ -5,6 +5,7 @@ use crate::failure::Failure;
 use crate::fsck;
 use crate::output::Format;
 use crate::output::{Listing, Row, document, one, or_dash, parse_size, say, size};
+use crate::space;
 use ::store::{PrepareError, PrepareOptions, Store, StoreInfo};
 use clap::Subcommand;
 use control::api::{Liveness, StoreHealth, StoreView};
@@ -20,6 +21,11 @@ pub(crate) enum Verb {
     Show {
         /// Id, uuid, or a path on this machine.
         store: String,
+    },
+    /// What the space of stores is for, as they say: see `ubsctl volume space`.
+    Space {
+        /// Id or uuid [default: all stores]
+        store: Option<String>,
     },
     /// Forget a store that is gone for good and that no volume needs.
     Rm {
@@ -66,6 +72,7 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         Verb::Ls => ls(context).await,
         Verb::Show { store } if store.contains('/') => inspect(context, Path::new(&store)),
         Verb::Show { store } => show(context, &store).await,
+        Verb::Space { store } => space::stores(context, store.as_deref()).await,
         Verb::Rm { store } => rm(context, &store).await,
         Verb::Fsck { path, data } => fsck::run(context, &path, data),
         Verb::Prepare {

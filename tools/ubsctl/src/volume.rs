@@ -4,6 +4,7 @@ use crate::context::{Context, named};
 use crate::explain;
 use crate::failure::Failure;
 use crate::output::{Format, Listing, Row, document, one, or_dash, parse_size, say, size, table};
+use crate::space;
 use clap::{Subcommand, ValueEnum};
 use control::api::{PlanView, VolumeHealth, VolumeView};
 use control::core::{Domain, NewVolume, Phase};
@@ -28,6 +29,17 @@ pub(crate) enum Verb {
     Show {
         /// Name or uuid.
         volume: String,
+    },
+    /// What the space of a volume is for, as its stores say: what it shows, what only its snapshots keep,
+    /// what is on its way back.
+    #[command(
+        after_help = "LIVE would be left if all snapshots were deleted, SNAPSHOTS would be freed \
+        by that, RECLAIMABLE comes back by itself; they sum up to ALLOCATED, on all replicas. With \
+        a name: what the deletion of each snapshot alone would free, too."
+    )]
+    Space {
+        /// Name or uuid [default: all volumes]
+        volume: Option<String>,
     },
     /// Why a volume is as it is, what would mend it, what is safe to stop.
     Explain {
@@ -145,6 +157,7 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         Verb::Create(create) => self::create(context, create).await,
         Verb::Ls => ls(context).await,
         Verb::Show { volume } => show(context, &volume).await,
+        Verb::Space { volume } => space::volumes(context, volume.as_deref()).await,
         Verb::Explain { volume } => explain::volume(context, &volume).await,
         Verb::Delete {
             volume,

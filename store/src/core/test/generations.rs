@@ -1,6 +1,7 @@
 //! Random histories of writes, zeroes, snapshots and deletions, with crashes anywhere: every generation
 //! that is left reads as the model has it, and the space of those that are gone comes back.
 
+use super::account::{check_sums, exclusive};
 use super::crash::{clean, stop_and_start};
 use super::device::Coin;
 use super::world::{World, clone_of, create, range, zero};
@@ -261,6 +262,7 @@ proptest! {
         world.can_trim = trim;
         ops.iter().for_each(|op| apply(&mut world, *op));
         world.crash(kill, seed);
+        check_sums(&world);
         world.settle();
         read_all(&mut world);
     }
@@ -270,7 +272,10 @@ proptest! {
         ops in prop::collection::vec(op(false), 1..250), order in any::<u64>()
     ) {
         let mut world = World::new(32 << 20, BLOCKS);
-        ops.iter().for_each(|op| apply(&mut world, *op));
+        for op in &ops {
+            apply(&mut world, *op);
+            check_sums(&world);
+        }
         world.settle();
         for nsid in world.model.slices() {
             while world.model.pending(nsid).is_some() {
@@ -287,8 +292,18 @@ proptest! {
             let Some((nsid, command)) = left.get(nth % left.len().max(1)).cloned() else {
                 break;
             };
+            let used = |world: &World| {
+                let usage = world.core.usage();
+                usage.capacity_bytes - usage.free_bytes
+            };
+            let told = if let Command::DropGeneration(generation) = command {
+                Some(used(&world) - exclusive(&world, nsid, generation))
+            } else {
+                None
+            };
             world.ok(nsid, command);
             world.check_merged();
+            prop_assert_eq!(told.unwrap_or(used(&world)), used(&world));
             read_all(&mut world);
         }
         prop_assert!(world.model.slices().into_iter().eq([1, 2]));

@@ -1,5 +1,6 @@
 //! The core against a device that loses what was not flushed, and against a dull model.
 
+mod account;
 mod checksums;
 mod clones;
 mod crash;

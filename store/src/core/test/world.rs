@@ -848,6 +848,7 @@ impl World {
             assert!(self.core.is_merged(nsid), "nsid {nsid}");
             let extents = self.model.extents_needed(nsid);
             assert_eq!(slice.used_blocks, extents * 16, "nsid {nsid}");
+            super::account::check(self, nsid);
         }
         self.check_space();
     }

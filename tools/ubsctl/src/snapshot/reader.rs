@@ -2,12 +2,11 @@
 
 use crate::context::{Context, named};
 use crate::failure::Failure;
+use crate::ring;
 use control::api::{SnapshotView, VolumeView};
 use control::core::reader_host_nqn;
 use nvmf::initiator;
-use reactor::{
-    App, ArenaConfig, BufMut, Completion, Driver, Mailbox, Token, UringConfig, UringDriver,
-};
+use reactor::{App, BufMut, Completion, Driver, Mailbox, Token};
 use shardmap::dirty::BlockSet;
 use shardmap::units::{BLOCK_BYTES, BlockRange, Generation, RegionIndex, VolumeId};
 use std::collections::{BTreeMap, VecDeque};
@@ -147,24 +146,13 @@ fn run(
     opened: Told<()>,
     started: oneshot::Sender<Result<Mailbox<Order>, String>>,
 ) {
-    let arena = ArenaConfig {
-        slot_counts: [64, 32, 48],
-        huge_pages: false,
-    };
-    let config = UringConfig {
-        arena,
-        ..UringConfig::default()
-    };
-    let driver = UringDriver::new(config).and_then(|mut driver| {
-        let bell = driver.doorbell(BELL)?;
+    let driver = ring::driver([64, 32, 48]).and_then(|mut driver| {
+        let bell = driver.doorbell(BELL).map_err(|e| e.to_string())?;
         Ok((driver, bell))
     });
     let (mut driver, bell) = match driver {
         Ok(driver) => driver,
-        Err(error) => {
-            let why = format!("cannot start a reactor: {error}; see `ubsctl doctor --host-only`");
-            return drop(started.send(Err(why)));
-        }
+        Err(why) => return drop(started.send(Err(why))),
     };
     let orders = Mailbox::new(REQUESTS_MAX + 1, bell);
     let host_id = *Uuid::new_v4().as_bytes();

@@ -184,3 +184,40 @@ fn nobody_answering_is_an_error_that_names_the_address() {
     let (code, said) = lab.fails(&["--metad", &address, "cluster", "status"]);
     assert_eq!(code, 1, "{said}");
 }
+
+#[test]
+fn space_of_stores_that_do_not_answer_is_missing_and_said_to_be() {
+    let lab = Lab::begin();
+    lab.ok(&["volume", "create", "v", "--size", "1GiB", "--wait"]);
+    lab.ok(&["snapshot", "create", "v", "a"]);
+    // The servers are played, and nobody listens at their addresses.
+    for args in [
+        &["volume", "space"][..],
+        &["volume", "space", "v"],
+        &["store", "space"],
+    ] {
+        let (code, said) = lab.fails(args);
+        assert_eq!(code, 1, "{args:?}: {said}");
+        assert!(
+            said.contains("3 of 3 slices are not counted"),
+            "{args:?}: {said}"
+        );
+    }
+    let told = lab.ctl(&["volume", "space", "-o", "json"]);
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    let [volume] = &told["items"].as_array().unwrap()[..] else {
+        panic!("{told}")
+    };
+    assert_eq!(
+        (&volume["provisionedBytes"], &volume["missingSlices"]),
+        (&(1u64 << 30).into(), &3.into())
+    );
+    let (code, said) = lab.fails(&["volume", "space", "w"]);
+    assert_eq!(code, 5, "{said}");
+    let (code, said) = lab.fails(&["store", "space", "77"]);
+    assert_eq!(code, 5, "{said}");
+    lab.ok(&["snapshot", "view", "v@a", "shown"]);
+    let (code, said) = lab.fails(&["volume", "space", "shown"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("ubsctl volume space v`"), "{said}");
+}
