@@ -139,6 +139,7 @@ impl Sim {
                 return self.schedule(AGAIN_NS, Task::Reissue(Party::Host(index), life));
             }
             self.say(format_args!("host {index}: #{id} again"));
+            self.log.issued_again(id);
             self.rare.note(Rare::Reissued);
             let device = self.hosts[index].device.as_mut().expect("just seen");
             device.to_reissue.swap_remove(nth);

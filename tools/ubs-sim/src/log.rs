@@ -15,6 +15,8 @@ pub(crate) struct Written {
     /// The oracle's moments.
     pub(crate) issued: u64,
     pub(crate) completed: u64,
+    /// It was issued again after part of it may have been done: not in one piece.
+    pub(crate) in_pieces: bool,
 }
 
 impl Written {
@@ -47,10 +49,18 @@ impl Log {
             end,
             issued,
             completed: NEVER,
+            in_pieces: false,
         };
         self.all.insert(request, written);
         for block in start..end {
             self.by_block.entry(block).or_default().push(request);
+        }
+    }
+
+    /// It was issued again, to another clientd.
+    pub(crate) fn issued_again(&mut self, request: u64) {
+        if let Some(written) = self.all.get_mut(&request) {
+            written.in_pieces = true;
         }
     }
 

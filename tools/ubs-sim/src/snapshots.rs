@@ -363,7 +363,7 @@ fn is_a_moment(image: &BTreeMap<u64, u64>, since: u64, log: &Log) -> Result<(), 
                 "block {block} shows {written:?} and lacks {missed:?}, over before {moment}"
             ));
         }
-        if written.issued >= since && written.is_sure() {
+        if written.issued >= since && written.is_sure() && !written.in_pieces {
             requests.insert(written.value, written);
         }
     }
