@@ -31,7 +31,7 @@ platter() { # platter TABLE: from now on
 }
 no_drive() { ! losetup $drive; }
 view() { md5sum < $drive; }
-cut() { # sets $lost to 1 if something was
+cut_power() { # sets $lost to 1 if something was
     ubsctl dev kill --dir $dir storaged2 > /dev/null
     before=$(view)
     platter error
@@ -73,7 +73,7 @@ count=0 round=0
 while [ $round -lt "$cuts" ]; do
     round=$((round + 1))
     moves "the beginning of round $round"
-    cut
+    cut_power
     count=$((count + lost))
     if [ $((round % 2)) = 0 ]; then
         wait_for 180 "the removal of its store in round $round" degraded

@@ -17,7 +17,7 @@ pub(super) enum CopyFor {
     CatchUp,
     /// Durable on completion; its region's lock is held by the reconciliation.
     Reconcile,
-    /// Durable on completion; queues for its lock like a read.
+    /// Durable on completion; queues for its lock like a write.
     Repair,
 }
 

@@ -223,6 +223,7 @@ impl Replicator {
         self.restart_flushes(at);
         self.abort_stable(out);
         self.reconcile_session_lost(at, out);
+        self.repair_session_lost(at, out);
         self.resilver_session_lost(at, out);
         self.catch_up_session_lost(at, out);
         self.generations.forget_asked(at);

@@ -1,5 +1,6 @@
 //! Read repair (protocol §5): what one member could not read and another could is written to the
-//! first one again, durably, while nobody else writes there.
+//! first one again, durably, while nobody else writes or reads there: a store does not compare with its
+//! checksum what was read beside a write, and before this one its blocks are spoiled.
 
 use super::copy::{CopyFor, CopyStage};
 use super::event::{CopyId, TraceEvent};
@@ -32,7 +33,7 @@ impl Replicator {
         }
         let target = (range, self.head);
         let id = self.new_copy(CopyFor::Repair, target, Members::one(at));
-        if self.lock.acquire(Holder::Copy(id), range, false) {
+        if self.lock.acquire(Holder::Copy(id), range, true) {
             self.on_repair_locked(id, out);
         }
     }
@@ -48,8 +49,8 @@ impl Replicator {
         self.advance_copy(id, out);
     }
 
-    /// Repairs whose target is back go on. They never wait for a source, because their lock holds
-    /// up writes; and a detach waits only for what is being written.
+    /// Repairs go on. They never wait for a source or a target, because their lock holds up everybody;
+    /// and a detach waits only for what is being written.
     pub(super) fn repair_forward(&mut self, out: &mut Outbox) {
         let all: Vec<_> = self.repairs().collect();
         for (id, stage) in all {
@@ -59,6 +60,16 @@ impl Replicator {
                 self.advance_copy(id, out);
             }
         }
+    }
+
+    /// Its target is away, and is not read meanwhile. Later reads find the fault again.
+    pub(super) fn repair_session_lost(&mut self, at: Position, out: &mut Outbox) {
+        let concerned: Vec<_> = self
+            .repairs()
+            .map(|(id, _)| id)
+            .filter(|id| self.copies[id].targets.has(at))
+            .collect();
+        concerned.into_iter().for_each(|id| self.end_copy(id, out));
     }
 
     /// The member does not take what it could not read: it is to be removed if that is safe.

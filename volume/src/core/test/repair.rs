@@ -4,8 +4,7 @@ use super::script::{
     Script, any, at, command_to, done, is_read, is_write, members, range, sends, write,
 };
 use crate::core::{
-    Answer, Command, CommandId, CopyId, Effect, Event, Fault, HostWhat, Payload, RequestId,
-    TraceEvent,
+    Answer, Command, CopyId, Effect, Event, Fault, HostWhat, Payload, RequestId, TraceEvent,
 };
 use shardmap::units::{Generation, Lba, MembershipSeq, StoreId};
 
@@ -101,15 +100,35 @@ fn a_repair_whose_source_is_lost_gives_its_lock_back() {
 }
 
 #[test]
-fn a_repair_goes_on_when_its_target_is_back() {
+fn a_repair_whose_target_is_lost_is_given_up() {
     let (mut script, bad, good, after) = half_readable();
     script.answer(command_to(&after, good, is_read), copied());
-    script.step(Event::PathLost(at(bad)));
+    assert_eq!(script.host(2, HostWhat::Read(range(41, 1))), []);
+    let after = script.step(Event::PathLost(at(bad)));
+    assert!(after.contains(&Effect::DropCopy(CopyId(0))), "{after:?}");
+    let read = command_to(&after, good, is_read);
+    assert_eq!(script.answer(read, Answer::Done), [done(2)]);
     let again = script.open(bad);
-    let again: CommandId = command_to(&again, bad, is_write);
-    script.answer(again, Answer::Done);
-    let repaired = |e: &TraceEvent| matches!(e, TraceEvent::Repaired { .. });
-    assert!(script.traced.iter().any(repaired));
+    assert!(
+        !sends(&again).iter().any(|(_, _, c)| is_write(c)),
+        "{again:?}"
+    );
+}
+
+/// What a store reads beside a write it does not compare with its checksum.
+#[test]
+fn nobody_reads_what_is_being_repaired() {
+    let (mut script, bad, good, after) = half_readable();
+    let sent = script.answer(command_to(&after, good, is_read), copied());
+    for op in 2..6 {
+        assert_eq!(script.host(op, HostWhat::Read(range(41, 1))), []);
+        assert_eq!(
+            sends(&script.host(op + 10, HostWhat::Read(range(42, 1)))).len(),
+            1
+        );
+    }
+    let reads = script.answer(command_to(&sent, bad, is_write), Answer::Done);
+    assert_eq!(sends(&reads).len(), 4, "they follow: {reads:?}");
 }
 
 #[test]
@@ -119,7 +138,12 @@ fn the_same_blocks_are_repaired_once_at_a_time_and_a_failing_disk_not_all_at_onc
     for op in 1..=20 {
         let sent = script.host(op, HostWhat::Read(range(op / 2 * 8, 1)));
         let [(id, bad, _)] = sends(&sent)[..] else {
-            panic!("{sent:?}")
+            assert_eq!(
+                op % 2,
+                1,
+                "it waits for the repair of the same block: {sent:?}"
+            );
+            continue;
         };
         let again = script.fault(id, Fault::Medium);
         let after = script.answer(command_to(&again, 1 - bad, is_read), Answer::Done);
