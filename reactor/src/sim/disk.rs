@@ -191,6 +191,11 @@ impl Disk {
         self.faults.clear();
     }
 
+    /// Whether an error of this kind is to happen.
+    pub fn is_to_fail(&self, kind: FaultKind) -> bool {
+        self.faults.iter().any(|f| f.kind == kind && f.times > 0)
+    }
+
     /// Makes an error happen later.
     pub fn inject(&mut self, fault: Fault) {
         self.faults.push(fault);

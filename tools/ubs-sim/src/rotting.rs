@@ -4,7 +4,8 @@
 //! What is not promised does not happen (ADR 0009, 0011): there is always another replica of the block that
 //! is good and has it durably, and a store does not crash between a block's spoiling and its being found,
 //! because after a crash nobody knows the checksums of marked regions. So a disk whose server dies turns out
-//! not to have spoiled anything, and so do all when another one's medium is lost.
+//! not to have spoiled anything, and so do all when another one's medium is lost. Nor does a disk spoil
+//! blocks that also fails to read: it may be their checksums that it does not give.
 
 use crate::metad::VOLUME;
 use crate::plan::index;
@@ -12,7 +13,7 @@ use crate::rare::Rare;
 use crate::server::path;
 use crate::sim::{Party, Sim, Task};
 use crate::workload::Kind;
-use reactor::sim::Prng;
+use reactor::sim::{FaultKind, Prng};
 use shardmap::units::{Generation, Lba, Nsid, StoreId};
 use storaged::{Order, Replica, Replicas};
 use store::hash::block_checksum;
@@ -142,7 +143,12 @@ impl Sim {
             .spoiled
             .iter()
             .any(|s| s.spot.server != spot.server);
-        if elsewhere || self.rotting.spoiled.len() >= SPOILED_MAX {
+        let node = self.servers[spot.server].node;
+        let fails = self
+            .world
+            .disk_ref(node, path())
+            .is_to_fail(FaultKind::Read);
+        if elsewhere || fails || self.rotting.spoiled.len() >= SPOILED_MAX {
             return false;
         }
         let Some((offset_bytes, whole)) = self.whole_block(spot) else {
