@@ -91,6 +91,7 @@ struct VolumeGenerations {
   head @0 :UInt32;
   snapshots @1 :List(UInt32);  # ascending; what is missing below the head is deleted
   pending @2 :Bool;            # the last snapshot is
+  hold @3 :Bool;               # no write may carry the head yet: other volumes are to be cut with this one
 }
 
 struct Refusal {
@@ -178,13 +179,14 @@ struct Command {
     maintain :group { volume @39 :Uuid; server @40 :UInt32; }
     assignMaintenance :group { volume @41 :Uuid; server @42 :UInt32; }
     createSnapshot :group { volumes @43 :List(Uuid); name @44 :Text; }
-    completeSnapshot :group { volume @45 :Uuid; epoch @46 :UInt64; generation @47 :UInt32; }
+    completeSnapshot :group { volume @45 :Uuid; epoch @46 :UInt64; generation @47 :UInt32; held @64 :Bool; }
     deleteSnapshot :group { volume @48 :Uuid; generation @49 :UInt32; }
     deleteVolumeWithSnapshots @50 :Uuid;
     createView :group { id @51 :Uuid; name @52 :Text; volume @53 :Uuid; generation @54 :UInt32; }
     growVolume :group { volume @56 :Uuid; sizeBytes @57 :UInt64; }
     setSpaceLimits :group { overcommitPercent @58 :UInt32; highWaterPercent @59 :UInt32; }  # 0: as it is
     createClone :group { id @60 :Uuid; name @61 :Text; volume @62 :Uuid; generation @63 :UInt32; }
+    holdSnapshot :group { volume @65 :Uuid; epoch @66 :UInt64; generation @67 :UInt32; }
   }
 }
 
@@ -408,6 +410,7 @@ struct VolumeView {
   shows @19 :Text;           # VOLUME@NAME if it is a view, else empty
   growingTo @20 :UInt64;     # blocks, 0: it does not grow
   cloneOf @21 :Text;         # VOLUME@NAME if it is a clone, else empty
+  pendingFor @22 :Text;      # other volumes that the pending snapshot waits for, comma-separated
 }
 
 struct SnapshotView {

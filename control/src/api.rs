@@ -368,6 +368,8 @@ pub struct VolumeView {
     pub snapshots: u32,
     /// The snapshot that is not complete yet; empty: none.
     pub pending_snapshot: String,
+    /// Other volumes that it is to be of one moment with and that are not as far, comma-separated.
+    pub pending_for: String,
     /// It is a view of this snapshot (`VOLUME@NAME`), whose slices these are; empty: it is none.
     pub shows: String,
     /// It is a clone of this snapshot (`VOLUME@NAME`); empty: it is none.

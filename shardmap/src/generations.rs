@@ -26,6 +26,18 @@ pub enum SnapshotState {
     Complete,
 }
 
+/// What who has a volume tells metad of its pending snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotStep {
+    /// No write begins until metad says that all volumes of the group are cut (ADR 0012).
+    Held,
+    /// It is the same on every in-sync store, for ever.
+    Complete {
+        /// Writes waited, from [`Self::Held`] until the cut was heard of.
+        held: bool,
+    },
+}
+
 /// The generations of a volume. One below the head that is not among the snapshots is deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeGenerations {
@@ -33,6 +45,9 @@ pub struct VolumeGenerations {
     pub head: Generation,
     /// The snapshots. At most one is pending: the generation before the head.
     pub snapshots: BTreeMap<Generation, SnapshotState>,
+    /// The pending snapshot is to be of one moment with those of other volumes, and not all of these
+    /// are known to wait: no write may carry the head (ADR 0012). Of metad only; a store knows no groups.
+    pub hold: bool,
 }
 
 impl Default for VolumeGenerations {
@@ -40,6 +55,7 @@ impl Default for VolumeGenerations {
         Self {
             head: FIRST_GENERATION,
             snapshots: BTreeMap::new(),
+            hold: false,
         }
     }
 }
@@ -75,7 +91,7 @@ impl VolumeGenerations {
     }
 
     /// Whether this is what metad can have: a head from the first on, snapshots below it and not too
-    /// many, and none pending but the one before the head.
+    /// many, none pending but the one before the head, and nothing held without one.
     pub fn is_sound(&self) -> bool {
         let pending =
             |(_, state): &(&Generation, &SnapshotState)| **state == SnapshotState::Pending;
@@ -87,6 +103,7 @@ impl VolumeGenerations {
                 .keys()
                 .all(|g| *g >= FIRST_GENERATION && *g < self.head)
             && self.snapshots.iter().filter(pending).all(before_head)
+            && (!self.hold || self.pending().is_some())
     }
 }
 
@@ -101,6 +118,7 @@ mod test {
             snapshots: snapshots
                 .map(|(g, state)| (Generation(*g), *state))
                 .collect(),
+            hold: false,
         }
     }
 
@@ -116,5 +134,11 @@ mod test {
         assert!(!generations(5, &[(5, Complete)]).is_sound());
         assert!(!generations(5, &[(0, Complete)]).is_sound());
         assert!(!generations(0, &[]).is_sound());
+        let held = |generations| VolumeGenerations {
+            hold: true,
+            ..generations
+        };
+        assert!(held(one).is_sound());
+        assert!(!held(generations(5, &[(4, Complete)])).is_sound());
     }
 }

@@ -5,7 +5,7 @@ use crate::core::{
 };
 use reactor::{Buf, BufMut};
 use shardmap::dirty::BlockSet;
-use shardmap::generations::VolumeGenerations;
+use shardmap::generations::{SnapshotStep, VolumeGenerations};
 use shardmap::grant::{AttachGrant as Granted, IsrAnswer, MembershipRequest, SliceAddress};
 use shardmap::map::VolumeMap;
 use shardmap::units::{
@@ -366,15 +366,17 @@ pub enum VolumeEvent {
         /// Stores that hold all that was acknowledged, while their incarnation is this one.
         stores: BTreeMap<StoreId, Incarnation>,
     },
-    /// The snapshot is complete on every in-sync store: ask metad to record it, until it has, under this
-    /// epoch. Told again where metad is seen not to know, so a repetition must do no harm.
-    SnapshotComplete {
+    /// Tell metad how far the snapshot is, until it has answered, under this epoch. Told again where metad is
+    /// seen not to know, so a repetition must do no harm.
+    Snapshot {
         /// Which volume.
         volume: VolumeId,
         /// Our epoch.
         epoch: Epoch,
         /// The snapshot.
         generation: Generation,
+        /// How far it is.
+        step: SnapshotStep,
     },
     /// A clean detach is done and the volume forgotten: tell metad.
     Detached {

@@ -9,6 +9,7 @@ use crate::core::{
     AttachGrant, Command, EventRecord, HostId, NewHost, NewServer, NewSpaceLimits, NewStore,
     NewVolume, Origin, Reply, Standing,
 };
+use shardmap::generations::SnapshotStep;
 use shardmap::grant::{IsrAnswer, MembershipRequest};
 use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::BTreeSet;
@@ -242,8 +243,8 @@ impl MetadClient {
             .await
     }
 
-    /// Who has a volume: a snapshot of it never changes any more. True: recorded, now or before;
-    /// false: somebody newer has the volume.
+    /// Who has a volume: a snapshot of it never changes any more. `held`: writes waited for those of its
+    /// group. True: recorded, now or before; false: somebody newer has the volume.
     ///
     /// # Errors
     /// Unknown volume, no snapshot; see [`MetadError`].
@@ -252,8 +253,29 @@ impl MetadClient {
         volume: VolumeId,
         epoch: Epoch,
         generation: Generation,
+        held: bool,
     ) -> Result<bool, MetadError> {
         let command = Command::CompleteSnapshot {
+            volume,
+            epoch,
+            generation,
+            held,
+        };
+        self.run_unless_fenced(command).await
+    }
+
+    /// Who has a volume: no write of it begins until all volumes of the snapshot's group are cut. True:
+    /// recorded, or the group was given up; false: somebody newer has the volume.
+    ///
+    /// # Errors
+    /// Unknown volume; see [`MetadError`].
+    pub async fn hold_snapshot(
+        &self,
+        volume: VolumeId,
+        epoch: Epoch,
+        generation: Generation,
+    ) -> Result<bool, MetadError> {
+        let command = Command::HoldSnapshot {
             volume,
             epoch,
             generation,
@@ -261,11 +283,23 @@ impl MetadClient {
         self.run_unless_fenced(command).await
     }
 
-    /// As [`complete_snapshot`](Self::complete_snapshot), until metad has answered. The answer is logged: who
-    /// has the volume has nothing else to do with it.
-    pub async fn record_snapshot(&self, volume: VolumeId, epoch: Epoch, generation: Generation) {
+    /// Tells metad how far a snapshot is, until it has answered. The answer is logged: who has the volume has
+    /// nothing else to do with it.
+    pub async fn record_snapshot(
+        &self,
+        volume: VolumeId,
+        epoch: Epoch,
+        (generation, step): (Generation, SnapshotStep),
+    ) {
         loop {
-            match self.complete_snapshot(volume, epoch, generation).await {
+            let answer = match step {
+                SnapshotStep::Held => self.hold_snapshot(volume, epoch, generation).await,
+                SnapshotStep::Complete { held } => {
+                    self.complete_snapshot(volume, epoch, generation, held)
+                        .await
+                }
+            };
+            match answer {
                 Err(error @ MetadError::Unreachable { .. }) => {
                     tracing::warn!(%volume, %generation, %error, "cannot tell metad of a snapshot yet");
                 }
@@ -273,7 +307,14 @@ impl MetadClient {
                     return tracing::warn!(%volume, %generation, %error, "a snapshot is not recorded");
                 }
                 Ok(ours) => {
-                    return tracing::info!(%volume, %generation, ours, "a snapshot is complete");
+                    return match step {
+                        SnapshotStep::Held => {
+                            tracing::info!(%volume, %generation, ours, "writes wait for other volumes");
+                        }
+                        SnapshotStep::Complete { held } => {
+                            tracing::info!(%volume, %generation, ours, held, "a snapshot is complete");
+                        }
+                    };
                 }
             }
         }

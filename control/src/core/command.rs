@@ -253,7 +253,8 @@ pub enum Command {
         /// The server, of one of its in-sync stores.
         server: ServerId,
     },
-    /// End the present generation of each of these volumes and keep it as a snapshot: all or none.
+    /// End the present generation of each of these volumes and keep it as a snapshot, all of one moment:
+    /// all or none.
     CreateSnapshot {
         /// Which volumes.
         volumes: BTreeSet<VolumeId>,
@@ -269,8 +270,11 @@ pub enum Command {
         epoch: Epoch,
         /// Which snapshot.
         generation: Generation,
+        /// Of a group: writes waited from [`Self::HoldSnapshot`] until its cut was heard of.
+        held: bool,
     },
-    /// Give up a snapshot; what only it has is given back by the stores.
+    /// Give up a snapshot; what only it has is given back by the stores. One that is pending with those of
+    /// other volumes takes these with it.
     DeleteSnapshot {
         /// Of which volume.
         volume: VolumeId,
@@ -303,6 +307,15 @@ pub enum Command {
         name: String,
         /// What it begins with.
         origin: Origin,
+    },
+    /// Who has the volume lets no write begin until all volumes of the snapshot's group are cut.
+    HoldSnapshot {
+        /// Of which volume.
+        volume: VolumeId,
+        /// The epoch of the asker.
+        epoch: Epoch,
+        /// Which snapshot.
+        generation: Generation,
     },
 }
 
@@ -451,6 +464,8 @@ pub enum SnapshotFate {
     Kept,
     /// It was kept, and the last clone is gone.
     Released,
+    /// Its volume, or another one of its group, was not cut with the others.
+    Abandoned,
 }
 
 /// A change in the event log.

@@ -3,7 +3,7 @@
 
 use super::apply::{maintenance_of, shard_without};
 use super::limits;
-use super::model::{Phase, State, Volume};
+use super::model::{Part, PartStep, Phase, State, Volume};
 use shardmap::generations::SnapshotState;
 use shardmap::units::{Epoch, VolumeId};
 use std::collections::BTreeSet;
@@ -25,6 +25,7 @@ pub fn fsck(state: &State) -> Vec<Finding> {
     for (id, volume) in &state.volumes {
         check_volume(state, *id, volume, &mut found);
     }
+    check_groups(state, &mut found);
     check_slices(state, &mut found);
     check_bounds(state, &mut found);
     found.0
@@ -261,6 +262,47 @@ fn check_kept(state: &State, (id, volume): (VolumeId, &Volume), found: &mut Find
             let (of, name) = (&volume.name, &kept.name);
             format!("snapshot {of}@{name} is kept for clones and has none, or is not deleted")
         });
+    }
+}
+
+fn check_groups(state: &State, found: &mut Findings) {
+    for (group, members) in &state.groups {
+        let parts = members.iter().map(|(id, generation)| {
+            let snapshot = state
+                .volumes
+                .get(id)
+                .and_then(|v| v.snapshots.get(generation));
+            snapshot.and_then(|s| s.part).filter(|p| p.group == *group)
+        });
+        let parts: Vec<_> = parts.collect();
+        found.unless(parts.len() > 1 && parts.iter().all(Option::is_some), || {
+            format!("group {group} of snapshots has one that is not a part of it")
+        });
+        let cut = |p: &Option<Part>| p.is_some_and(|p| p.step >= PartStep::Cut);
+        let some_cut = parts.iter().any(cut);
+        found.unless(!some_cut || parts.iter().all(cut), || {
+            format!("group {group} of snapshots is cut in some volumes only")
+        });
+    }
+    for (id, volume) in &state.volumes {
+        for (generation, snapshot) in &volume.snapshots {
+            let pending = snapshot.state == SnapshotState::Pending;
+            found.unless(pending || !snapshot.abandoned, || {
+                format!("snapshot {generation} of volume {id} is complete and abandoned")
+            });
+            let Some(part) = snapshot.part else { continue };
+            let group = state.groups.get(&part.group);
+            let listed = group.and_then(|members| members.get(id)) == Some(generation);
+            found.unless(pending && listed && !snapshot.abandoned, || {
+                format!("snapshot {generation} of volume {id} is of a group without it")
+            });
+            let holder = volume.holder_epoch();
+            let idle = part.holder.is_none() && part.step >= PartStep::Cut;
+            let spoken_for = idle || part.step == PartStep::Whole || holder == part.holder;
+            found.unless(spoken_for, || {
+                format!("snapshot {generation} of volume {id} waits for a holder that is gone")
+            });
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use std::ops::RangeInclusive;
 
 /// Version of the replicated state and of the commands; a member refuses a log it does not know.
-/// 7: clones of snapshots.
-pub const SCHEMA: u16 = 7;
+/// 8: snapshots of several volumes are of one moment.
+pub const SCHEMA: u16 = 8;
 /// Servers of a cluster: what one listing and one placement may scan.
 pub const SERVERS_MAX: usize = 1024;
 /// Stores of a cluster.
@@ -14,7 +14,7 @@ pub const HOSTS_MAX: usize = 4096;
 /// Snapshots of a cluster: about 100 bytes each in memory and in every snapshot of the state, and
 /// listed with their slices to the storageds.
 pub const SNAPSHOTS_CLUSTER_MAX: usize = 200_000;
-/// Volumes of one `CreateSnapshot`: each makes an event.
+/// Volumes of one `CreateSnapshot`: each makes three commands and events, while the writes of all wait.
 pub const SNAPSHOT_GROUP_MAX: usize = 64;
 /// Clones of clones: a read looks through so many slices for a block that nobody wrote, and stores allow no
 /// more parents.

@@ -58,6 +58,8 @@ pub struct State {
     pub slices: BTreeMap<Nsid, Slice>,
     /// Last ids handed out.
     pub minted: Minted,
+    /// Snapshots that are to be of one moment and are pending, by group.
+    pub groups: BTreeMap<u64, BTreeMap<VolumeId, Generation>>,
     /// What was answered to whom, so that a repeated command is not carried out twice.
     pub clients: BTreeMap<ClientId, ClientMemory>,
     /// The last [`limits::EVENTS_MAX`] transitions, oldest first.
@@ -112,6 +114,8 @@ pub struct Minted {
     pub nsid: u32,
     /// Events.
     pub event: u64,
+    /// Groups of snapshots.
+    pub group: u64,
 }
 
 /// What the operator wants of a server.
@@ -266,6 +270,35 @@ pub struct Snapshot {
     pub created_unix_ms: u64,
     /// How far it is.
     pub state: SnapshotState,
+    /// While it is pending with those of other volumes.
+    pub part: Option<Part>,
+    /// It is not of one moment with the others of its group: it goes as soon as it is at an end.
+    pub abandoned: bool,
+}
+
+/// What a snapshot is in the group that it is pending with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// The group.
+    pub group: u64,
+    /// Who may speak for the volume: its holder when the group was made, or else the first one before the
+    /// cut. If there was none, whoever ends it.
+    pub holder: Option<Epoch>,
+    /// How far it is.
+    pub step: PartStep,
+}
+
+/// How far a part of a group is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum PartStep {
+    /// Writes of the volume may still belong to the snapshot.
+    Waiting,
+    /// No write begins.
+    Held,
+    /// All were held: writes begin again, and do not belong to the snapshot.
+    Cut,
+    /// Complete on the stores.
+    Whole,
 }
 
 /// A snapshot that a view shows, or that a clone begins with.
@@ -322,14 +355,22 @@ pub struct Volume {
     pub clone_of: Option<Origin>,
     /// Snapshots that were deleted and that clones still show.
     pub kept: BTreeMap<Generation, Snapshot>,
+    /// It was taken from a host, which may go on writing until the stores are opened by somebody else. Known
+    /// to be over when a snapshot is complete.
+    pub forsaken: bool,
 }
 
 impl Volume {
     /// Whether this epoch may change the membership: that of a host that has the volume, or of a
     /// storaged that brings it up to date.
     pub fn is_held_under(&self, epoch: Epoch) -> bool {
+        self.holder_epoch() == Some(epoch)
+    }
+
+    /// The epoch of who has the volume, if anybody has.
+    pub fn holder_epoch(&self) -> Option<Epoch> {
         let maintained = self.maintenance.and_then(|m| m.epoch);
-        self.attachment.map(|a| a.epoch).or(maintained) == Some(epoch)
+        self.attachment.map(|a| a.epoch).or(maintained)
     }
 
     /// The epoch to mint next, of the present lineage.
@@ -344,6 +385,7 @@ impl Volume {
         VolumeGenerations {
             head: self.head,
             snapshots: snapshots.map(|(g, s)| (*g, s.state)).collect(),
+            hold: self.pending_part().is_some_and(|p| p.step < PartStep::Cut),
         }
     }
 
@@ -353,6 +395,19 @@ impl Volume {
         newest
             .filter(|(_, s)| s.state == SnapshotState::Pending)
             .map(|(g, s)| (*g, s))
+    }
+
+    /// What the pending snapshot is in its group.
+    pub fn pending_part(&self) -> Option<Part> {
+        self.pending_snapshot().and_then(|(_, s)| s.part)
+    }
+
+    /// Whether there is a snapshot that who has the volume must bring to an end.
+    pub fn has_unfinished_snapshot(&self) -> bool {
+        let whole = self
+            .pending_part()
+            .is_some_and(|p| p.step == PartStep::Whole);
+        self.pending_snapshot().is_some() && !whole
     }
 
     /// The snapshot of a name.
@@ -432,6 +487,17 @@ impl State {
     pub fn snapshot_count(&self) -> usize {
         let of = |v: &Volume| v.snapshots.len() + v.kept.len();
         self.volumes.values().map(of).sum()
+    }
+
+    /// Names of the volumes of a group whose part is at most that far, and not whole.
+    pub fn behind_in_group(&self, group: u64, step: PartStep) -> impl Iterator<Item = &String> {
+        let members = self.groups.get(&group).into_iter().flatten();
+        let volumes = members.filter_map(|(id, _)| self.volumes.get(id));
+        let far = move |v: &&Volume| {
+            let part = v.pending_part();
+            part.is_some_and(|p| p.step <= step && p.step < PartStep::Whole)
+        };
+        volumes.filter(far).map(|v| &v.name)
     }
 
     /// Clones of a snapshot, or of any of the volume; also those that are being deleted.

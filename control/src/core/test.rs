@@ -726,8 +726,13 @@ fn any_snapshot() -> impl Strategy<Value = Command> {
             volumes,
             name: format!("s{name}"),
         }),
-        3 => (vol(), any_epoch(), generation()).prop_map(|(volume, epoch, generation)| {
-            Command::CompleteSnapshot { volume, epoch, generation }
+        3 => (vol(), any_epoch(), generation(), any::<bool>()).prop_map(
+            |(volume, epoch, generation, held)| {
+                Command::CompleteSnapshot { volume, epoch, generation, held }
+            }
+        ),
+        2 => (vol(), any_epoch(), generation()).prop_map(|(volume, epoch, generation)| {
+            Command::HoldSnapshot { volume, epoch, generation }
         }),
         1 => (vol(), generation())
             .prop_map(|(volume, generation)| Command::DeleteSnapshot { volume, generation }),
@@ -934,6 +939,8 @@ fn put_snapshots(state: &mut State, head: u32, snapshots: &[(u32, SnapshotState,
             name: (*name).to_owned(),
             created_unix_ms: 1,
             state: *state,
+            part: None,
+            abandoned: false,
         };
         volume.snapshots.insert(Generation(*generation), snapshot);
     }

@@ -33,7 +33,7 @@ impl Scene<'_> {
             return not_now(format!("in-sync {name} does not report"));
         }
         let mut out = volume.out_of_sync().peekable();
-        let only_resilver = volume.pending_snapshot().is_none();
+        let only_resilver = !volume.has_unfinished_snapshot();
         if only_resilver && out.peek().is_some() && !out.any(|store| self.is_there(store)) {
             return not_now("no store that is out of sync reports".into());
         }

@@ -143,6 +143,7 @@ impl Scene<'_> {
                 .pending_snapshot()
                 .map(|(_, snapshot)| snapshot.name.clone())
                 .unwrap_or_default(),
+            pending_for: self.pending_for(volume),
             shows: volume
                 .origin
                 .map(|origin| self.state.snapshot_name(origin))
@@ -154,6 +155,15 @@ impl Scene<'_> {
         }
     }
 
+    fn pending_for(&self, volume: &Volume) -> String {
+        let Some(part) = volume.pending_part() else {
+            return String::new();
+        };
+        let behind = self.state.behind_in_group(part.group, part.step);
+        let others = behind.filter(|other| *other != &volume.name);
+        others.map(String::as_str).collect::<Vec<_>>().join(", ")
+    }
+
     /// `name`: empty for all, a volume, or `VOLUME@NAME`.
     pub(super) fn snapshots(&self, name: &str) -> Vec<SnapshotView> {
         let (volume, only) = match name.split_once('@') {
@@ -163,6 +173,7 @@ impl Scene<'_> {
         let volumes = self.volumes_named(volume);
         let all = volumes.flat_map(|(id, v)| v.snapshots.iter().map(move |s| (id, v, s)));
         let ours = all.filter(|(_, _, (_, s))| only.is_none_or(|name| s.name == name));
+        let ours = ours.filter(|(_, _, (_, s))| !s.abandoned);
         ours.map(|(id, v, (generation, s))| SnapshotView {
             volume: *id,
             volume_name: v.name.clone(),

@@ -88,6 +88,7 @@ pub(crate) fn put_command(
         | Command::AssignMaintenance { .. }
         | Command::CreateSnapshot { .. }
         | Command::CompleteSnapshot { .. }
+        | Command::HoldSnapshot { .. }
         | Command::DeleteSnapshot { .. }
         | Command::CreateView { .. }
         | Command::CreateClone { .. }
@@ -121,29 +122,10 @@ fn put_volume_command(command: &Command, to: wire::command::Builder<'_>) {
         Command::AssignMaintenance { volume, server } => {
             put_of_volume!(to.init_assign_maintenance(), volume, set_server = server.0);
         }
-        Command::CreateSnapshot { volumes, name } => {
-            put_create_snapshot(volumes, name, to.init_create_snapshot());
-        }
-        Command::CompleteSnapshot {
-            volume,
-            epoch,
-            generation,
-        } => {
-            let to = to.init_complete_snapshot();
-            put_of_volume!(
-                to,
-                volume,
-                set_epoch = epoch.0,
-                set_generation = generation.0
-            );
-        }
-        Command::DeleteSnapshot { volume, generation } => {
-            put_of_volume!(
-                to.init_delete_snapshot(),
-                volume,
-                set_generation = generation.0
-            );
-        }
+        Command::CreateSnapshot { .. }
+        | Command::HoldSnapshot { .. }
+        | Command::CompleteSnapshot { .. }
+        | Command::DeleteSnapshot { .. } => put_snapshot_command(command, to),
         Command::GrowVolume { volume, size_bytes } => {
             put_of_volume!(to.init_grow_volume(), volume, set_size_bytes = *size_bytes);
         }
@@ -163,6 +145,38 @@ fn put_volume_command(command: &Command, to: wire::command::Builder<'_>) {
         | Command::SetSpaceLimits(_)
         | Command::ConfirmSlice { .. }
         | Command::ConfirmSliceGone { .. } => unreachable!("put by the caller"),
+    }
+}
+
+/// `command`: one of the life of a snapshot.
+fn put_snapshot_command(command: &Command, to: wire::command::Builder<'_>) {
+    if let Command::CreateSnapshot { volumes, name } = command {
+        put_create_snapshot(volumes, name, to.init_create_snapshot());
+    } else if let Command::HoldSnapshot {
+        volume,
+        epoch,
+        generation,
+    } = command
+    {
+        let mut to = to.init_hold_snapshot();
+        to.set_epoch(epoch.0);
+        put_of_volume!(to, volume, set_generation = generation.0);
+    } else if let Command::CompleteSnapshot {
+        volume,
+        epoch,
+        generation,
+        held,
+    } = command
+    {
+        let mut to = to.init_complete_snapshot();
+        to.set_epoch(epoch.0);
+        to.set_held(*held);
+        put_of_volume!(to, volume, set_generation = generation.0);
+    } else if let Command::DeleteSnapshot { volume, generation } = command {
+        let to = to.init_delete_snapshot();
+        put_of_volume!(to, volume, set_generation = generation.0);
+    } else {
+        unreachable!("{command:?} is not about snapshots")
     }
 }
 
@@ -313,6 +327,7 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         Which::DeleteVolumeWithSnapshots(v) => get_delete_volume(v?, true),
         Which::CreateSnapshot(c) => get_create_snapshot(c)?,
         Which::CompleteSnapshot(c) => get_complete_snapshot(c)?,
+        Which::HoldSnapshot(c) => get_hold_snapshot(c)?,
         Which::DeleteSnapshot(c) => get_delete_snapshot(c)?,
         Which::CreateView(c) => get_create_view(c)?,
         Which::CreateClone(c) => get_create_clone(c)?,
@@ -412,11 +427,20 @@ fn get_create_snapshot(from: wire::command::create_snapshot::Reader<'_>) -> Deco
     })
 }
 
+fn get_hold_snapshot(from: wire::command::hold_snapshot::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::HoldSnapshot {
+        volume: get_volume_id(from.get_volume()?),
+        epoch: Epoch(from.get_epoch()),
+        generation: Generation(from.get_generation()),
+    })
+}
+
 fn get_complete_snapshot(from: wire::command::complete_snapshot::Reader<'_>) -> Decoded<Command> {
     Ok(Command::CompleteSnapshot {
         volume: get_volume_id(from.get_volume()?),
         epoch: Epoch(from.get_epoch()),
         generation: Generation(from.get_generation()),
+        held: from.get_held(),
     })
 }
 

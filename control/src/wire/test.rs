@@ -177,6 +177,7 @@ fn snapshots_survive_the_wire() {
             volume,
             epoch,
             generation,
+            held: false,
         });
     }
     let mut slices = desire::slices_of_server(&it.state, ServerId(1));

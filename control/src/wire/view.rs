@@ -215,6 +215,7 @@ pub(crate) fn put_volume_view(v: &VolumeView, mut to: wire::volume_view::Builder
     to.set_head(v.head.0);
     to.set_snapshots(v.snapshots);
     to.set_pending_snapshot(&v.pending_snapshot);
+    to.set_pending_for(&v.pending_for);
     to.set_shows(&v.shows);
     to.set_clone_of(&v.clone_of);
     let mut slices = to.reborrow().init_slices(len(v.slices.len()));
@@ -257,6 +258,7 @@ pub(crate) fn get_volume_view(from: wire::volume_view::Reader<'_>) -> Decoded<Vo
         head: Generation(from.get_head()),
         snapshots: from.get_snapshots(),
         pending_snapshot: get_text(from.get_pending_snapshot())?,
+        pending_for: get_text(from.get_pending_for())?,
         shows: get_text(from.get_shows())?,
         clone_of: get_text(from.get_clone_of())?,
     })

@@ -243,6 +243,7 @@ pub(crate) fn put_generations(
 ) {
     to.set_head(generations.head.0);
     to.set_pending(generations.pending().is_some());
+    to.set_hold(generations.hold);
     let mut to = to.init_snapshots(len(generations.snapshots.len()));
     for (i, generation) in (0..).zip(generations.snapshots.keys()) {
         to.set(i, generation.0);
@@ -262,6 +263,7 @@ pub(crate) fn get_generations(
     let generations = VolumeGenerations {
         head: Generation(from.get_head()),
         snapshots,
+        hold: from.get_hold(),
     };
     if !generations.is_sound() {
         return Err(malformed(

@@ -358,6 +358,7 @@ impl Core {
         Some(VolumeGenerations {
             head: Generation(generations.head()),
             snapshots: snapshots.map(state).collect(),
+            hold: false,
         })
     }
 

@@ -188,14 +188,16 @@ impl Clientd {
                     tracing::error!(%volume, %error, "a restart may cost the device");
                 }
             }
-            VolumeEvent::SnapshotComplete {
+            VolumeEvent::Snapshot {
                 volume,
                 epoch,
                 generation,
-            } => self.tell(News::SnapshotComplete {
+                step,
+            } => self.tell(News::Snapshot {
                 volume,
                 epoch,
                 generation,
+                step,
             }),
             VolumeEvent::Detached { volume }
             | VolumeEvent::Failed { volume, .. }
@@ -235,7 +237,7 @@ impl Clientd {
             | VolumeEvent::AttachFailed { .. }
             | VolumeEvent::AskMetad { .. }
             | VolumeEvent::AskVerify { .. }
-            | VolumeEvent::SnapshotComplete { .. }
+            | VolumeEvent::Snapshot { .. }
             | VolumeEvent::Remember { .. } => unreachable!("not for reports alone"),
         }
     }

@@ -2,7 +2,7 @@
 
 use control::client::MembershipRequest;
 use prometheus_client::registry::Registry;
-use shardmap::generations::VolumeGenerations;
+use shardmap::generations::{SnapshotStep, VolumeGenerations};
 use shardmap::units::{Epoch, Generation, VolumeId};
 use tokio::sync::{mpsc, oneshot};
 use volume::{AttachGrant, MetadAnswer, VolumeStatus};
@@ -100,14 +100,16 @@ pub(crate) enum News {
     },
     /// Ask metad for another in-sync set; the answer goes back as [`Order::Metad`].
     AskMetad(MembershipRequest),
-    /// A snapshot never changes any more: metad is to record it, under this epoch.
-    SnapshotComplete {
+    /// How far a snapshot is: metad is to record it, under this epoch.
+    Snapshot {
         /// Which volume.
         volume: VolumeId,
         /// Ours.
         epoch: Epoch,
         /// The snapshot.
         generation: Generation,
+        /// How far it is.
+        step: SnapshotStep,
     },
     /// The volume changed in a way that its status shows.
     Changed(VolumeId),

@@ -497,14 +497,16 @@ impl Control {
                 }
             }
             News::AskMetad(ask) => self.ask_metad(ask),
-            News::SnapshotComplete {
+            News::Snapshot {
                 volume,
                 epoch,
                 generation,
+                step,
             } => {
                 let client = self.client.clone();
                 tokio::task::spawn_local(async move {
-                    client.record_snapshot(volume, epoch, generation).await;
+                    let snapshot = (generation, step);
+                    client.record_snapshot(volume, epoch, snapshot).await;
                 });
             }
             News::Changed(volume) => self.look(volume),

@@ -209,14 +209,16 @@ impl Hosting {
                 self.news
                     .push(MaintenanceNews::Resilvered { volume, record });
             }
-            VolumeEvent::SnapshotComplete {
+            VolumeEvent::Snapshot {
                 volume,
                 epoch,
                 generation,
-            } => self.news.push(MaintenanceNews::SnapshotComplete {
+                step,
+            } => self.news.push(MaintenanceNews::Snapshot {
                 volume,
                 epoch,
                 generation,
+                step,
             }),
             VolumeEvent::AskMetad { .. } | VolumeEvent::AskVerify { .. } => {
                 unreachable!("passed on as a request")

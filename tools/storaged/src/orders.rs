@@ -5,7 +5,7 @@ use crate::hosting::Hosting;
 use crate::maintenance::Ending;
 use crate::namespaces::Slices;
 use nvmf::target::Target;
-use shardmap::generations::VolumeGenerations;
+use shardmap::generations::{SnapshotStep, VolumeGenerations};
 use shardmap::grant::MembershipRequest;
 use shardmap::units::{Epoch, Generation, Nsid, VolumeId};
 use std::fmt;
@@ -153,14 +153,16 @@ pub enum MaintenanceNews {
     },
     /// Ask metad for another in-sync set; the answer goes back as [`Order::Metad`].
     AskMetad(MembershipRequest),
-    /// A snapshot never changes any more: metad is to record it, under this epoch.
-    SnapshotComplete {
+    /// How far a snapshot is: metad is to record it, under this epoch.
+    Snapshot {
         /// Which volume.
         volume: VolumeId,
         /// Ours.
         epoch: Epoch,
         /// The snapshot.
         generation: Generation,
+        /// How far it is.
+        step: SnapshotStep,
     },
     /// A resilver moved.
     Progress {

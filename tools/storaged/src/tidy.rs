@@ -109,6 +109,7 @@ mod test {
         VolumeGenerations {
             head: Generation(head),
             snapshots: snapshots.iter().map(complete).collect(),
+            hold: false,
         }
     }
 

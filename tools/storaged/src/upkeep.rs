@@ -131,14 +131,16 @@ impl Upkeep {
                 self.look(volume).await;
             }
             MaintenanceNews::AskMetad(request) => self.ask_metad(request),
-            MaintenanceNews::SnapshotComplete {
+            MaintenanceNews::Snapshot {
                 volume,
                 epoch,
                 generation,
+                step,
             } => {
                 let client = self.client.clone();
                 tokio::task::spawn_local(async move {
-                    client.record_snapshot(volume, epoch, generation).await;
+                    let snapshot = (generation, step);
+                    client.record_snapshot(volume, epoch, snapshot).await;
                 });
             }
             MaintenanceNews::Progress { volume, progress } => {

@@ -233,6 +233,7 @@ mod test {
         let generations = VolumeGenerations {
             head: Generation(head),
             snapshots: snapshots.iter().map(complete).collect(),
+            hold: false,
         };
         DesiredSlice {
             generations: Some(generations),

@@ -268,7 +268,7 @@ impl Holder {
                 // Nothing is asked of the volumes, and nothing outlives a bench.
                 VolumeEvent::HostDone { .. }
                 | VolumeEvent::Remember { .. }
-                | VolumeEvent::SnapshotComplete { .. }
+                | VolumeEvent::Snapshot { .. }
                 | VolumeEvent::Progress { .. }
                 | VolumeEvent::Resilvered { .. }
                 | VolumeEvent::Transition { .. } => {}

@@ -539,17 +539,12 @@ impl Sim {
             }
             VolumeEvent::Remember { epoch, stores, .. } => self.remember(index, epoch, stores),
             VolumeEvent::Progress { .. } | VolumeEvent::Resilvered { .. } => {}
-            VolumeEvent::SnapshotComplete {
-                epoch, generation, ..
-            } => {
-                self.say(format_args!("host {index}: {generation} is complete"));
-                let command = Command::CompleteSnapshot {
-                    volume: VOLUME,
-                    epoch,
-                    generation,
-                };
-                self.ask(Party::Host(index), Why::Snapshot, command);
-            }
+            VolumeEvent::Snapshot {
+                epoch,
+                generation,
+                step,
+                ..
+            } => self.tell_of_snapshot(Party::Host(index), epoch, (generation, step)),
             VolumeEvent::Transition {
                 what: TraceEvent::Sent(_) | TraceEvent::Heard(_),
                 ..

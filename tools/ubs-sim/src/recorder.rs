@@ -317,7 +317,7 @@ impl Sim {
             | VolumeEvent::AskMetad { .. }
             | VolumeEvent::AskVerify { .. }
             | VolumeEvent::Remember { .. }
-            | VolumeEvent::SnapshotComplete { .. }
+            | VolumeEvent::Snapshot { .. }
             | VolumeEvent::Progress { .. }
             | VolumeEvent::Resilvered { .. } => {}
         }

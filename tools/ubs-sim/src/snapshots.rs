@@ -5,15 +5,15 @@
 
 use crate::faults::Prey;
 use crate::log::Log;
-use crate::metad::VOLUME;
+use crate::metad::{VOLUME, Why};
 use crate::plan::index;
 use crate::rare::Rare;
-use crate::sim::{Sim, Task};
+use crate::sim::{Party, Sim, Task};
 use crate::workload::Kind;
 use control::core::{Command, Reply};
 use reactor::sim::Prng;
-use shardmap::generations::VolumeGenerations;
-use shardmap::units::{EXTENT_BYTES, Generation, Lba, Nsid, StoreId};
+use shardmap::generations::{SnapshotStep, VolumeGenerations};
+use shardmap::units::{EXTENT_BYTES, Epoch, Generation, Lba, Nsid, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Snapshots that the volume has at most.
@@ -65,6 +65,31 @@ impl Snapshots {
 }
 
 impl Sim {
+    /// Who has the volume says how far a snapshot is.
+    pub(crate) fn tell_of_snapshot(
+        &mut self,
+        party: Party,
+        epoch: Epoch,
+        (generation, step): (Generation, SnapshotStep),
+    ) {
+        self.say(format_args!("{party:?}: {generation} {step:?}"));
+        let volume = VOLUME;
+        let command = match step {
+            SnapshotStep::Held => Command::HoldSnapshot {
+                volume,
+                epoch,
+                generation,
+            },
+            SnapshotStep::Complete { held } => Command::CompleteSnapshot {
+                volume,
+                epoch,
+                generation,
+                held,
+            },
+        };
+        self.ask(party, Why::Snapshot, command);
+    }
+
     /// Snapshots that a blank store is to be given.
     pub(crate) fn snapshot_count(&self) -> u64 {
         self.snapshots.all.len() as u64

@@ -210,19 +210,12 @@ impl Sim {
                 };
                 self.ask(Party::Server(index), Why::Isr(request.request), command);
             }
-            MaintenanceNews::SnapshotComplete {
-                volume,
+            MaintenanceNews::Snapshot {
                 epoch,
                 generation,
-            } => {
-                self.say(format_args!("server {index}: {generation} is complete"));
-                let command = Command::CompleteSnapshot {
-                    volume,
-                    epoch,
-                    generation,
-                };
-                self.ask(Party::Server(index), Why::Snapshot, command);
-            }
+                step,
+                ..
+            } => self.tell_of_snapshot(Party::Server(index), epoch, (generation, step)),
             MaintenanceNews::Progress { .. } => {}
             MaintenanceNews::Resilvered { .. } => self.rare.note(Rare::MaintenanceResilvered),
             MaintenanceNews::Ended { volume, how } => self.on_upkeep_ended(index, volume, &how),

@@ -147,7 +147,11 @@ fn pending_snapshot(v: &VolumeView) -> String {
         (host, _) => format!("clientd on {host} does it"),
     };
     let name = &v.pending_snapshot;
-    format!("snapshot {name} is not complete yet; {who}")
+    if v.pending_for.is_empty() {
+        return format!("snapshot {name} is not complete yet; {who}");
+    }
+    let others = &v.pending_for;
+    format!("snapshot {name} is to be of one moment with others and waits for {others}; {who} here")
 }
 
 fn is_idle(v: &VolumeView) -> bool {
@@ -370,6 +374,7 @@ pub(crate) mod test {
             head: Generation(1),
             snapshots: 0,
             pending_snapshot: String::new(),
+            pending_for: String::new(),
             shows: String::new(),
             clone_of: String::new(),
         }
@@ -396,6 +401,11 @@ pub(crate) mod test {
         let said = |v: &VolumeView| lines(v, &[]).join("\n");
         let by_host = "snapshot nightly is not complete yet; clientd on h does it";
         assert!(said(&v).contains(by_host), "{}", said(&v));
+        v.pending_for = "w, x".into();
+        let of_group = "snapshot nightly is to be of one moment with others and waits for w, x; \
+                        clientd on h does it here";
+        assert!(said(&v).contains(of_group), "{}", said(&v));
+        v.pending_for.clear();
         (v.held_by, v.desired_on, v.maintained_by) = (String::new(), String::new(), "s1".into());
         assert!(said(&v).contains("storaged on s1 does it"), "{}", said(&v));
     }

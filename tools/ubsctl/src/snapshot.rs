@@ -22,15 +22,15 @@ pub(crate) enum Verb {
     /// Keep what a volume holds now under a name. Nothing is copied, and IO goes on.
     #[command(
         after_help = "Examples:\n  ubsctl snapshot create data before-upgrade\n  \
-        ubsctl snapshot create data,log nightly    # of both, or of none\nEach snapshot is one \
-        moment of its volume; those of several volumes are not the same moment."
+        ubsctl snapshot create data@nightly log@nightly    # of one moment, both or none\n  \
+        ubsctl snapshot create data,log nightly            # the same\nOf several volumes: what was \
+        acknowledged on one of them before something began on another is there if that is. Writes to \
+        all of them wait for it, at most 3 s; if that is not enough there is no snapshot at all."
     )]
     Create {
-        /// Names or uuids, separated by commas.
-        #[arg(value_delimiter = ',', required = true, value_name = "VOLUME")]
-        volumes: Vec<String>,
-        /// What the snapshot is called.
-        name: String,
+        /// VOLUME@NAME..., or volumes, separated by commas, and the name.
+        #[arg(required = true, value_name = "VOLUME@NAME")]
+        snapshots: Vec<String>,
         /// Do not wait until it is complete.
         #[arg(long)]
         no_wait: bool,
@@ -170,11 +170,10 @@ impl std::fmt::Display for Which {
 
 pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
     match verb {
-        Verb::Create {
-            volumes,
-            name,
-            no_wait,
-        } => create(context, &volumes, &name, !no_wait).await,
+        Verb::Create { snapshots, no_wait } => {
+            let (volumes, name) = volumes_and_name(&snapshots)?;
+            create(context, &volumes, name, !no_wait).await
+        }
         Verb::Ls { volume } => ls(context, volume.as_deref()).await,
         Verb::Show { snapshot } => show(context, &snapshot).await,
         Verb::View { snapshot, name } => view(context, &snapshot, name).await,
@@ -198,9 +197,34 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
     }
 }
 
+/// Which volumes are to have a snapshot, and its name: `a@s b@s`, or `a,b s`.
+fn volumes_and_name(words: &[String]) -> Result<(Vec<&str>, &str), Failure> {
+    if let [volumes, name] = words
+        && !volumes.contains('@')
+        && !name.contains('@')
+    {
+        return Ok((volumes.split(',').collect(), name));
+    }
+    let named = words.iter().map(|word| match word.split_once('@') {
+        Some((volume, name)) if !volume.is_empty() && !name.is_empty() => Ok((volume, name)),
+        _ => Err(Failure::usage(format!(
+            "{word:?} does not name a snapshot; use VOLUME@NAME, for each volume"
+        ))),
+    });
+    let named: Vec<_> = named.collect::<Result<_, _>>()?;
+    let name = named.first().map_or("", |(_, name)| name);
+    match named.iter().find(|(_, other)| *other != name) {
+        None => Ok((named.iter().map(|(volume, _)| *volume).collect(), name)),
+        Some((_, other)) => Err(Failure::usage(format!(
+            "snapshots of one moment have one name, these are called {name} and {other}; use one name, \
+             or make them one after the other"
+        ))),
+    }
+}
+
 async fn create(
     context: &Context,
-    volumes: &[String],
+    volumes: &[&str],
     name: &str,
     wait: bool,
 ) -> Result<(), Failure> {
@@ -213,6 +237,7 @@ async fn create(
         return Err(Failure::usage("a volume is named twice; name it once"));
     }
     context.client.create_snapshot(ids, name.to_owned()).await?;
+    let alone = found.len() == 1;
     let mut made = Vec::new();
     for volume in &found {
         let which = Which {
@@ -221,7 +246,7 @@ async fn create(
         };
         let shown = format!("{}@{name}", volume.name);
         made.push(if wait {
-            until_complete(context, &which, &shown).await?
+            until_complete(context, &which, &shown, alone).await?
         } else {
             snapshot(context, &which).await?
         });
@@ -230,14 +255,19 @@ async fn create(
     Ok(())
 }
 
-/// `shown`: how it is called in sentences.
+/// `shown`: how it is called in sentences. `alone`: it is not one of several.
 async fn until_complete(
     context: &Context,
     which: &Which,
     shown: &str,
+    alone: bool,
 ) -> Result<SnapshotView, Failure> {
     let complete = |s: Option<&SnapshotView>| match s {
-        None => Err(Failure::not_found("snapshot", shown)),
+        None if alone => Err(Failure::not_found("snapshot", shown)),
+        None => Err(Failure::error(format!(
+            "snapshot {shown} and those with it were given up: not all volumes could be cut at one moment; \
+             try again, `ubsctl events` says which volume changed hands or was late"
+        ))),
         Some(s) => Ok(Some(s.clone()).filter(|s| !s.pending)),
     };
     let ended = context

@@ -559,6 +559,7 @@ pub(crate) fn to_json(v: &VolumeView) -> Value {
         "headGeneration": v.head.0,
         "snapshots": v.snapshots,
         "pendingSnapshot": v.pending_snapshot,
+        "pendingFor": v.pending_for,
         "growingToBytes": Some(v.growing_to * u64::from(BLOCK_BYTES)).filter(|b| *b > 0),
         "shows": Some(&v.shows).filter(|s| !s.is_empty()),
         "cloneOf": Some(&v.clone_of).filter(|s| !s.is_empty()),

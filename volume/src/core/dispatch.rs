@@ -34,6 +34,7 @@ impl Replicator {
             Timer::Stable => self.on_stable_timer(out),
             Timer::Slow => self.on_slow_timer(out),
             Timer::Snapshot => self.on_snapshot_timer(),
+            Timer::Hold => self.on_hold_timer(out),
             Timer::View => unreachable!("armed by views only"),
         }
     }

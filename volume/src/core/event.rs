@@ -4,7 +4,7 @@
 
 use super::members::{Members, Position};
 use shardmap::dirty::{BlockSet, RegionSet};
-use shardmap::generations::VolumeGenerations;
+use shardmap::generations::{SnapshotStep, VolumeGenerations};
 use shardmap::map::VolumeMap;
 use shardmap::units::{
     BlockRange, Epoch, Generation, Incarnation, Lba, MembershipSeq, Moment, RegionIndex, StoreId,
@@ -315,6 +315,8 @@ pub enum Timer {
     Slow,
     /// Go on with a snapshot that could not go on.
     Snapshot,
+    /// Writes have waited for other volumes long enough.
+    Hold,
     /// Look after what a view waits for.
     View,
 }
@@ -435,9 +437,9 @@ pub enum Effect {
     Failed(FailReason),
     /// How far a resilver is.
     Progress(Progress),
-    /// The snapshot is complete and durable on every in-sync store: metad may record it. Told again
-    /// when metad is seen not to know.
-    SnapshotComplete(Generation),
+    /// How far the snapshot is: metad may record it. That it is complete is told again when metad is seen
+    /// not to know.
+    Snapshot(Generation, SnapshotStep),
     /// For the log, the tests and the traces.
     Trace(TraceEvent),
 }

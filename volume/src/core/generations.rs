@@ -6,6 +6,12 @@
 //!   so--> told
 //! ```
 //!
+//! If snapshots of several volumes are to be of one moment (ADR 0012), writes wait in between, untagged:
+//!
+//! ```text
+//! Beginning --everybody has begun the head--> Holding --metad: all volumes hold; or the deadline--> Draining
+//! ```
+//!
 //! A write carries the generation that was the head when it got its lock. Locks order overlapping
 //! writes, so no block sees a later generation before an earlier one; and what was answered before
 //! another write began is in every snapshot that has that other write.
@@ -20,7 +26,7 @@ use super::leg::{Condemned, Session};
 use super::members::{Members, Position};
 use super::state::{Outbox, Phase, Purpose, Replicator};
 use shardmap::canary::{Mechanism, stands};
-use shardmap::generations::{SnapshotState, VolumeGenerations};
+use shardmap::generations::{SnapshotState, SnapshotStep, VolumeGenerations};
 use shardmap::units::{Generation, Moment};
 
 /// How long to wait for a store to have room for another snapshot.
@@ -29,6 +35,7 @@ const NO_ROOM_MS: u64 = 1_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Beginning,
+    Holding,
     Draining,
     Flushing,
     Completing,
@@ -45,6 +52,10 @@ struct Barrier {
     inherited: bool,
     /// When it began to drain.
     since: Moment,
+    /// metad does not know yet that all volumes of its group hold their writes.
+    hold: bool,
+    /// Writes waited until metad knew.
+    held: bool,
 }
 
 /// The volume's generations as this client knows them.
@@ -53,19 +64,28 @@ pub(super) struct Generations {
     /// As metad has them, and a snapshot that we have completed is complete.
     known: VolumeGenerations,
     barrier: Option<Barrier>,
+    /// What metad was told of the last one that we have completed.
+    told: Option<(Generation, SnapshotStep)>,
 }
 
 impl Generations {
-    pub(super) fn new(known: VolumeGenerations) -> Self {
+    pub(super) fn new(mut known: VolumeGenerations) -> Self {
         assert!(known.is_sound(), "{known:?}");
+        let hold = std::mem::take(&mut known.hold);
         let barrier = known.pending().map(|snapshot| Barrier {
             snapshot,
             stage: Stage::Beginning,
             asked: Members::EMPTY,
             inherited: true,
             since: Moment::default(),
+            hold,
+            held: false,
         });
-        Self { known, barrier }
+        Self {
+            known,
+            barrier,
+            told: None,
+        }
     }
 
     /// What writes carry before anything is begun.
@@ -86,6 +106,11 @@ impl Generations {
     pub(super) fn draining(&self) -> Option<Generation> {
         let draining = self.barrier.filter(|b| b.stage == Stage::Draining);
         draining.map(|b| b.snapshot)
+    }
+
+    /// Whether writes wait for other volumes.
+    pub(super) fn is_holding(&self) -> bool {
+        self.barrier.is_some_and(|b| b.stage == Stage::Holding)
     }
 
     /// Whether a snapshot is not durable everywhere.
@@ -128,6 +153,7 @@ impl Generations {
 impl Replicator {
     /// metad has made or deleted a snapshot.
     pub(super) fn on_generations(&mut self, new: VolumeGenerations, out: &mut Outbox) {
+        self.hear_of_cut(&new, out);
         // Operations that a leaving client still holds may need a store that can be given only
         // snapshots that there are.
         let live = match self.phase {
@@ -146,17 +172,15 @@ impl Replicator {
             self.drop_catch_up(out);
         }
         if new.head > self.generations.known.head {
-            return self.begin_snapshot(new.head, out);
+            return self.begin_snapshot(new.head, new.hold, out);
         }
-        let known = &self.generations.known;
-        if let Some(unheard) = new.pending()
-            && known.snapshots.get(&unheard) == Some(&SnapshotState::Complete)
-        {
-            out.push(Effect::SnapshotComplete(unheard));
+        let told = self.generations.told;
+        if let Some((snapshot, step)) = told.filter(|(s, _)| new.pending() == Some(*s)) {
+            out.push(Effect::Snapshot(snapshot, step));
         }
     }
 
-    fn begin_snapshot(&mut self, head: Generation, out: &mut Outbox) {
+    fn begin_snapshot(&mut self, head: Generation, hold: bool, out: &mut Outbox) {
         let snapshot = self.generations.known.head;
         self.generations.known.begin(head);
         self.generations.barrier = Some(Barrier {
@@ -165,6 +189,8 @@ impl Replicator {
             asked: Members::EMPTY,
             inherited: false,
             since: self.now,
+            hold,
+            held: false,
         });
         // Begun again, it goes on from where it is. A store that catches up is given this one next.
         if !self.is_joining() {
@@ -186,9 +212,10 @@ impl Replicator {
         match barrier.stage {
             Stage::Beginning => {
                 if self.have_begun(out) {
-                    self.switch(Stage::Draining, out);
+                    self.hold_or_drain(out);
                 }
             }
+            Stage::Holding => {}
             Stage::Draining => {
                 if self.has_drained(barrier.snapshot) {
                     self.barrier_mut().stage = Stage::Flushing;
@@ -230,6 +257,46 @@ impl Replicator {
         missing.is_empty() || !stands(Mechanism::BeginAll)
     }
 
+    /// Everybody has begun the head.
+    fn hold_or_drain(&mut self, out: &mut Outbox) {
+        let (now, hold_ms) = (self.now, self.config.snapshot_hold_ms);
+        let barrier = self.barrier_mut();
+        if !barrier.hold {
+            return self.switch(Stage::Draining, out);
+        }
+        barrier.stage = Stage::Holding;
+        let snapshot = barrier.snapshot;
+        let (timer, at) = (Timer::Hold, now.plus_ms(hold_ms));
+        out.push(Effect::Arm { timer, at });
+        out.push(Effect::Snapshot(snapshot, SnapshotStep::Held));
+    }
+
+    /// metad knows that all volumes of the group hold their writes, or has given the group up. Also while
+    /// the volume is detached: its last writes wait for this.
+    fn hear_of_cut(&mut self, new: &VolumeGenerations, out: &mut Outbox) {
+        let cut = |b: &&mut Barrier| b.hold && !new.hold && new.head.0 > b.snapshot.0;
+        let Some(barrier) = self.generations.barrier.as_mut().filter(cut) else {
+            return;
+        };
+        barrier.hold = false;
+        if barrier.stage == Stage::Holding {
+            barrier.held = true;
+            self.let_writes_go(out);
+        }
+    }
+
+    /// The others take too long.
+    pub(super) fn on_hold_timer(&mut self, out: &mut Outbox) {
+        if self.generations.is_holding() {
+            self.let_writes_go(out);
+        }
+    }
+
+    fn let_writes_go(&mut self, out: &mut Outbox) {
+        self.switch(Stage::Draining, out);
+        self.start_held_ops(out);
+    }
+
     /// From here on writes carry the head.
     fn switch(&mut self, stage: Stage, out: &mut Outbox) {
         let head = self.generations.known.head;
@@ -255,14 +322,11 @@ impl Replicator {
         };
         // It is complete anywhere only if it was durable on every member.
         let complete = self.isr.iter().any(complete);
-        self.switch(
-            if complete {
-                Stage::Completing
-            } else {
-                Stage::Draining
-            },
-            out,
-        );
+        if complete {
+            self.switch(Stage::Completing, out);
+        } else {
+            self.hold_or_drain(out);
+        }
     }
 
     /// Whether nothing that carries the snapshot's number is on its way, and all members are equal in it.
@@ -308,10 +372,13 @@ impl Replicator {
             self.send(at, Purpose::Seal(snapshot), what, out);
         }
         if missing.is_empty() && self.is_stamped() {
+            let held = self.barrier_mut().held;
+            let step = SnapshotStep::Complete { held };
             self.generations.known.set_complete(snapshot);
             self.generations.barrier = None;
+            self.generations.told = Some((snapshot, step));
             self.changed = true;
-            out.push(Effect::SnapshotComplete(snapshot));
+            out.push(Effect::Snapshot(snapshot, step));
         }
     }
 
@@ -382,7 +449,7 @@ impl Replicator {
             None => assert_eq!(self.head, known.head),
             Some(barrier) => {
                 assert_eq!(known.pending(), Some(barrier.snapshot));
-                let begun = barrier.stage != Stage::Beginning;
+                let begun = !matches!(barrier.stage, Stage::Beginning | Stage::Holding);
                 let head = if begun { known.head } else { barrier.snapshot };
                 assert_eq!(self.head, head);
             }

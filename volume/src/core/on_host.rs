@@ -93,7 +93,13 @@ impl Replicator {
         }
     }
 
+    /// The operation has its lock.
     pub(super) fn start_op(&mut self, id: OpId, out: &mut Outbox) {
+        let op = self.ops.get_mut(&id).expect("granted");
+        if self.generations.is_holding() && !op.is_read() {
+            op.stage = Stage::Held; // what it carries is not decided
+            return;
+        }
         self.next_start += 1;
         let out_of_it = self.all.minus(self.write_set());
         let op = self.ops.get_mut(&id).expect("granted");
@@ -109,6 +115,13 @@ impl Replicator {
             self.note_write(id, out);
         }
         self.advance_op(id, out);
+    }
+
+    /// Writes need not wait for other volumes any more.
+    pub(super) fn start_held_ops(&mut self, out: &mut Outbox) {
+        let held = self.ops.iter().filter(|(_, op)| op.stage == Stage::Held);
+        let ids: Vec<_> = held.map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.start_op(id, out));
     }
 
     pub(super) fn advance_all_ops(&mut self, out: &mut Outbox) {

@@ -76,6 +76,8 @@ pub struct Config {
     /// How long the writes of a snapshot may take before a store that is out counts as what they wait
     /// for.
     pub snapshot_stuck_ms: u64,
+    /// How long writes wait for other volumes that are to be cut at the same moment.
+    pub snapshot_hold_ms: u64,
     /// Spreads the pauses.
     pub seed: u64,
     /// Whether commands are traced, one by one, for the models.
@@ -96,6 +98,7 @@ impl Default for Config {
             resilver_bytes_per_s_max: 0,
             stable_period_ms: 45_000,
             snapshot_stuck_ms: 2_000,
+            snapshot_hold_ms: 3_000,
             seed: 1,
             record_commands: false,
         }
@@ -140,6 +143,8 @@ pub(super) enum Stage {
     Parked,
     /// Waits for its range lock.
     Locking,
+    /// Holds its lock, and waits for other volumes that are to be cut at the same moment.
+    Held,
     /// Holds its lock; commands are sent as stores can take them.
     Running,
     /// Every store answered; waits for stamps.

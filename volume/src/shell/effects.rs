@@ -55,7 +55,7 @@ impl Volumes {
             | Effect::AttachFailed(_)
             | Effect::Detached
             | Effect::Failed(_)
-            | Effect::SnapshotComplete(_)
+            | Effect::Snapshot(..)
             | Effect::Progress(_) => hosted.tell(effect, events),
         }
     }

@@ -8,6 +8,7 @@ use crate::core::{
 };
 use reactor::{Buf, BufMut, TimerId};
 use shardmap::dirty::BlockSet;
+use shardmap::generations::SnapshotStep;
 use shardmap::map::VolumeMap;
 use shardmap::units::{BLOCK_BYTES, Epoch, Generation, Moment, Nsid, StoreId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -241,12 +242,13 @@ impl Hosted {
         }
     }
 
-    fn snapshot_complete(&mut self, generation: Generation) -> VolumeEvent {
+    fn snapshot(&mut self, generation: Generation, step: SnapshotStep) -> VolumeEvent {
         self.counters.metad_requests += 1;
-        VolumeEvent::SnapshotComplete {
+        VolumeEvent::Snapshot {
             volume: self.volume,
             epoch: self.epoch,
             generation,
+            step,
         }
     }
 
@@ -305,8 +307,8 @@ impl Hosted {
                 tracing::error!(%volume, %why, "device fails");
                 events.push(VolumeEvent::Failed { volume, why });
             }
-            Effect::SnapshotComplete(generation) => {
-                events.push(self.snapshot_complete(generation));
+            Effect::Snapshot(generation, step) => {
+                events.push(self.snapshot(generation, step));
             }
             Effect::Progress(progress) => {
                 events.push(VolumeEvent::Progress { volume, progress });

@@ -315,7 +315,7 @@ impl Volumes {
     }
 
     /// metad has made or deleted snapshots of the volume: its head and snapshots now. What is older than
-    /// what is known is ignored. A new snapshot ends in [`VolumeEvent::SnapshotComplete`]. False for an
+    /// what is known is ignored. A new snapshot ends in [`VolumeEvent::Snapshot`]. False for an
     /// unknown volume.
     pub fn set_generations(
         &mut self,
@@ -518,6 +518,7 @@ fn timer_value(timer: Timer) -> u64 {
         Timer::Slow => 7,
         Timer::Snapshot => 8,
         Timer::View => 9,
+        Timer::Hold => 10,
     }
 }
 
@@ -533,6 +534,7 @@ fn timer_of(value: u64) -> Timer {
         7 => Timer::Slow,
         8 => Timer::Snapshot,
         9 => Timer::View,
+        10 => Timer::Hold,
         other => unreachable!("timer {other}"),
     }
 }

@@ -270,6 +270,7 @@ fn generations(data: &[u8]) -> Result<Answer, Fault> {
     let generations = VolumeGenerations {
         head: Generation(head.generation.get()),
         snapshots: snapshots.collect(),
+        hold: false,
     };
     let below = generations.snapshots.keys().all(|s| *s < generations.head);
     if below && generations.snapshots.len() == all.len() {
@@ -439,6 +440,7 @@ mod test {
                 (Generation(3), SnapshotState::Pending),
             ]
             .into(),
+            hold: false,
         };
         let entries = [entry(1, 0), entry(3, GENERATION_PENDING), entry(4, 0)];
         assert_eq!(told(&entries), Ok(Answer::Generations(found)));

@@ -111,9 +111,11 @@ impl Step<'_> {
         }
         let epoch = volume.next_epoch(lineage);
         let since = volume.attachment.map_or(epoch, |held| held.since);
+        volume.forsaken |= volume.attachment.is_some();
         volume.epoch = epoch;
         volume.attachment = Some(Attachment { host, epoch, since });
         self.say(Change::Attached(id, host, epoch));
+        self.holder_came(id, epoch);
         self.wake_host(host);
         Ok(Reply::Granted(Box::new(self.grant(id))))
     }
@@ -146,11 +148,13 @@ impl Step<'_> {
         if let Some(held) = volume.attachment.take() {
             self.say(Change::Detached(id, held.host));
             self.wake_host(held.host);
+            self.holder_went(id);
         } else if let Some(ours) = &mut volume.maintenance
             && ours.epoch.take().is_some()
         {
             let server = ours.server;
             self.say(Change::MaintenanceEnded(id, server));
+            self.holder_went(id);
         }
         Ok(Reply::Done)
     }
@@ -162,8 +166,10 @@ impl Step<'_> {
             // The old holder's epoch ends here: metad answers it `Fenced` from now on, the stores
             // from the next attach on.
             volume.epoch = volume.epoch.next();
+            volume.forsaken = true;
             self.say(Change::ForceDetached(id, held.host));
             self.wake_host(held.host);
+            self.holder_went(id);
         }
         if let Some(host) = desired {
             self.say(Change::DesiredAttachment(id, None));

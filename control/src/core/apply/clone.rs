@@ -67,6 +67,7 @@ impl Step<'_> {
             origin: None,
             clone_of: Some(origin),
             kept: BTreeMap::new(),
+            forsaken: false,
         };
         let slices = self.mint_slices(id, &stores, &promised);
         self.state.volumes.insert(id, Volume { slices, ..volume });

@@ -178,6 +178,10 @@ fn snapshot(state: &State, id: VolumeId, name: &str, fate: SnapshotFate) -> Told
         SnapshotFate::Completed => ("SnapshotCompleted", "is complete"),
         SnapshotFate::Deleted => ("SnapshotDeleted", "is deleted"),
         SnapshotFate::Kept => ("SnapshotKept", "is deleted, and kept for its clones"),
+        SnapshotFate::Abandoned => (
+            "SnapshotAbandoned",
+            "is given up: not all volumes could be cut at one moment",
+        ),
         SnapshotFate::Released => ("SnapshotReleased", "was kept for clones, which are gone"),
     };
     let of = state.volume_name(id);

@@ -35,7 +35,7 @@ pub(in crate::core) fn maintenance_of(
     let before = volume.maintenance;
     let known = |server| state.servers.contains_key(&server);
     let at_work = before.is_some_and(|m| m.epoch.is_some() && known(m.server));
-    let whole = volume.out_of_sync().next().is_none() && volume.pending_snapshot().is_none();
+    let whole = volume.out_of_sync().next().is_none() && !volume.has_unfinished_snapshot();
     if !is_eligible(volume) || (whole && !at_work) {
         return None;
     }
@@ -72,7 +72,7 @@ impl Step<'_> {
     }
 
     pub(super) fn review_touched(&mut self) {
-        for id in std::mem::take(&mut self.touched) {
+        while let Some(id) = self.touched.pop_first() {
             self.review(id);
         }
     }
@@ -91,6 +91,10 @@ impl Step<'_> {
     fn set_maintenance(&mut self, id: VolumeId, to: Option<Maintenance>) {
         let volume = self.state.volumes.get_mut(&id).expect("just read");
         let before = std::mem::replace(&mut volume.maintenance, to);
+        let at_work = before.and_then(|m| m.epoch);
+        if at_work.is_some() && to.and_then(|m| m.epoch) != at_work {
+            self.holder_went(id);
+        }
         for concerned in [before, to].into_iter().flatten() {
             self.wake_server(concerned.server);
         }
@@ -140,6 +144,7 @@ impl Step<'_> {
             ..maintenance
         });
         self.say(Change::MaintenanceBegan(id, server, epoch));
+        self.holder_came(id, epoch);
         Ok(Reply::Granted(Box::new(self.grant(id))))
     }
 

@@ -8,6 +8,7 @@ mod clone;
 mod cluster;
 mod event;
 mod forget;
+mod group;
 mod grow;
 mod maintenance;
 mod restore;
@@ -138,12 +139,6 @@ fn remember(state: &mut State, client: ClientId, sequence: u64, index: u64, repl
 
 impl Step<'_> {
     fn carry_out(&mut self, command: Command) -> Result<Reply, Refusal> {
-        let reply = self.dispatch(command)?;
-        self.review_touched();
-        Ok(reply)
-    }
-
-    fn dispatch(&mut self, command: Command) -> Result<Reply, Refusal> {
         if let Command::InitCluster { uuid, name } = command {
             return self.init_cluster(uuid, name);
         }
@@ -154,8 +149,14 @@ impl Step<'_> {
                 "wait until every member listed in metad.toml has started once",
             ));
         }
+        let reply = self.dispatch(command)?;
+        self.review_touched();
+        Ok(reply)
+    }
+
+    fn dispatch(&mut self, command: Command) -> Result<Reply, Refusal> {
         match command {
-            Command::InitCluster { .. } => unreachable!("handled above"),
+            Command::InitCluster { .. } => unreachable!("handled by the caller"),
             Command::RegisterServer(new) => self.register_server(new),
             Command::RegisterStore(new) => self.register_store(new),
             Command::RegisterHost(new) => self.register_host(new),
@@ -191,7 +192,13 @@ impl Step<'_> {
                 volume,
                 epoch,
                 generation,
-            } => self.complete_snapshot(volume, epoch, generation),
+                held,
+            } => self.complete_snapshot((volume, generation), epoch, held),
+            Command::HoldSnapshot {
+                volume,
+                epoch,
+                generation,
+            } => self.hold_snapshot(volume, epoch, generation),
             Command::DeleteSnapshot { volume, generation } => {
                 self.delete_snapshot(volume, generation)
             }

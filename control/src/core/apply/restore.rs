@@ -27,6 +27,7 @@ impl Step<'_> {
         for volume in self.state.volumes.values_mut() {
             volume.epoch = volume.epoch.max(floor);
             volume.attachment = None;
+            volume.forsaken = true; // by whoever had it in the lost history
             // A view has no membership to verify.
             volume.verified = volume.origin.is_some();
         }
@@ -41,6 +42,8 @@ impl Step<'_> {
         let stores: Vec<_> = self.state.stores.keys().copied().collect();
         stores.into_iter().for_each(|store| self.wake_store(store));
         self.say(Change::LineageBegan(lineage));
+        let groups: Vec<_> = self.state.groups.keys().copied().collect();
+        groups.into_iter().for_each(|group| self.abandon(group));
         Ok(Reply::Done)
     }
 

@@ -6,6 +6,8 @@
 //! CompleteSnapshot:  pending ──► complete
 //! DeleteSnapshot:    complete ──► gone; the storageds drop generation g (kept while it has clones)
 //! ```
+//!
+//! Those of several volumes are of one moment: see [`super::group`].
 
 use super::super::command::{Change, Reply, SnapshotFate};
 use super::super::limits;
@@ -15,7 +17,7 @@ use super::view::{not_a_view, not_shown};
 use super::{Step, check_name};
 use shardmap::generations::{SNAPSHOTS_MAX, SnapshotState};
 use shardmap::units::{Epoch, Generation, VolumeId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Step<'_> {
     pub(super) fn create_snapshot(
@@ -43,13 +45,18 @@ impl Step<'_> {
             let volume = volume.ok_or_else(|| Refusal::not_found("volume", id))?;
             may_snapshot(volume, name)?;
         }
-        for id in volumes {
-            self.begin_snapshot(id, name);
+        let alone = volumes.len() == 1;
+        let begun = volumes
+            .iter()
+            .map(|id| (*id, self.begin_snapshot(*id, name)));
+        let begun: BTreeMap<_, _> = begun.collect();
+        if !alone {
+            self.begin_group(begun);
         }
         Ok(Reply::Done)
     }
 
-    fn begin_snapshot(&mut self, id: VolumeId, name: &str) {
+    fn begin_snapshot(&mut self, id: VolumeId, name: &str) -> Generation {
         let created_unix_ms = self.at_unix_ms;
         let volume = self.state.volumes.get_mut(&id).expect("checked before");
         let generation = volume.head;
@@ -57,19 +64,22 @@ impl Step<'_> {
             name: name.to_owned(),
             created_unix_ms,
             state: SnapshotState::Pending,
+            part: None,
+            abandoned: false,
         };
         volume.snapshots.insert(generation, snapshot);
         volume.head = Generation(generation.0 + 1);
         self.say(Change::Snapshot(id, name.to_owned(), SnapshotFate::Begun));
         self.generations_moved(id);
         self.hurry_maintenance(id);
+        generation
     }
 
     pub(super) fn complete_snapshot(
         &mut self,
-        id: VolumeId,
+        (id, generation): (VolumeId, Generation),
         epoch: Epoch,
-        generation: Generation,
+        held: bool,
     ) -> Result<Reply, Refusal> {
         let volume = self.volume(id)?;
         if !volume.is_held_under(epoch) {
@@ -83,15 +93,19 @@ impl Step<'_> {
                 "complete what is pending",
             ));
         }
+        volume.forsaken = false; // every store of the in-sync set is open under this epoch
         // One that is complete, or was deleted since: the answer to that was lost.
-        let pending = volume.snapshots.get_mut(&generation);
+        let pending = volume.snapshots.get(&generation);
         let Some(snapshot) = pending.filter(|s| s.state == SnapshotState::Pending) else {
             return Ok(Reply::Done);
         };
-        snapshot.state = SnapshotState::Complete;
-        let name = snapshot.name.clone();
-        self.say(Change::Snapshot(id, name, SnapshotFate::Completed));
-        self.generations_moved(id);
+        if snapshot.abandoned {
+            self.drop_abandoned(id, generation);
+        } else if snapshot.part.is_some() {
+            self.complete_part((id, generation), epoch, held);
+        } else {
+            self.set_complete(id, generation);
+        }
         Ok(Reply::Done)
     }
 
@@ -109,6 +123,10 @@ impl Step<'_> {
                 format!("see `ubsctl snapshot ls {of}`"),
             ));
         };
+        if let Some(part) = snapshot.part {
+            self.abandon(part.group);
+            return Ok(Reply::Done);
+        }
         if snapshot.state == SnapshotState::Pending {
             return Err(still_pending(volume, snapshot));
         }
@@ -162,6 +180,9 @@ fn may_snapshot(volume: &Volume, name: &str) -> Result<(), Refusal> {
             "attach it; that asks its stores",
         ));
     }
+    if let Some((_, abandoned)) = volume.pending_snapshot().filter(|(_, s)| s.abandoned) {
+        return Err(still_pending(volume, abandoned));
+    }
     if volume.snapshot_named(name).is_some() {
         return Err(Refusal::new(
             RefusalCode::NameTaken,
@@ -188,6 +209,13 @@ fn may_snapshot(volume: &Volume, name: &str) -> Result<(), Refusal> {
 
 fn still_pending(volume: &Volume, snapshot: &Snapshot) -> Refusal {
     let (of, name) = (&volume.name, &snapshot.name);
+    if snapshot.abandoned {
+        return Refusal::new(
+            RefusalCode::NotReady,
+            format!("snapshot {of}@{name} was given up and is not gone yet"),
+            format!("try again; `ubsctl volume explain {of}` says what the volume waits for"),
+        );
+    }
     Refusal::new(
         RefusalCode::NotReady,
         format!("snapshot {of}@{name} is still pending"),

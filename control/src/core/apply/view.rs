@@ -43,6 +43,7 @@ impl Step<'_> {
             origin: Some(origin),
             clone_of: None,
             kept: BTreeMap::new(),
+            forsaken: false,
         };
         self.state.volumes.insert(id, view);
         self.say(Change::ViewCreated(id));

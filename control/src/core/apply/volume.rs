@@ -218,6 +218,7 @@ impl Step<'_> {
             origin: None,
             clone_of: None,
             kept: BTreeMap::new(),
+            forsaken: false,
         };
         self.state.volumes.insert(new.id, volume);
         self.wake_stores(new.id);
@@ -312,6 +313,10 @@ impl Step<'_> {
         self.touch(id);
         self.wake_stores(id);
         self.say(Change::VolumeDeleting(id));
+        let part = self.state.volumes[&id].pending_part();
+        if let Some(part) = part {
+            self.abandon(part.group);
+        }
         Ok(Reply::Done)
     }
 

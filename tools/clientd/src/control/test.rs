@@ -222,6 +222,7 @@ fn has_snapshot(control: &mut Control, state: SnapshotState) -> VolumeGeneration
     let generations = VolumeGenerations {
         head: Generation(2),
         snapshots: [(Generation(1), state)].into(),
+        hold: false,
     };
     let desired = control.wanted.get_mut(&VOLUME).unwrap();
     desired.generations.clone_from(&generations);

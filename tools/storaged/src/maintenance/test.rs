@@ -160,6 +160,7 @@ fn a_volume_stays_until_metad_has_recorded_its_snapshot() {
         wanted[0].generations = VolumeGenerations {
             head: Generation(2),
             snapshots: [(Generation(1), state)].into(),
+            hold: false,
         };
         wanted
     };

@@ -6,6 +6,7 @@ mod test {
     mod bad_input;
     mod client;
     mod clones;
+    mod groups;
     mod healing;
     mod lab;
     mod maintenance;

@@ -128,7 +128,7 @@ impl VolumeEngine {
             }
             // Nothing outlives a bench.
             VolumeEvent::Remember { .. }
-            | VolumeEvent::SnapshotComplete { .. }
+            | VolumeEvent::Snapshot { .. }
             | VolumeEvent::Progress { .. }
             | VolumeEvent::Transition { .. } => {}
         }

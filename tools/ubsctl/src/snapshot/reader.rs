@@ -288,7 +288,7 @@ impl Shell {
                 VolumeEvent::AskMetad { .. }
                 | VolumeEvent::AskVerify { .. }
                 | VolumeEvent::Remember { .. }
-                | VolumeEvent::SnapshotComplete { .. }
+                | VolumeEvent::Snapshot { .. }
                 | VolumeEvent::Failed { .. }
                 | VolumeEvent::Progress { .. }
                 | VolumeEvent::Resilvered { .. } => unreachable!("not of a view"),

@@ -18,6 +18,7 @@ const PATIENT: Config = Config {
     resilver_bytes_per_s_max: 0,
     stable_period_ms: 0,
     snapshot_stuck_ms: 2_000,
+    snapshot_hold_ms: 3_000,
     seed: 1,
     record_commands: false,
 };

@@ -1,6 +1,7 @@
 //! Tests of the whole machine: scripts with exact effects, and a seeded world that breaks things.
 
 mod degraded;
+mod groups;
 mod hearing;
 mod maintained;
 mod oracle;

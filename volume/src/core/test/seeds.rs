@@ -69,6 +69,8 @@ fn add(into: &mut Seen, seen: Seen) {
     into.verifies += seen.verifies;
     into.repairs += seen.repairs;
     into.snapshots += seen.snapshots;
+    into.cut_snapshots += seen.cut_snapshots;
+    into.abandoned_snapshots += seen.abandoned_snapshots;
     into.complete_snapshots += seen.complete_snapshots;
     into.resumed_snapshots += seen.resumed_snapshots;
     into.caught_up += seen.caught_up;
@@ -106,6 +108,8 @@ fn no_seed_breaks_a_snapshot() {
     let (count, all) = run_all("no_seed_breaks_a_snapshot", plan_with_snapshots);
     let rare = [
         all.complete_snapshots,
+        all.cut_snapshots,
+        all.abandoned_snapshots,
         all.resumed_snapshots,
         all.caught_up,
         all.given_pending,

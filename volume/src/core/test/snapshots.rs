@@ -5,10 +5,12 @@ use crate::core::{
     Answer, AttachFault, Command, CommandId, Config, Effect, Event, Fault, HostWhat, SliceFacts,
     Timer, TraceEvent,
 };
-use shardmap::generations::{SnapshotState, VolumeGenerations};
+use shardmap::generations::{SnapshotState, SnapshotStep, VolumeGenerations};
 use shardmap::units::{Generation, Incarnation};
 
 use SnapshotState::{Complete, Pending};
+
+const COMPLETE: Effect = Effect::Snapshot(Generation(1), SnapshotStep::Complete { held: false });
 
 fn generations(head: u32, snapshots: &[(u32, SnapshotState)]) -> VolumeGenerations {
     let snapshots = snapshots.iter();
@@ -17,6 +19,7 @@ fn generations(head: u32, snapshots: &[(u32, SnapshotState)]) -> VolumeGeneratio
         snapshots: snapshots
             .map(|(g, state)| (Generation(*g), *state))
             .collect(),
+        hold: false,
     }
 }
 
@@ -41,7 +44,7 @@ fn tags(effects: &[Effect]) -> Vec<u32> {
 }
 
 fn told(effects: &[Effect]) -> bool {
-    effects.contains(&Effect::SnapshotComplete(Generation(1)))
+    effects.contains(&COMPLETE)
 }
 
 fn snapshot(script: &mut Script) -> Vec<Effect> {
@@ -88,7 +91,7 @@ fn a_snapshot_is_complete_when_its_writes_have_ended_and_are_flushed_and_all_mem
     let complete = [0, 1].map(|store| command_to(&completing, store, completes));
     assert_eq!(script.answer(complete[1], Answer::Done), []);
     let last = script.answer(complete[0], Answer::Done);
-    assert_eq!(last, [Effect::SnapshotComplete(Generation(1))]);
+    assert_eq!(last, [COMPLETE]);
     // metad has not heard: it is told again. It has: it is not.
     assert!(told(&snapshot(&mut script)));
     let heard = generations(2, &[(1, Complete)]);
@@ -173,7 +176,7 @@ fn a_member_that_is_lost_is_removed_and_the_snapshot_completed_without_it() {
     assert!(matches!(asked[..], [Effect::AskMetad { .. }]), "{asked:?}");
     let stamps = script.committed(0, 1, &[0]);
     let rest = script.serve(stamps);
-    assert_eq!(rest, [Effect::SnapshotComplete(Generation(1))]);
+    assert_eq!(rest, [COMPLETE]);
 }
 
 #[test]
@@ -223,10 +226,7 @@ fn an_attach_serves_once_every_member_has_begun_what_is_pending() {
     assert_eq!(attached[0], Effect::Attached);
     assert_eq!(tags(&script.host(1, write(3, false))), [2, 2]);
     // What an earlier client wrote is flushed, though this one has written nothing.
-    assert_eq!(
-        script.serve(attached).last(),
-        Some(&Effect::SnapshotComplete(Generation(1)))
-    );
+    assert_eq!(script.serve(attached).last(), Some(&COMPLETE));
     assert_eq!(
         script
             .sent

@@ -97,6 +97,7 @@ impl Script {
         let generations = VolumeGenerations {
             head: Generation(3),
             snapshots: [(SNAPSHOT, state)].into(),
+            hold: false,
         };
         self.done(&asked[0], Ok(Answer::Generations(generations)))
     }

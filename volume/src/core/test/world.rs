@@ -6,7 +6,7 @@ use crate::core::{
     Answer, AttachFault, Command, CommandId, Config, CopyId, Effect, Event, Fault, Grant, HostWhat,
     Members, OpId, Outbox, Payload, Position, Replicator, RequestId, Timer, TraceEvent, Verdict,
 };
-use shardmap::generations::VolumeGenerations;
+use shardmap::generations::{SnapshotStep, VolumeGenerations};
 use shardmap::map::{Layout, Shape, VolumeMap};
 use shardmap::units::{Epoch, Generation, Incarnation, MembershipSeq, Moment, StoreId};
 use std::collections::BTreeMap;
@@ -23,6 +23,7 @@ macro_rules! note {
 
 mod checks;
 mod faults;
+mod groups;
 mod host;
 mod metad;
 mod record;
@@ -130,11 +131,15 @@ enum Happening {
         client: u64,
         generations: VolumeGenerations,
     },
-    CompleteSnapshot {
+    /// metad hears of a snapshot.
+    Snapshot {
         client: u64,
         epoch: Epoch,
         snapshot: Generation,
+        step: SnapshotStep,
     },
+    /// Of a group: the other volumes hold their writes.
+    OthersHold(Generation),
     /// A store hears which snapshots are deleted.
     DropDeleted(Position),
     Attach,
@@ -158,6 +163,8 @@ pub(super) struct Seen {
     pub(super) takeovers: u64,
     pub(super) lost_above: u64,
     pub(super) verifies: u64,
+    pub(super) cut_snapshots: u64,
+    pub(super) abandoned_snapshots: u64,
     pub(super) repairs: u64,
     pub(super) snapshots: u64,
     pub(super) complete_snapshots: u64,
@@ -374,11 +381,16 @@ impl World {
                 client,
                 generations,
             } => self.hear_generations(client, generations),
-            Happening::CompleteSnapshot {
+            Happening::Snapshot {
                 client,
                 epoch,
                 snapshot,
-            } => self.complete_snapshot(client, epoch, snapshot),
+                step,
+            } => self.hear_snapshot(client, epoch, (snapshot, step)),
+            Happening::OthersHold(snapshot) => {
+                self.others_hold(snapshot);
+                Ok(())
+            }
             Happening::DropDeleted(at) => {
                 self.drop_deleted(at);
                 Ok(())
@@ -397,6 +409,7 @@ impl World {
             return Ok(());
         }
         self.metad.epoch += 1;
+        self.holder_came();
         self.clients += 1;
         self.record_start();
         self.shard_attach();
@@ -421,6 +434,7 @@ impl World {
             seed: self.plan.seed,
             min_in_sync: self.plan.min_in_sync,
             stable_period_ms: 400,
+            snapshot_hold_ms: 200,
             snapshot_stuck_ms: if self.plan.seed.is_multiple_of(2) {
                 20
             } else {
@@ -519,11 +533,12 @@ impl World {
                 return self.client_dies();
             }
             Effect::Progress(_) => {}
-            Effect::SnapshotComplete(snapshot) => {
-                let what = Happening::CompleteSnapshot {
+            Effect::Snapshot(snapshot, step) => {
+                let what = Happening::Snapshot {
                     client: life,
                     epoch: client.epoch,
                     snapshot,
+                    step,
                 };
                 let delay = self.delay();
                 self.after(delay, what);

@@ -51,6 +51,7 @@ fn with_snapshot() -> Cluster0 {
         volume,
         epoch,
         generation,
+        held: false,
     });
     it
 }
@@ -186,6 +187,7 @@ fn only_complete_snapshots_are_cloned_and_not_too_deep() {
             volume,
             epoch: grant.epoch,
             generation,
+            held: false,
         });
         of = id;
     }

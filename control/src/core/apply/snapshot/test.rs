@@ -23,6 +23,7 @@ fn complete(epoch: Epoch, generation: u32) -> Command {
         volume: VOL,
         epoch,
         generation: Generation(generation),
+        held: false,
     }
 }
 
@@ -38,6 +39,7 @@ fn generations(head: u32, snapshots: &[(u32, SnapshotState)]) -> VolumeGeneratio
     VolumeGenerations {
         head: Generation(head),
         snapshots: snapshots.map(|(g, s)| (Generation(*g), *s)).collect(),
+        hold: false,
     }
 }
 

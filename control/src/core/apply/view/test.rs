@@ -44,6 +44,7 @@ fn with_snapshot(complete: bool) -> Cluster0 {
             volume,
             epoch,
             generation,
+            held: false,
         });
     }
     it

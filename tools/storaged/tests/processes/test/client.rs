@@ -2,15 +2,16 @@
 
 use super::lab::{Metad, PATIENCE};
 use control::client::MetadClient;
-use control::core::{CLIENTD_NQN_PREFIX, NewHost};
+use control::core::{CLIENTD_NQN_PREFIX, HostId, NewHost};
 use nvmf::initiator;
 use reactor::{App, ArenaConfig, Completion, Driver, Mailbox, Token, UringConfig, UringDriver};
-use shardmap::generations::{SnapshotState, VolumeGenerations};
+use shardmap::generations::{SnapshotState, SnapshotStep, VolumeGenerations};
 use shardmap::grant::MembershipRequest;
 use shardmap::units::{BlockRange, Blocks, Epoch, Generation, Lba, StoreId, VolumeId};
 use std::collections::BTreeSet;
 use std::thread::JoinHandle;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use uuid::Uuid;
 use volume::{
     AttachGrant, HostOp, HostRequest, MetadAnswer, MetadVerdict, TraceEvent, VolumeEvent,
@@ -61,6 +62,7 @@ struct Host {
     volumes: Volumes,
     orders: Mailbox<Order>,
     seen: mpsc::UnboundedSender<Seen>,
+    steps: mpsc::UnboundedSender<(Generation, SnapshotStep)>,
     events: Vec<VolumeEvent>,
     dead: bool,
 }
@@ -108,7 +110,12 @@ impl Host {
                     what: TraceEvent::Resilvered(record),
                     ..
                 } => Seen::Resilvered(record.store),
-                VolumeEvent::SnapshotComplete { generation, .. } => Seen::Snapshot(generation),
+                VolumeEvent::Snapshot {
+                    generation, step, ..
+                } => {
+                    self.steps.send((generation, step)).unwrap_or_default();
+                    Seen::Snapshot(generation)
+                }
                 VolumeEvent::Detached { .. } => Seen::Detached,
                 VolumeEvent::AttachFailed { why, .. } => Seen::Failed(why.to_string()),
                 VolumeEvent::Failed { why, .. } => Seen::Failed(why.to_string()),
@@ -150,6 +157,7 @@ impl App for Host {
 /// A volume that is attached.
 pub(super) struct Client {
     metad: MetadClient,
+    host: HostId,
     volume: VolumeId,
     pub(super) epoch: Epoch,
     orders: Mailbox<Order>,
@@ -157,6 +165,8 @@ pub(super) struct Client {
     /// Stores that it has brought up to date.
     resilvered: BTreeSet<StoreId>,
     thread: Option<JoinHandle<()>>,
+    steps: Option<mpsc::UnboundedReceiver<(Generation, SnapshotStep)>>,
+    following: Vec<AbortHandle>,
 }
 
 impl Client {
@@ -176,6 +186,7 @@ impl Client {
         let epoch = granted.epoch;
         let grant = AttachGrant::new(granted, VolumeOptions::default());
         let (tell, seen) = mpsc::unbounded_channel();
+        let (tell_steps, steps) = mpsc::unbounded_channel();
         let (told, orders) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let arena = ArenaConfig {
@@ -199,6 +210,7 @@ impl Client {
                 }),
                 orders,
                 seen: tell,
+                steps: tell_steps,
                 events: Vec::new(),
                 dead: false,
             };
@@ -207,12 +219,15 @@ impl Client {
         });
         let mut client = Self {
             metad,
+            host,
             volume,
             epoch,
             orders: orders.recv().unwrap(),
             seen,
             resilvered: BTreeSet::new(),
             thread: Some(thread),
+            steps: Some(steps),
+            following: Vec::new(),
         };
         client.until(|seen| matches!(seen, Seen::Attached)).await;
         client
@@ -272,12 +287,38 @@ impl Client {
         }
     }
 
+    /// From now on it hears of snapshots from metad and tells it how far they are, whatever else it is
+    /// asked for.
+    pub(super) fn follow_snapshots(&mut self) {
+        let (metad, host, volume) = (self.metad.clone(), self.host, self.volume);
+        let orders = self.orders.clone();
+        let hear = tokio::task::spawn_local(async move {
+            let mut after = 0;
+            loop {
+                let desire = metad.watch_attachments(host, after).await.unwrap();
+                after = desire.index;
+                for v in desire.volumes.into_iter().filter(|v| v.volume == volume) {
+                    assert!(orders.send(Order::Generations(v.generations)).is_ok());
+                }
+            }
+        });
+        let (metad, epoch) = (self.metad.clone(), self.epoch);
+        let mut steps = self.steps.take().expect("once");
+        let tell = tokio::task::spawn_local(async move {
+            while let Some(step) = steps.recv().await {
+                metad.record_snapshot(volume, epoch, step).await;
+            }
+        });
+        self.following = vec![hear.abort_handle(), tell.abort_handle()];
+    }
+
     /// The first, second … snapshot is made, as metad would say; waits until it is complete.
     pub(super) async fn snapshot(&mut self, number: u32) {
         let earlier = (1..number).map(|g| (Generation(g), SnapshotState::Complete));
         let mut now = VolumeGenerations {
             head: Generation(number),
             snapshots: earlier.collect(),
+            hold: false,
         };
         now.begin(Generation(number + 1));
         self.order(Order::Generations(now.clone()));
@@ -288,6 +329,7 @@ impl Client {
     }
 
     pub(super) async fn detach(mut self) {
+        self.following.iter().for_each(AbortHandle::abort);
         self.metad.want_detached(self.volume).await.unwrap();
         self.order(Order::Detach);
         self.until(|seen| matches!(seen, Seen::Detached)).await;
@@ -297,6 +339,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
+        self.following.iter().for_each(AbortHandle::abort);
         drop(self.orders.send(Order::Die));
         drop(self.thread.take().map(JoinHandle::join));
     }

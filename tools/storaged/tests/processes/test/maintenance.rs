@@ -62,9 +62,14 @@ impl Cluster {
             let number = server.name[1..].parse().unwrap();
             it.listen.insert(number, server.address.to_string());
         }
+        it.create_volume(VOLUME, "v").await;
+        it
+    }
+
+    pub(super) async fn create_volume(&self, id: VolumeId, name: &str) {
         let new = NewVolume {
-            id: VOLUME,
-            name: "v".into(),
+            id,
+            name: name.into(),
             size_bytes: SIZE_BYTES,
             replicas: 3,
             shard_bytes: 4 << 20,
@@ -75,10 +80,9 @@ impl Cluster {
             open_access: false,
             avoid: BTreeSet::new(),
         };
-        it.metad.client.create_volume(new).await.unwrap();
+        self.metad.client.create_volume(new).await.unwrap();
         let ready = |v: &VolumeView| v.slices.iter().all(|s| s.confirmed);
-        it.metad.volume_until("ready", ready).await;
-        it
+        self.metad.one_until(name, "ready", ready).await;
     }
 
     pub(super) fn start(&mut self, number: usize) {

@@ -56,7 +56,7 @@ fn volumes_that_cannot_be() {
 }
 
 #[rustfmt::skip]
-const NAMES: [Case<'_>; 17] = [
+const NAMES: [Case<'_>; 20] = [
     ("volume create a/b --size 1G", 2, "\"a/b\"", "letters, digits"),
     ("volume create v --size 1G", 1, "a volume v already", "another name"),
     ("volume attach v --on nobody", 5, "no host nobody", "ubsctl host ls"),
@@ -69,6 +69,9 @@ const NAMES: [Case<'_>; 17] = [
     ("snapshot create v a/b", 2, "\"a/b\"", "letters, digits"),
     ("snapshot create v,v a", 2, "named twice", "name it once"),
     ("snapshot create v,x a", 5, "no volume x", "ubsctl volume ls"),
+    ("snapshot create v@a v@a", 2, "named twice", "name it once"),
+    ("snapshot create v@a x@b", 2, "called a and b", "one name"),
+    ("snapshot create v@a x b", 2, "\"x\"", "VOLUME@NAME"),
     ("snapshot ls x", 5, "no volume x", "ubsctl volume ls"),
     ("snapshot show v", 2, "\"v\"", "VOLUME@NAME"),
     ("snapshot show v@a", 5, "no snapshot v@a", "ubsctl snapshot ls"),

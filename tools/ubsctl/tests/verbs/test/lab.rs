@@ -7,7 +7,9 @@ use control::api::{
 use control::client::{ClientConfig, MetadClient};
 use control::core::{HostId, NewHost, NewServer, NewStore};
 use control::server::{Node, NodeConfig};
-use shardmap::units::{ServerId, StoreId};
+use shardmap::generations::VolumeGenerations;
+use shardmap::units::{Epoch, ServerId, StoreId, VolumeId};
+use std::collections::BTreeMap;
 use std::process::{Command, Output};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -154,20 +156,24 @@ async fn make_slices(client: MetadClient, server: ServerId) {
         reports.change(|c| c.stores = vec![third]);
     }
     let mut after = 0;
+    let mut ours: BTreeMap<VolumeId, Epoch> = BTreeMap::new();
     loop {
         let desire = client.watch_slices(server, after).await.unwrap();
         after = desire.index;
         for m in desire.maintenance {
-            // A host may want it by now.
-            let Ok(grant) = client.maintain(m.volume, server).await else {
-                continue;
+            let epoch = match ours.remove(&m.volume) {
+                Some(epoch) => epoch,
+                None => match client.maintain(m.volume, server).await {
+                    Ok(grant) => grant.epoch,
+                    Err(_) => continue, // a host may want it by now
+                },
             };
-            let epoch = grant.epoch;
-            if let Some(pending) = m.generations.pending() {
-                let completed = client.complete_snapshot(m.volume, epoch, pending).await;
-                assert!(completed.unwrap(), "fenced");
+            go_on(&client, m.volume, epoch, &m.generations).await;
+            if m.generations.hold {
+                ours.insert(m.volume, epoch);
+            } else {
+                client.detach(m.volume, epoch).await.unwrap();
             }
-            client.detach(m.volume, epoch).await.unwrap();
         }
         for s in desire.slices {
             if s.remove {
@@ -178,6 +184,17 @@ async fn make_slices(client: MetadClient, server: ServerId) {
             }
         }
     }
+}
+
+/// Who has the volume goes on with its pending snapshot.
+async fn go_on(client: &MetadClient, volume: VolumeId, epoch: Epoch, now: &VolumeGenerations) {
+    let Some(pending) = now.pending() else { return };
+    let told = if now.hold {
+        client.hold_snapshot(volume, epoch, pending).await
+    } else {
+        client.complete_snapshot(volume, epoch, pending, true).await
+    };
+    assert!(told.unwrap(), "fenced");
 }
 
 async fn clientd(client: &MetadClient, i: u128, name: &str) -> HostId {
@@ -223,10 +240,7 @@ async fn make_devices(client: MetadClient, host: HostId) {
                     reports.change(|c| c.volumes.clear());
                 }
                 (true, Some(epoch)) => {
-                    if let Some(pending) = v.generations.pending() {
-                        let completed = client.complete_snapshot(v.volume, epoch, pending).await;
-                        assert!(completed.unwrap(), "fenced");
-                    }
+                    go_on(&client, v.volume, epoch, &v.generations).await;
                 }
                 _ => {}
             }

@@ -30,6 +30,8 @@ fn a_snapshot_from_create_to_rm() {
     let table = lab.ok(&["snapshot", "create", "v,w", "b"]);
     assert_eq!(table.matches("complete").count(), 2, "{table}");
     assert_eq!(names(&lab, &[]), ["v@a", "v@b", "w@b"]);
+    let events = lab.ok(&["events"]);
+    assert!(!events.contains("is given up"), "{events}");
     assert_eq!(names(&lab, &["w"]), ["w@b"]);
     let shown = lab.json(&["volume", "show", "v"]);
     assert_eq!(
@@ -108,6 +110,35 @@ fn a_clone_from_its_snapshot_to_the_end() {
 }
 
 #[test]
+fn a_snapshot_of_several_volumes_is_there_of_all_or_of_none() {
+    let lab = Lab::begin();
+    for volume in ["v", "w"] {
+        lab.ok(&["volume", "create", volume, "--size", "1GiB", "--wait"]);
+    }
+    // Nobody plays a clientd on this host: w is never held, and v waits for it.
+    lab.ok(&["volume", "attach", "w", "--on", "absent"]);
+    let args = ["snapshot", "create", "v@a", "w@a", "--timeout", "1"];
+    let (code, said) = lab.fails(&args);
+    assert_eq!(code, 4, "{said}");
+    assert_eq!([state(&lab, "v@a"), state(&lab, "w@a")], ["pending"; 2]);
+    let why = lab.ok(&["volume", "explain", "v"]);
+    assert!(
+        why.contains("of one moment with others and waits for w"),
+        "{why}"
+    );
+    // Of one who gives it up all are gone, and their names are free.
+    lab.ok(&["snapshot", "rm", "w@a"]);
+    assert_eq!(names(&lab, &[]), [""; 0]);
+    let events = lab.ok(&["events"]);
+    assert!(events.contains("snapshot v@a is given up"), "{events}");
+    until(&lab, || {
+        lab.json(&["volume", "show", "v"])["pendingSnapshot"] == ""
+    });
+    lab.ok(&["snapshot", "create", "v@a"]);
+    lab.ok(&["meta", "fsck"]);
+}
+
+#[test]
 fn a_snapshot_that_nobody_can_complete_is_waited_for_and_said_to_be_pending() {
     let lab = Lab::begin();
     lab.ok(&["volume", "create", "v", "--size", "1GiB", "--wait"]);
@@ -130,8 +161,13 @@ fn a_snapshot_that_nobody_can_complete_is_waited_for_and_said_to_be_pending() {
     // Now that nobody shall have it, a storaged does it.
     lab.ok(&["volume", "detach", "v"]);
     lab.ok(&["volume", "force-detach", "v"]);
+    until(&lab, || state(&lab, "v@a") == "complete");
+}
+
+/// What a played daemon is about to do is done.
+fn until(lab: &Lab, done: impl Fn() -> bool) {
     for _ in 0..100 {
-        if state(&lab, "v@a") == "complete" {
+        if done() {
             return;
         }
         std::thread::sleep(std::time::Duration::from_millis(50));

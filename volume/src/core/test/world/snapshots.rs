@@ -1,9 +1,10 @@
 //! Snapshots of the world: made and deleted by its metad, checked against what may be in them.
 
 use super::super::oracle::{FAILED, Oracle, Written};
+use super::groups::Group;
 use super::{Happening, MS, World};
 use crate::core::{Event, Position};
-use shardmap::generations::SnapshotState;
+use shardmap::generations::{SnapshotState, SnapshotStep};
 use shardmap::units::{Epoch, Generation};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +26,10 @@ pub(super) struct Snapshots {
     all: BTreeMap<Generation, Snapshot>,
     /// When a client died last.
     client_died: u64,
+    /// The pending one is of several volumes.
+    pub(super) group: Option<Group>,
+    /// It was, and goes when it is complete.
+    pub(super) abandoned: Option<Generation>,
 }
 
 impl World {
@@ -51,7 +56,12 @@ impl World {
         };
         self.snapshots.all.insert(snapshot, made);
         self.seen.snapshots += 1;
-        note!(self, "metad: snapshot {snapshot}");
+        self.perhaps_in_a_group(snapshot);
+        note!(
+            self,
+            "metad: snapshot {snapshot} {:?}",
+            self.snapshots.group
+        );
         self.tell_generations();
     }
 
@@ -62,6 +72,10 @@ impl World {
         };
         let nth = usize::try_from(self.rng.below(count + 1)).unwrap();
         let snapshot = complete[nth];
+        self.delete(snapshot);
+    }
+
+    fn delete(&mut self, snapshot: Generation) {
         self.metad.generations.snapshots.remove(&snapshot);
         self.snapshots.all.remove(&snapshot);
         note!(self, "metad: {snapshot} is deleted");
@@ -73,7 +87,7 @@ impl World {
     }
 
     /// The client hears of it later, perhaps too late, perhaps twice.
-    fn tell_generations(&mut self) {
+    pub(super) fn tell_generations(&mut self) {
         let Some(client) = self.client.as_ref().map(|c| c.life) else {
             return;
         };
@@ -97,36 +111,43 @@ impl World {
         }
     }
 
-    /// The client says that a snapshot is complete; it says so until metad is there.
-    pub(super) fn complete_snapshot(
+    /// The client says how far a snapshot is; it says so until metad is there.
+    pub(super) fn hear_snapshot(
         &mut self,
         client: u64,
         epoch: Epoch,
-        snapshot: Generation,
+        (snapshot, step): (Generation, SnapshotStep),
     ) -> Result<(), String> {
         if self.metad.down_until > self.now {
             if self.client.as_ref().is_some_and(|c| c.life == client) {
-                let what = Happening::CompleteSnapshot {
+                let what = Happening::Snapshot {
                     client,
                     epoch,
                     snapshot,
+                    step,
                 };
                 self.after(20 * MS, what);
             }
             return Ok(());
         }
         let known = self.metad.generations.snapshots.get(&snapshot).copied();
-        note!(
-            self,
-            "metad: {snapshot} of {epoch} is complete, was {known:?}"
-        );
+        note!(self, "metad: {snapshot} of {epoch} {step:?}, was {known:?}");
+        if step == SnapshotStep::Held {
+            self.snapshot_held(epoch.0, snapshot);
+            return Ok(());
+        }
         if epoch.0 != self.metad.epoch || known != Some(SnapshotState::Pending) {
+            return Ok(());
+        }
+        let (stays, cut) = self.end_group(epoch.0, (snapshot, step));
+        if !stays {
+            self.delete(snapshot);
             return Ok(());
         }
         self.metad.generations.set_complete(snapshot);
         self.seen.complete_snapshots += 1;
         self.tell_generations();
-        self.keep_image(snapshot)
+        self.keep_image(snapshot, cut)
     }
 
     pub(super) fn client_died_with_snapshots(&mut self) {
@@ -137,7 +158,7 @@ impl World {
     }
 
     /// What it shows from now on must be legal, and a moment's.
-    fn keep_image(&mut self, number: Generation) -> Result<(), String> {
+    fn keep_image(&mut self, number: Generation, cut: Option<u64>) -> Result<(), String> {
         let image: BTreeMap<u64, u64> = self
             .oracle
             .touched()
@@ -150,7 +171,7 @@ impl World {
             .collect();
         let snapshot = self.snapshots.all.get_mut(&number).expect("was made");
         snapshot
-            .check(&image, &self.oracle)
+            .check(&image, &self.oracle, cut)
             .map_err(|e| format!("{number}: {e}"))?;
         snapshot.image = Some(image);
         self.check_snapshots("when it was completed")
@@ -213,7 +234,12 @@ impl World {
 }
 
 impl Snapshot {
-    fn check(&self, image: &BTreeMap<u64, u64>, oracle: &Oracle) -> Result<(), String> {
+    fn check(
+        &self,
+        image: &BTreeMap<u64, u64>,
+        oracle: &Oracle,
+        cut: Option<u64>,
+    ) -> Result<(), String> {
         for (block, value) in image {
             let before = self
                 .may
@@ -232,12 +258,17 @@ impl Snapshot {
         if self.client_died {
             return Ok(());
         }
-        self.check_cut(image, oracle)
+        self.check_cut(image, oracle, cut)
     }
 
     /// It shows a moment: nothing that was over before something that is in it began is missing, and no
-    /// operation is in it by half.
-    fn check_cut(&self, image: &BTreeMap<u64, u64>, oracle: &Oracle) -> Result<(), String> {
+    /// operation is in it by half. `cut`: the moment, if it is one of several volumes.
+    fn check_cut(
+        &self,
+        image: &BTreeMap<u64, u64>,
+        oracle: &Oracle,
+        cut: Option<u64>,
+    ) -> Result<(), String> {
         // Zeroes look alike: who wrote them is not known.
         let shown = |block: u64| {
             let value = image.get(&block).copied().filter(|v| *v != 0)?;
@@ -250,7 +281,16 @@ impl Snapshot {
             .filter_map(|b| shown(*b))
             .map(|(issued, _)| issued)
             .max();
-        let Some(moment) = moment else { return Ok(()) };
+        if let (Some(moment), Some(cut)) = (moment, cut)
+            && moment > cut
+        {
+            return Err(format!(
+                "{moment} is in it and began after the cut at {cut}"
+            ));
+        }
+        let Some(moment) = moment.max(cut) else {
+            return Ok(());
+        };
         for block in image.keys() {
             let Some((_, written)) = shown(*block) else {
                 continue;

@@ -27,11 +27,12 @@ impl Happening {
             | Self::AskMetad { client, .. }
             | Self::MetadSays { client, .. }
             | Self::Generations { client, .. }
-            | Self::CompleteSnapshot { client, .. }
+            | Self::Snapshot { client, .. }
             | Self::Reissue(client) => Some(*client),
             Self::ToStore(_)
             | Self::StoreStarts(_)
             | Self::DropDeleted(_)
+            | Self::OthersHold(_)
             | Self::Attach
             | Self::HostTurn
             | Self::Fault => None,
