@@ -11,7 +11,7 @@
 . /usr/lib/ubs/prelude.sh
 . /usr/lib/ubs/cluster.sh
 
-cuts=${UBS_TEST_CUTS:-4}
+cuts=${UBS_TEST_CUTS:-2}
 drive=/dev/loop7
 export DM_DISABLE_UDEV=1
 # Nothing reaches the medium by itself, neither in time nor because there is much of it.
