@@ -302,10 +302,7 @@ impl Slices {
         let nsid = u32::try_from((id & !TIDY_BIT) >> 1).expect("ids of tidying hold an NSID");
         let drop = id & 1 == 1;
         match result {
-            Ok(StoreReply::Generations(has)) => {
-                let incomplete = self.slice(nsid).is_none_or(|s| s.incomplete);
-                self.tidy.found(Nsid(nsid), &has, incomplete);
-            }
+            Ok(StoreReply::Generations(has)) => self.tidy.found(Nsid(nsid), &has),
             Ok(_) => self.tidy.dropped(Nsid(nsid), None),
             Err(fault) if drop => self.tidy.dropped(Nsid(nsid), Some(fault.to_string())),
             Err(fault) => tracing::warn!(nsid, %fault, "cannot look for deleted generations"),

@@ -59,10 +59,11 @@ impl Tidy {
         self.due.remove(&nsid);
     }
 
-    /// What the store has of the slice. One that is being resilvered is left alone: it gets
-    /// generations that it misses, and is looked at again when it is complete.
-    pub(crate) fn found(&mut self, nsid: Nsid, has: &[GenerationState], incomplete: bool) {
-        let Some(wanted) = self.wanted.get(&nsid).filter(|_| !incomplete) else {
+    /// What the store has of the slice, incomplete or not: one that is brought up to date slowly would
+    /// fill its store with snapshots that come and go meanwhile. What others show does not change with
+    /// it, and who gives the store a snapshot that goes is refused, and gives it the ones that are left.
+    pub(crate) fn found(&mut self, nsid: Nsid, has: &[GenerationState]) {
+        let Some(wanted) = self.wanted.get(&nsid) else {
             return;
         };
         // One that is pending here was completed and deleted while the store was away; nobody will complete
@@ -136,7 +137,7 @@ mod test {
         let mut tidy = Tidy::default();
         tidy.want(N, wanted(6, &[2, 5]));
         assert_eq!(asked(&mut tidy), [Ask::Read(N)]);
-        tidy.found(N, &has(&[1, 2, 3, 5, 6]), false);
+        tidy.found(N, &has(&[1, 2, 3, 5, 6]));
         assert_eq!(asked(&mut tidy), [drop_of(1), drop_of(3)]);
         tidy.dropped(N, None);
         tidy.dropped(N, Some("no".into()));
@@ -152,11 +153,11 @@ mod test {
         let mut tidy = Tidy::default();
         tidy.want(N, wanted(4, &[]));
         assert_eq!(asked(&mut tidy), [Ask::Read(N)]);
-        tidy.found(N, &has(&[3]), false);
+        tidy.found(N, &has(&[3]));
         assert_eq!(asked(&mut tidy), [], "it is behind: 3 is its head");
         tidy.completed(N);
         assert_eq!(asked(&mut tidy), [Ask::Read(N)]);
-        tidy.found(N, &has(&[3, -4, 5]), false);
+        tidy.found(N, &has(&[3, -4, 5]));
         assert_eq!(asked(&mut tidy), [drop_of(3)], "metad's news of 4 is old");
     }
 
@@ -165,19 +166,18 @@ mod test {
         let mut tidy = Tidy::default();
         tidy.want(N, wanted(6, &[5]));
         assert_eq!(asked(&mut tidy), [Ask::Read(N)]);
-        tidy.found(N, &has(&[-3, -5, 6]), false);
+        tidy.found(N, &has(&[-3, -5, 6]));
         assert_eq!(asked(&mut tidy), [drop_of(3)]);
     }
 
     #[test]
-    fn a_slice_that_is_resilvered_is_left_alone_and_one_that_is_gone_forgotten() {
+    fn a_slice_that_is_gone_is_forgotten() {
         let mut tidy = Tidy::default();
         tidy.want(N, wanted(4, &[]));
-        tidy.found(N, &has(&[3, 4]), true);
         assert_eq!(asked(&mut tidy), [Ask::Read(N)]);
         tidy.forget(N);
         tidy.completed(N);
-        tidy.found(N, &has(&[3, 4]), false);
+        tidy.found(N, &has(&[3, 4]));
         assert_eq!(asked(&mut tidy), []);
     }
 }
