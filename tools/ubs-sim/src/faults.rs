@@ -491,9 +491,7 @@ impl Sim {
 
     fn disk_errors(&mut self, kind: FaultKind, times: u32) {
         let index = self.any_server();
-        if kind == FaultKind::Read {
-            self.unspoil(index, false);
-        }
+        self.unspoil(index, false);
         self.trouble(format_args!("server {index}: {times} {kind:?} errors"));
         let fault = Fault {
             kind,

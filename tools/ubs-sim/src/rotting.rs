@@ -5,7 +5,8 @@
 //! is good and has it durably, and a store does not crash between a block's spoiling and its being found,
 //! because after a crash nobody knows the checksums of marked regions. So a disk whose server dies turns out
 //! not to have spoiled anything, and so do all when another one's medium is lost. Nor does a disk spoil
-//! blocks that also fails to read: it may be their checksums that it does not give.
+//! blocks that also fails: it may be their checksums that it does not give, or a write of such a block that
+//! fails, after which nobody knows what is there.
 
 use crate::metad::VOLUME;
 use crate::plan::index;
@@ -13,7 +14,7 @@ use crate::rare::Rare;
 use crate::server::path;
 use crate::sim::{Party, Sim, Task};
 use crate::workload::Kind;
-use reactor::sim::{FaultKind, Prng};
+use reactor::sim::Prng;
 use shardmap::units::{Generation, Lba, Nsid, StoreId};
 use storaged::{Order, Replica, Replicas};
 use store::hash::block_checksum;
@@ -144,10 +145,7 @@ impl Sim {
             .iter()
             .any(|s| s.spot.server != spot.server);
         let node = self.servers[spot.server].node;
-        let fails = self
-            .world
-            .disk_ref(node, path())
-            .is_to_fail(FaultKind::Read);
+        let fails = self.world.disk_ref(node, path()).is_to_fail();
         if elsewhere || fails || self.rotting.spoiled.len() >= SPOILED_MAX {
             return false;
         }
