@@ -15,11 +15,6 @@ const AGAIN_NS: u64 = 10_000_000;
 pub(crate) struct Device {
     /// In which era of the oracle it was made.
     era: u32,
-    /// When the volume was granted for it.
-    granted_at_ns: u64,
-    /// What clientd keeps beside it: which stores can be trusted, as of which attachment. `None`: it
-    /// has failed, and must not be taken over.
-    kept: Option<(Epoch, BTreeMap<StoreId, Incarnation>)>,
     /// A clientd was told to trust it.
     trusted: bool,
     /// Requests that the new clientd has not been given.
@@ -51,33 +46,10 @@ impl Sim {
         let host = &mut self.hosts[index];
         host.device = Some(Device {
             era,
-            granted_at_ns: host.granted_at_ns,
-            kept: host.remembered.take(),
             trusted: true,
             to_reissue: Vec::new(),
         });
         era
-    }
-
-    /// What clientd is to keep for its successor.
-    pub(crate) fn remember(
-        &mut self,
-        index: usize,
-        epoch: Epoch,
-        stores: BTreeMap<StoreId, Incarnation>,
-    ) {
-        let host = &mut self.hosts[index];
-        match &mut host.device {
-            Some(device) => device.kept = Some((epoch, stores)),
-            None => host.remembered = Some((epoch, stores)),
-        }
-    }
-
-    /// Nobody may make it answer again.
-    pub(crate) fn distrust_device(&mut self, index: usize) {
-        if let Some(device) = &mut self.hosts[index].device {
-            device.kept = None;
-        }
     }
 
     /// It is removed: whoever waits for an answer gets an error.
@@ -97,8 +69,9 @@ impl Sim {
         index: usize,
         held_since: Epoch,
     ) -> Option<BTreeMap<StoreId, Incarnation>> {
-        let device = self.hosts[index].device.as_mut()?;
-        let kept = device.kept.as_ref();
+        let host = &mut self.hosts[index];
+        let device = host.device.as_mut()?;
+        let kept = host.remembered.as_ref();
         let kept = kept.filter(|(epoch, _)| *epoch >= held_since);
         device.trusted = kept.is_some();
         Some(kept.map_or_else(BTreeMap::new, |(_, stores)| stores.clone()))
@@ -113,11 +86,6 @@ impl Sim {
         if trusted {
             self.judge_data_lost(index);
         }
-    }
-
-    /// Since when its host has had the volume for it.
-    pub(crate) fn device_granted_at_ns(&self, index: usize) -> Option<u64> {
-        self.hosts[index].device.as_ref().map(|d| d.granted_at_ns)
     }
 
     /// The kernel issues again what was not answered, in any order, beside new requests.

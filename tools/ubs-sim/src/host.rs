@@ -76,10 +76,11 @@ pub(crate) struct Host {
     pub(crate) seen: u64,
     pub(crate) looking: bool,
     pub(crate) held: Held,
-    pub(crate) granted_at_ns: u64,
+    granted_at_ns: u64,
     /// What uses the volume, in the kernel.
     pub(crate) device: Option<Device>,
-    /// Which stores are trusted, of a volume whose device is not made yet.
+    /// What clientd keeps for its successor: which stores can be trusted, as of which attachment. `None`:
+    /// nobody may take over its device.
     pub(crate) remembered: Option<(Epoch, BTreeMap<StoreId, Incarnation>)>,
     /// The in-sync set, as its client last heard of it.
     isr: BTreeSet<StoreId>,
@@ -260,7 +261,6 @@ impl Sim {
         self.record_gone(index);
         let host = &mut self.hosts[index];
         host.app = None;
-        host.remembered = None;
         host.forget_attachment();
         if power {
             self.remove_device(index);
@@ -398,10 +398,9 @@ impl Sim {
             return;
         }
         host.held = Held::Here(grant.epoch);
-        let granted_at_ns = self.world.now_ns();
-        let device_granted_at_ns = self.device_granted_at_ns(index);
-        let host = &mut self.hosts[index];
-        host.granted_at_ns = device_granted_at_ns.unwrap_or(granted_at_ns);
+        if host.device.is_none() {
+            host.granted_at_ns = self.world.now_ns();
+        }
         host.isr.clone_from(&grant.isr);
         host.forget_attachment();
         if self.the_upkeeper().is_some() {
@@ -537,7 +536,9 @@ impl Sim {
             VolumeEvent::AskMetad { .. } | VolumeEvent::AskVerify { .. } => {
                 unreachable!("passed on as a request")
             }
-            VolumeEvent::Remember { epoch, stores, .. } => self.remember(index, epoch, stores),
+            VolumeEvent::Remember { epoch, stores, .. } => {
+                self.hosts[index].remembered = Some((epoch, stores));
+            }
             VolumeEvent::Progress { .. } | VolumeEvent::Resilvered { .. } => {}
             VolumeEvent::Snapshot {
                 epoch,
@@ -621,8 +622,7 @@ impl Sim {
         self.say(format_args!("host {index}: device failed: {why}"));
         let host = &mut self.hosts[index];
         host.failed = true;
-        self.distrust_device(index);
-        let host = &self.hosts[index];
+        host.remembered = None;
         let (Held::Here(epoch) | Held::Leaving(epoch)) = host.held else {
             return self.find(format!("host {index}: failed without a volume"));
         };
