@@ -65,6 +65,15 @@ ends() {
     [ "$_code" = "$2" ] || { cat /tmp/verify*.out; lose "$3: exit code $_code, wanted $2"; }
 }
 
+# moves WHAT [SECONDS]: the load on $dev, a background command $verify, is answered again, and lives.
+moves() {
+    _before=$(done_count)
+    wait_for "${2:-60}" "IO after $1" goes_on
+    kill -0 $verify 2> /dev/null || { ends $verify 0 "the load"; lose "the load ended early"; }
+}
+done_count() { awk '{print $1 + $5 + $12}' /sys/block/${dev##*/}/stat; }
+goes_on() { [ "$(done_count)" -gt "$((_before + 40))" ]; }
+
 # same_replicas NAME: detached before; stops the storage servers and compares their stores.
 same_replicas() {
     _volume=$(ubsctl volume show "$1" -o json | field id)

@@ -58,29 +58,21 @@ wait_for 300 "three stores to report" stores
 attach v1 dev
 ubs-verify run $dev --journal /tmp/j --fresh --rate 100 --depth 4 > /tmp/verify.out 2>&1 &
 verify=$!
-alive() { kill -0 $verify 2> /dev/null || { ends $verify 0 "the load"; lose "the load ended early"; }; }
-done_count() { awk '{print $1 + $5 + $12}' /sys/block/${dev##*/}/stat; }
-goes_on() { [ "$(done_count)" -gt "$((before_io + 40))" ]; }
-moves() { # IO is answered again
-    before_io=$(done_count)
-    wait_for 180 "IO after $1" goes_on
-    alive
-}
 whole() { state_is v1 online; }
 degraded() { state_is v1 degraded; }
 
 count=0 round=0
 while [ $round -lt "$cuts" ]; do
     round=$((round + 1))
-    moves "the beginning of round $round"
+    moves "the beginning of round $round" 180
     cut_power
     count=$((count + lost))
     if [ $((round % 2)) = 0 ]; then
         wait_for 180 "the removal of its store in round $round" degraded
-        moves "the removal of its store in round $round"
+        moves "the removal of its store in round $round" 180
     fi
     ubsctl dev start --dir $dir storaged2 > /dev/null
-    moves "the return of the store in round $round"
+    moves "the return of the store in round $round" 180
     wait_for 300 "a whole volume after round $round" whole
     say "round $round of $cuts: something was lost: $lost"
 done

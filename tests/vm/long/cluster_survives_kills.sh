@@ -16,14 +16,6 @@ ubsctl volume create v1 --size 64MiB --replicas 3 --wait
 attach v1 dev
 ubs-verify run $dev --journal /tmp/j --fresh --rate 400 --depth 8 > /tmp/verify.out 2>&1 &
 verify=$!
-alive() { kill -0 $verify 2> /dev/null || { ends $verify 0 "the load"; lose "the load ended early"; }; }
-done_count() { awk '{print $1 + $5 + $12}' /sys/block/${dev##*/}/stat; }
-goes_on() { [ "$(done_count)" -gt "$((before + 40))" ]; }
-moves() { # IO is answered again
-    before=$(done_count)
-    wait_for 60 "IO after $1" goes_on
-    alive
-}
 whole() { state_is v1 online; }
 moves "the start"
 
