@@ -1,7 +1,9 @@
 //! Snapshots of several volumes at one moment (ADR 0012): when writes wait, for whom and how long.
 
-use super::script::{MS, Script, command_to, done, grant, is_read, is_write, range, sends, write};
-use crate::core::{Answer, Command, CommandId, Config, Effect, Event, HostWhat, Timer};
+use super::script::{
+    MS, Script, command_to, done, grant, is_read, is_write, range, sends, tags, write,
+};
+use crate::core::{Answer, Command, Config, Effect, Event, HostWhat, Timer};
 use shardmap::generations::{SnapshotState, SnapshotStep, VolumeGenerations};
 use shardmap::units::Generation;
 
@@ -22,18 +24,6 @@ fn pending(hold: bool) -> VolumeGenerations {
 
 fn begins(what: &Command) -> bool {
     *what == Command::BeginGeneration(Generation(2))
-}
-
-/// Tags of the writes among effects.
-fn tags(effects: &[Effect]) -> Vec<u32> {
-    let tag = |(_, _, what): (CommandId, usize, &Command)| {
-        if let Command::Write { generation, .. } | Command::Zero { generation, .. } = what {
-            Some(generation.0)
-        } else {
-            None
-        }
-    };
-    sends(effects).into_iter().filter_map(tag).collect()
 }
 
 /// A volume of two stores whose writes wait.

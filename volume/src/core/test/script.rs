@@ -94,6 +94,18 @@ pub(super) fn sends(effects: &[Effect]) -> Vec<(CommandId, usize, &Command)> {
     effects.iter().filter_map(sent).collect()
 }
 
+/// Generation tags of the writes and zeroes among effects.
+pub(super) fn tags(effects: &[Effect]) -> Vec<u32> {
+    let tag = |(_, _, what): (CommandId, usize, &Command)| {
+        if let Command::Write { generation, .. } | Command::Zero { generation, .. } = what {
+            Some(generation.0)
+        } else {
+            None
+        }
+    };
+    sends(effects).into_iter().filter_map(tag).collect()
+}
+
 /// The id of the one command to a store that fits.
 pub(super) fn command_to(
     effects: &[Effect],

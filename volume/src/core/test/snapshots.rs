@@ -1,9 +1,11 @@
 //! Snapshots: the barrier, what an attach finds, and stores that were out.
 
-use super::script::{MS, Script, any, at, command_to, done, grant, is_write, range, sends, write};
+use super::script::{
+    MS, Script, any, at, command_to, done, grant, is_write, range, sends, tags, write,
+};
 use crate::core::{
-    Answer, AttachFault, Command, CommandId, Config, Effect, Event, Fault, HostWhat, SliceFacts,
-    Timer, TraceEvent,
+    Answer, AttachFault, Command, Config, Effect, Event, Fault, HostWhat, SliceFacts, Timer,
+    TraceEvent,
 };
 use shardmap::generations::{SnapshotState, SnapshotStep, VolumeGenerations};
 use shardmap::units::{Generation, Incarnation};
@@ -29,18 +31,6 @@ fn begins(what: &Command) -> bool {
 
 fn completes(what: &Command) -> bool {
     matches!(what, Command::CompleteGeneration(Generation(1)))
-}
-
-/// Generation tags of the writes and zeroes among effects.
-fn tags(effects: &[Effect]) -> Vec<u32> {
-    let tag = |(_, _, what): (CommandId, usize, &Command)| {
-        if let Command::Write { generation, .. } | Command::Zero { generation, .. } = what {
-            Some(generation.0)
-        } else {
-            None
-        }
-    };
-    sends(effects).into_iter().filter_map(tag).collect()
 }
 
 fn told(effects: &[Effect]) -> bool {
