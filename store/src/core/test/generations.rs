@@ -5,6 +5,7 @@ use super::account::{check_sums, exclusive};
 use super::crash::{clean, stop_and_start};
 use super::device::Coin;
 use super::world::{World, clone_of, create, range, zero};
+use crate::core::facts::Stamp;
 use crate::core::io::{Answer, Command};
 use proptest::prelude::*;
 use shardmap::units::{Generation, Nsid, RegionIndex, WriteTick};
@@ -606,6 +607,37 @@ fn a_store_that_was_away_takes_several_pending_snapshots_oldest_first() {
     world.ok(1, Command::Flush);
     world.crash(false, 3);
     read_all(&mut world);
+}
+
+/// A store that is brought up to date slowly must not keep what came and went meanwhile.
+#[test]
+fn an_incomplete_slice_drops_snapshots_and_gets_the_rest() {
+    let mut world = World::new(32 << 20, BLOCKS);
+    let write = |start, generation| Command::Write {
+        range: range(start, 4),
+        fua: false,
+        generation: Generation(generation),
+    };
+    world.ok(1, Command::SetIncomplete);
+    for head in 2..5 {
+        world.ok(1, Command::BeginGeneration(Generation(head)));
+    }
+    for (start, generation) in [(0, 1), (2, 2), (20, 2), (1, 3)] {
+        world.ok(1, write(start, generation));
+    }
+    world.ok(1, Command::CompleteGeneration(Generation(1)));
+    for deleted in [1, 2] {
+        world.ok(1, Command::DropGeneration(Generation(deleted)));
+    }
+    world.ok(1, write(21, 3));
+    world.ok(1, Command::CompleteGeneration(Generation(3)));
+    world.ok(1, Command::Complete(Stamp::default()));
+    read_all(&mut world);
+    world.ok(1, Command::Flush);
+    world.crash(false, 3);
+    read_all(&mut world);
+    let refused = world.run(1, write(30, 2));
+    assert!(refused.is_err(), "who gives it one that went is told");
 }
 
 #[test]

@@ -253,3 +253,16 @@ fn a_volume_is_told_of_snapshots_while_it_is_here_and_again_while_one_is_pending
     has_snapshot(&mut control, SnapshotState::Pending);
     assert_eq!(told(&mut control), None, "the next grant says it");
 }
+
+/// What it holds for its operations may wait for a store that can be given only snapshots that there are.
+#[test]
+fn a_volume_that_is_to_leave_is_told_of_snapshots_too() {
+    let mut control = holding(false);
+    let now = has_snapshot(&mut control, SnapshotState::Complete);
+    control.pursue(HOST, VOLUME);
+    assert!(matches!(control.orders.recv(), Some(Order::Detach { .. })));
+    let Some(Order::Generations(_, told)) = control.orders.recv() else {
+        panic!("it is not told")
+    };
+    assert_eq!(told, now);
+}
