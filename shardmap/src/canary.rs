@@ -93,6 +93,9 @@ mechanisms! {
     /// Hazard: a restored metad is believed about a membership that the stores know to be old. Model:
     /// `FStamp`.
     Stamps = "stamps";
+    /// Hazard: a store joins, and is left alone before an older member knows: a restored metad and that
+    /// member agree on a membership without it. Model: `FVouch`.
+    Vouch = "vouch";
     /// Hazard: a clientd takes over a device and trusts a store that restarted unseen.
     Remembered = "remembered";
 }

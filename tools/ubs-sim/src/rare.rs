@@ -138,6 +138,8 @@ rare! {
     FoundNewer = "newer membership than restored found on the stores", true;
     /// A source was lost while copies of it waited in the target's disk.
     ChoiceAbandoned = "source lost while its copies waited in a disk", true;
+    /// All older members were lost when it had joined, and metad then came back as it had been before.
+    LeftAlone = "left alone just after joining", true;
     /// Zeroes came while a blank store was about to join, and its sources did not get to them.
     ZeroedWhileJoining = "zeroed on a blank store only, which then joined", true;
     /// A disk spoiled a block, silently.

@@ -40,10 +40,10 @@ pub(crate) struct Backups {
 }
 
 impl Backups {
-    /// `None`: nobody restores metad.
-    pub(crate) fn draw(mut chance: Prng) -> Option<Self> {
+    /// `None`: nobody restores metad. `needed`: a script does.
+    pub(crate) fn draw(mut chance: Prng, needed: bool) -> Option<Self> {
         let restores = chance.chance(1, 3);
-        restores.then_some(Self {
+        (restores || needed).then_some(Self {
             chance,
             kept: None,
             lineage: 1,
@@ -66,25 +66,33 @@ impl Sim {
     }
 
     pub(crate) fn on_backup(&mut self) {
+        self.back_up();
+        let Some(backups) = self.backups.as_mut().filter(|_| !self.calm) else {
+            return;
+        };
+        let age = backups.chance.within(AGE_NS.0, AGE_NS.1);
+        self.schedule(age, Task::Restore);
+    }
+
+    /// Keeps metad's state of now.
+    pub(crate) fn back_up(&mut self) {
         let backup = Backup {
             state: self.metad.state.clone(),
             index: self.metad.index,
             made_ns: self.world.now_ns(),
         };
-        let Some(backups) = self.backups.as_mut().filter(|_| !self.calm) else {
-            return;
-        };
-        backups.kept = Some(backup);
-        let age = backups.chance.within(AGE_NS.0, AGE_NS.1);
-        self.schedule(age, Task::Restore);
+        if let Some(backups) = &mut self.backups {
+            backups.kept = Some(backup);
+        }
     }
 
     pub(crate) fn on_restore(&mut self) {
         if self.calm {
             return;
         }
-        let backups = self.backups.as_ref().expect("a backup was made");
-        let backup = backups.kept.as_ref().expect("a backup was made");
+        let Some(backup) = self.backups.as_ref().and_then(|b| b.kept.as_ref()) else {
+            return; // metad was restored from it earlier
+        };
         let then = generations(&backup.state.volumes[&VOLUME].generations());
         if then != generations(&self.recorded().generations()) {
             return self.on_backup(); // it would lose them
@@ -94,6 +102,12 @@ impl Sim {
         }
         self.restore();
         self.backup_later();
+    }
+
+    /// Whether there is a backup that does not know of this member.
+    pub(crate) fn backup_lacks(&self, member: StoreId) -> bool {
+        let kept = self.backups.as_ref().and_then(|b| b.kept.as_ref());
+        kept.is_some_and(|b| !b.state.volumes[&VOLUME].isr.contains(&member))
     }
 
     /// Whether the newest membership can be found on the stores. If a medium was lost once, all that are in

@@ -5,6 +5,8 @@
 //!   copies of the first choice wait inside the target's disk while their source is lost and comes back.
 //! * *A zero that only the blank store has*: it comes between the look at the marks of the sources, which
 //!   do not get to it, and the end of the resilver; then the client and the sources are lost.
+//! * *A newcomer left alone*: a store joins, and all older members are lost before they hear of it; then the
+//!   newcomer is lost, and metad comes back from a backup that is older than the join.
 
 use crate::faults::Prey;
 use crate::plan::index;
@@ -23,6 +25,7 @@ const MS: u64 = 1_000_000;
 enum Script {
     AbandonedChoice,
     ZeroToBlank,
+    NewcomerAlone,
 }
 
 /// How far it is.
@@ -42,6 +45,8 @@ enum Scene {
     Blank(usize),
     /// It is being brought up to date, and zeroes come.
     Zeroing(usize),
+    /// This server's store has just joined, and the older members are gone.
+    Alone(usize),
 }
 
 /// The script of a seed.
@@ -64,6 +69,8 @@ impl Scripts {
             Some(Script::ZeroToBlank),
         ];
         let script = all[index(&mut chance, all.len())];
+        let newcomer = script.is_none() && chance.chance(1, 2);
+        let script = script.or(newcomer.then_some(Script::NewcomerAlone));
         Self {
             chance,
             script,
@@ -71,6 +78,11 @@ impl Scripts {
             next_ns: 5_000 * MS,
             look_at_all: false,
         }
+    }
+
+    /// Whether metad comes back from a backup in it.
+    pub(crate) fn restores(&self) -> bool {
+        self.script == Some(Script::NewcomerAlone)
     }
 }
 
@@ -127,6 +139,7 @@ impl Sim {
             Scene::Missing(server) => self.lose_what_was_missed(server),
             Scene::Compared(target) => self.lose_the_source(target),
             Scene::Zeroing(_) => self.send_a_zero(),
+            Scene::Alone(newcomer) => self.forget_the_newcomer(newcomer),
         }
     }
 
@@ -281,30 +294,69 @@ impl Sim {
         })
     }
 
-    /// metad has recorded the blank store as in sync: whoever could tell of the zeroes is lost.
+    /// metad has recorded these stores as in sync: whoever else could tell is lost.
     pub(crate) fn script_sees_set(&mut self, joined: &[StoreId]) {
-        let Scene::Zeroing(server) = self.scripts.scene else {
+        let [store] = joined else {
             return;
         };
-        if !joined.iter().any(|store| self.server_of(*store) == server) {
-            return;
+        let joined = self.server_of(*store);
+        match self.scripts.scene {
+            Scene::Zeroing(server) if server == joined => {
+                self.rare.note(Rare::ZeroedWhileJoining);
+                self.end_script();
+                self.scripts.look_at_all = true;
+                self.lose_all_but(joined, (10 * MS, 100 * MS));
+            }
+            Scene::Idle => self.leave_alone(*store),
+            Scene::Missing(_)
+            | Scene::Awaited
+            | Scene::Compared(_)
+            | Scene::Hushed
+            | Scene::Blank(_)
+            | Scene::Zeroing(_)
+            | Scene::Alone(_) => {}
         }
-        self.rare.note(Rare::ZeroedWhileJoining);
-        let others = self.members().into_iter().filter(|m| *m != server);
-        let others: Vec<usize> = others.collect();
+    }
+
+    fn newcomer_is_due(&self) -> bool {
+        let idle = !self.calm && self.scripts.scene == Scene::Idle;
+        idle && self.scripts.restores() && self.world.now_ns() >= self.scripts.next_ns
+    }
+
+    /// The newcomer, which nobody has heard of, for some seconds.
+    fn leave_alone(&mut self, newcomer: StoreId) {
+        if self.newcomer_is_due() && self.backup_lacks(newcomer) {
+            let server = self.server_of(newcomer);
+            self.rare.note(Rare::LeftAlone);
+            self.begin_scene(Scene::Alone(server));
+            self.lose_all_but(server, (9_000 * MS, 11_000 * MS));
+            self.script_after((5_000, 7_000));
+        }
+    }
+
+    /// The client, and every other member for so long.
+    fn lose_all_but(&mut self, server: usize, ns: (u64, u64)) {
         self.faults_count += 1;
-        self.end_script();
-        self.scripts.look_at_all = true;
         for host in 0..self.hosts.len() {
             if self.hosts[host].serving.is_some() {
                 self.crash_host(host, true);
                 self.schedule(300 * MS, Task::Boot(Party::Host(host)));
             }
         }
-        for other in others {
-            self.cut_server(other);
-            self.restart_server(other, (10 * MS, 100 * MS));
+        for other in self.members() {
+            if other != server {
+                self.cut_server(other);
+                self.restart_server(other, ns);
+            }
         }
+    }
+
+    fn forget_the_newcomer(&mut self, newcomer: usize) {
+        self.end_script();
+        self.faults_count += 1;
+        self.cut_server(newcomer);
+        self.restart_server(newcomer, (12_000 * MS, 20_000 * MS));
+        self.on_restore();
     }
 
     /// What a client does, before anybody hears of it.
@@ -313,6 +365,7 @@ impl Sim {
             return;
         }
         match (self.scripts.scene, what) {
+            (Scene::Idle, TraceEvent::StartRs { .. }) if self.newcomer_is_due() => self.back_up(),
             (Scene::Awaited, TraceEvent::Establish { regions: 1.. }) => self.wait_in_the_disk(),
             (Scene::Hushed, TraceEvent::Stable) => self.lose_a_disk_in_quiet(),
             (Scene::Blank(server), TraceEvent::StartRs { store })
@@ -336,6 +389,7 @@ impl Scripts {
             Scene::Blank(_) => 4,
             Scene::Zeroing(..) => 5,
             Scene::Hushed => 6,
+            Scene::Alone(_) => 7,
         };
         self.next_ns << 3 | scene
     }

@@ -200,6 +200,7 @@ impl Sim {
         let servers = servers.collect();
         let hosts = (0..plan.hosts).map(|n| Host::new(world.add_node(), n));
         let hosts = hosts.collect();
+        let scripts = Scripts::draw(Prng::new(seed ^ SCRIPT_SEED));
         let mut sim = Self {
             world,
             agenda: BTreeMap::new(),
@@ -220,8 +221,8 @@ impl Sim {
             snapshots,
             rotting: Rotting::draw(seed),
             upkept: Upkept::default(),
-            backups: Backups::draw(Prng::new(seed ^ BACKUP_SEED)),
-            scripts: Scripts::draw(Prng::new(seed ^ SCRIPT_SEED)),
+            backups: Backups::draw(Prng::new(seed ^ BACKUP_SEED), scripts.restores()),
+            scripts,
             eras: BTreeMap::new(),
             next_op: 1,
             timeline: Timeline::new(show),

@@ -59,6 +59,10 @@ impl Replicator {
                 let needed = homes.and(self.isr);
                 return self.end_attach(AttachFault::StoresNeeded(needed), out);
             }
+            if usable != self.isr && !self.is_vouched(usable) {
+                let needed = self.isr.minus(usable);
+                return self.end_attach(AttachFault::StoresNeeded(needed), out);
+            }
             if !self.config.may_shrink && usable != self.isr {
                 let away = self.isr.minus(usable);
                 return self.end_attach(AttachFault::MembersAway(away), out);
@@ -159,7 +163,8 @@ impl Replicator {
         out.push(Effect::AttachFailed(why));
     }
 
-    /// Tells the membership to every in-sync member that does not hold its stamp. Model: `Stamp`.
+    /// Tells the membership to every in-sync member that does not hold its stamp, first to those that
+    /// vouch for it. Model: `Stamp`.
     pub(super) fn send_stamps(&mut self, out: &mut Outbox) {
         if self.seq == MembershipSeq(0) || self.pending.is_some() || !self.verified {
             return; // a restored membership must not look like a newer one
@@ -168,7 +173,11 @@ impl Replicator {
             .usable(self.isr)
             .minus(self.stamped)
             .minus(self.stamping);
+        let is_known = !self.stamped.and(self.isr).is_empty();
         for at in missing.iter() {
+            if !is_known && !self.is_vouched(Members::one(at)) {
+                continue;
+            }
             self.stamping.insert(at);
             let stamp = self.stamp();
             self.send(at, Purpose::Stamp(self.seq), Command::Stamp(stamp), out);
@@ -182,7 +191,10 @@ impl Replicator {
         self.stamping.remove(at);
         self.stamped.insert(at);
         self.changed = true;
-        let store = self.leg(at).store;
+        let stamp = self.stamp();
+        let leg = self.leg_mut(at);
+        leg.stamp_with(stamp);
+        let store = leg.store;
         self.trace(TraceEvent::Stamp { store }, out);
     }
 

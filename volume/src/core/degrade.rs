@@ -4,6 +4,7 @@ use super::event::{Effect, FailReason, RequestId, Timer, TraceEvent, Verdict};
 use super::leg::Session;
 use super::members::{Members, Position};
 use super::state::{Outbox, Pending, Phase, Purpose, Replicator};
+use shardmap::canary::{Mechanism, stands};
 use shardmap::units::MembershipSeq;
 
 impl Replicator {
@@ -102,11 +103,24 @@ impl Replicator {
         isr
     }
 
-    /// Whether every shard that `gone` holds keeps somebody in `isr` that is counted on.
+    /// Whether every shard that `gone` holds keeps somebody in `isr` that is counted on, and one of
+    /// these vouches for the membership.
     fn may_shrink_to(&self, isr: Members, gone: Position, counted_on: Members) -> bool {
         let stay = isr.and(counted_on);
         let mut concerned = self.copysets.iter().filter(|homes| homes.has(gone));
-        !isr.is_empty() && concerned.all(|homes| !homes.and(stay).is_empty())
+        self.is_vouched(stay) && concerned.all(|homes| !homes.and(stay).is_empty())
+    }
+
+    /// Whether one of these vouches for the membership: it was a member before the last store joined,
+    /// or one that was has been told of this version. A store that joins holds a stamp that lacks it,
+    /// and is given the new one after an older member has it. Model: `Vouches`.
+    pub(super) fn is_vouched(&self, by: Members) -> bool {
+        let vouches = |at: Position| {
+            let facts = &self.leg(at).facts;
+            let member = facts.stamp_isr.is_empty() || facts.stamp_isr.has(at);
+            !facts.incomplete && (member || facts.stamp_seq >= self.seq)
+        };
+        !stands(Mechanism::Vouch) || by.iter().any(vouches)
     }
 
     fn is_diverged(&self, at: Position) -> bool {

@@ -1,6 +1,6 @@
 //! What the core knows of one store of the volume.
 
-use super::event::{CommandId, SliceFacts};
+use super::event::{CommandId, SliceFacts, Stamp};
 use super::flush::FlushId;
 use shardmap::canary::{Mechanism, stands};
 use shardmap::dirty::{BlockSet, RegionSet};
@@ -204,6 +204,12 @@ impl Leg {
     /// Data commands may be sent and their answers count.
     pub(super) fn usable(&self) -> bool {
         self.session == Session::Open && !self.suspect
+    }
+
+    /// Its store is given this stamp.
+    pub(super) fn stamp_with(&mut self, stamp: Stamp) {
+        self.facts.stamp_seq = stamp.seq;
+        self.facts.stamp_isr = stamp.isr;
     }
 }
 

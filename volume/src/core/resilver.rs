@@ -520,7 +520,9 @@ impl Replicator {
             let what = Command::CompleteGeneration(snapshot);
             return self.send(target, Purpose::ResilverSeal(snapshot), what, out);
         } else {
-            Command::CompleteSlice(self.stamp())
+            let stamp = self.stamp(); // which lacks the target: it does not vouch for its own membership
+            self.leg_mut(target).stamp_with(stamp);
+            Command::CompleteSlice(stamp)
         };
         self.send(target, Purpose::ResilverComplete, what, out);
     }

@@ -15,4 +15,5 @@ mod snapshots;
 mod steady;
 mod store;
 mod view;
+mod vouching;
 mod world;
