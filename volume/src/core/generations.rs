@@ -421,6 +421,13 @@ impl Replicator {
         pending.map_or((self.head, None), |snapshot| (snapshot, Some(self.head)))
     }
 
+    /// Only who holds the volume makes a store begin a generation: one that this client knows nothing of
+    /// is a successor's.
+    pub(super) fn is_succeeded_at(&self, at: Position) -> bool {
+        let serving = matches!(self.phase, Phase::Serving | Phase::Detaching);
+        serving && self.leg(at).generations.head > self.generations.known.head
+    }
+
     /// A member whose generations cannot be those of a member is not trusted.
     pub(super) fn doubt_generations(&mut self, at: Position) {
         let member = self.verified && self.ack_set().has(at);

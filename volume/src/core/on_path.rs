@@ -189,6 +189,9 @@ impl Replicator {
         } else {
             self.stamped.remove(at);
         }
+        if self.is_succeeded_at(at) {
+            return self.fail(FailReason::Fenced, out);
+        }
         self.doubt_generations(at);
         self.trace(
             TraceEvent::Open {

@@ -4,8 +4,8 @@ use super::script::{
     MS, Script, any, at, command_to, done, grant, is_write, range, sends, tags, write,
 };
 use crate::core::{
-    Answer, AttachFault, Command, Config, Effect, Event, Fault, HostWhat, SliceFacts, Timer,
-    TraceEvent,
+    Answer, AttachFault, Command, Config, Effect, Event, FailReason, Fault, HostWhat, SliceFacts,
+    Timer, TraceEvent,
 };
 use shardmap::generations::{SnapshotState, SnapshotStep, VolumeGenerations};
 use shardmap::units::{Generation, Incarnation};
@@ -267,6 +267,18 @@ fn stores_with_newer_generations_than_metad_knows_are_not_served() {
         open_all(&mut script),
         [Effect::AttachFailed(AttachFault::MetadBehind)]
     );
+}
+
+#[test]
+fn a_generation_that_only_a_store_knows_of_is_a_successors() {
+    let mut script = attaching(
+        generations(1, &[]),
+        &[generations(1, &[]), generations(1, &[])],
+    );
+    assert_eq!(open_all(&mut script), [Effect::Attached]);
+    script.step(Event::PathLost(at(1)));
+    script.told[1].generations = generations(2, &[(1, Complete)]);
+    assert_eq!(script.open(1), [Effect::Failed(FailReason::Fenced)]);
 }
 
 #[test]
