@@ -36,6 +36,7 @@ pub(crate) fn host_nqn(host: Uuid) -> String {
 }
 
 fn main() -> ExitCode {
+    service::abort_on_panic();
     let cli = Cli::of(
         env!("CARGO_PKG_NAME"),
         env!("CARGO_PKG_VERSION"),

@@ -22,6 +22,16 @@ pub fn init_logging(filter: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// From now on a panic of any thread ends the process: a daemon that has lost a thread, or a task, must not go on
+/// without it. Release builds abort anyway; builds for tests unwind.
+pub fn abort_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tell(info);
+        std::process::abort();
+    }));
+}
+
 /// Tells systemd that the daemon serves. Without systemd this does nothing.
 pub fn notify_ready(status: &str) {
     notify(&[
@@ -56,5 +66,36 @@ pub async fn stop_requested() -> std::io::Result<&'static str> {
     tokio::select! {
         _ = terminate.recv() => Ok("SIGTERM"),
         _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    const ABORTED: i32 = 6; // SIGABRT
+
+    /// Runs itself once more, there with this variable.
+    const PANICS: &str = "UBS_TEST_DAEMON_PANICS";
+
+    #[test]
+    fn a_thread_that_panics_takes_the_process_with_it() {
+        if std::env::var_os(PANICS).is_some() {
+            super::abort_on_panic();
+            let lost = std::thread::spawn(|| panic!("this thread is lost")).join();
+            assert!(lost.is_err(), "the process lives on");
+            return;
+        }
+        let this = std::env::current_exe().expect("a test has a path");
+        let name = "service::test::a_thread_that_panics_takes_the_process_with_it";
+        let mut again = Command::new(this);
+        again
+            .args(["--exact", name, "--nocapture"])
+            .env(PANICS, "1");
+        let ended = again.output().expect("a test can be run");
+        assert_eq!(ended.status.signal(), Some(ABORTED));
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(said.contains("this thread is lost"), "{said}");
     }
 }

@@ -41,6 +41,7 @@ enum Failure {
 }
 
 fn main() -> ExitCode {
+    service::abort_on_panic();
     let cli = Cli::of(
         env!("CARGO_PKG_NAME"),
         env!("CARGO_PKG_VERSION"),

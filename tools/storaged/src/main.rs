@@ -26,6 +26,7 @@ use storaged::{Fill, Hosting, Look, Order, Storaged, hosting};
 use tokio::sync::{mpsc, oneshot};
 
 fn main() -> ExitCode {
+    service::abort_on_panic();
     let cli = Cli::of(
         env!("CARGO_PKG_NAME"),
         env!("CARGO_PKG_VERSION"),
