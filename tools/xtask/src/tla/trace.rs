@@ -3,14 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::checker::{Checker, Done, Job};
-use super::fresh_dir;
+use super::maker::Maker;
+use super::{JOBS_MAX, at_once, fresh_dir, jobs_in_memory};
 
 const HEAP_MB: u64 = 1_500;
 const LIMIT_S: u64 = 600;
@@ -28,8 +28,8 @@ struct Source {
     module: &'static str,
     /// Which runs, if a module has several sources.
     runs: &'static str,
-    /// Arguments of cargo; the program prints one record a line and an empty line after each run.
-    cargo: &'static [&'static str],
+    /// Prints one record a line and an empty line after each run.
+    maker: Maker,
     /// Blocks that are not followed are written, too.
     others: bool,
     /// Ways to break a run.
@@ -55,100 +55,58 @@ enum Tamper {
     Alter(&'static str, &'static str, &'static str),
 }
 
+/// Those that TLC needs longest for come first: one of them at the end would be waited for alone.
 const SOURCES: &[Source] = &[
+    Source {
+        module: "TraceMerge",
+        runs: "one-extent",
+        maker: Maker::test("store", "runs_of_one_extent_are_recorded"),
+        others: false,
+        tampers: &[MERGE_TAMPERS],
+    },
+    Source {
+        module: "TraceShard",
+        runs: "superseded-clients",
+        maker: Maker::test("volume", "runs_with_superseded_clients_are_recorded"),
+        others: false,
+        tampers: &[SHARD_TAMPERS],
+    },
     Source {
         module: "TraceUblkDrv",
         runs: "devices",
-        cargo: &[
-            "run",
-            "-q",
-            "-p",
-            "ublk",
-            "--example",
-            "tag_trace",
-            "--",
-            "1",
-            "24",
-        ],
+        maker: Maker::example("tag_trace", &["1", "24"]),
         others: false,
         tampers: &[DEVICE_TAMPERS],
     },
     Source {
         module: "TraceResilver",
         runs: "two-stores",
-        cargo: &lib_test("volume", "runs_with_two_stores_are_recorded"),
+        maker: Maker::test("volume", "runs_with_two_stores_are_recorded"),
         others: false,
         tampers: &[RESILVER_TAMPERS, WORLD_TAMPERS],
     },
     Source {
         module: "TraceResilver",
         runs: "three-stores",
-        cargo: &lib_test("volume", "runs_with_three_stores_are_recorded"),
+        maker: Maker::test("volume", "runs_with_three_stores_are_recorded"),
         others: false,
         tampers: &[RESILVER_TAMPERS, WORLD_TAMPERS],
     },
     Source {
         module: "TraceResilver",
         runs: "clusters-of-two",
-        cargo: &cluster(["3", "2", "11", "12", "57", "62"]),
+        maker: Maker::clusters(&["record", "3", "2", "11", "12", "57", "62"]),
         others: true,
         tampers: &[RESILVER_TAMPERS, CLUSTER_TAMPERS],
     },
     Source {
         module: "TraceResilver",
         runs: "clusters-of-three",
-        cargo: &cluster(["46", "1", "15", "16", "18", "42"]),
+        maker: Maker::clusters(&["record", "46", "1", "15", "16", "18", "42"]),
         others: true,
         tampers: &[RESILVER_TAMPERS, CLUSTER_TAMPERS],
     },
-    Source {
-        module: "TraceShard",
-        runs: "superseded-clients",
-        cargo: &lib_test("volume", "runs_with_superseded_clients_are_recorded"),
-        others: false,
-        tampers: &[SHARD_TAMPERS],
-    },
-    Source {
-        module: "TraceMerge",
-        runs: "one-extent",
-        cargo: &lib_test("store", "runs_of_one_extent_are_recorded"),
-        others: false,
-        tampers: &[MERGE_TAMPERS],
-    },
 ];
-
-const fn lib_test<'a>(package: &'a str, name: &'a str) -> [&'a str; 8] {
-    [
-        "test",
-        "-q",
-        "-p",
-        package,
-        "--lib",
-        name,
-        "--",
-        "--nocapture",
-    ]
-}
-
-/// Whole clusters from seeds whose volumes have the same number of replicas.
-const fn cluster([a, b, c, d, e, f]: [&str; 6]) -> [&str; 14] {
-    [
-        "run",
-        "-q",
-        "--profile",
-        "sim",
-        "-p",
-        "ubs-sim",
-        "--",
-        "record",
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-    ]
-}
 
 const DEVICE_TAMPERS: &[Tamper] = &[
     Tamper::Drop("does"),
@@ -260,24 +218,37 @@ const MERGE_TAMPERS: &[Tamper] = &[
 /// Follows all traces; true if every true one was accepted and every broken one refused.
 pub(crate) fn run(root: &Path, args: &TraceArgs) -> Result<bool> {
     let checker = Checker::find(root, HEAP_MB, Duration::from_secs(LIMIT_S))?;
-    let mut tally = Tally::default();
     let only = args.only.as_deref().unwrap_or("");
     let chosen = |s: &&Source| [s.module, s.runs].iter().any(|name| name.contains(only));
     let sources: Vec<_> = SOURCES.iter().filter(chosen).collect();
     ensure!(!sources.is_empty(), "no source of runs is called {only}");
-    for source in sources {
-        let traces = record(root, source)?;
-        accept(root, &checker, source, &traces, &mut tally)?;
-        refuse(root, &checker, source, &traces, &mut tally)?;
-    }
-    println!("{} passed, {} failed", tally.passed, tally.failed);
-    Ok(tally.failed == 0)
+    let traces = sources.iter().map(|source| record(root, source));
+    let traces: Vec<_> = traces.collect::<Result<_>>()?;
+    let recorded = || sources.iter().copied().zip(&traces);
+    let jobs: Vec<_> = recorded()
+        .flat_map(|(source, traces)| [(source, traces, true), (source, traces, false)])
+        .collect();
+    let at_a_time = jobs_in_memory(JOBS_MAX, HEAP_MB)?;
+    let tallies = at_once(at_a_time, &jobs, |(source, traces, true_ones)| {
+        let tally = match true_ones {
+            true => accept(root, &checker, source, traces)?,
+            false => refuse(root, &checker, source, traces)?,
+        };
+        tally.said.iter().for_each(|line| println!("{line}"));
+        Ok(tally)
+    })?;
+    let passed: usize = tallies.iter().map(|t| t.passed).sum();
+    let failed: usize = tallies.iter().map(|t| t.failed).sum();
+    println!("{passed} passed, {failed} failed");
+    Ok(failed == 0)
 }
 
+/// What came of a source's runs; its lines are shown together.
 #[derive(Debug, Default)]
 struct Tally {
     passed: usize,
     failed: usize,
+    said: Vec<String>,
 }
 
 /// Lines shown of a run that is not explained, up to the event that is not.
@@ -288,8 +259,8 @@ fn accept(
     checker: &Checker,
     source: &Source,
     traces: &[Vec<String>],
-    tally: &mut Tally,
-) -> Result<()> {
+) -> Result<Tally> {
+    let mut tally = Tally::default();
     let (name, runs) = (source.module, source.runs);
     let (followed, seconds) = follow(root, checker, source, "true", traces)?;
     for (index, (trace, at)) in traces.iter().zip(followed).enumerate() {
@@ -299,17 +270,18 @@ fn accept(
         }
         tally.failed += 1;
         let (run, event) = (index + 1, at + 1);
-        println!("FAILED {name}, {runs}: run {run} is not explained from event {event}:");
-        trace[event.saturating_sub(SHOWN)..event]
-            .iter()
-            .for_each(|line| println!("    {line}"));
+        tally.said.push(format!(
+            "FAILED {name}, {runs}: run {run} is not explained from event {event}:"
+        ));
+        let shown = &trace[event.saturating_sub(SHOWN)..event];
+        tally.said.extend(shown.iter().map(|l| format!("    {l}")));
     }
     let events: usize = traces.iter().map(Vec::len).sum();
-    println!(
+    tally.said.push(format!(
         "{name}, {runs}: {} runs, {events} events, {seconds:.1} s",
         traces.len()
-    );
-    Ok(())
+    ));
+    Ok(tally)
 }
 
 fn refuse(
@@ -317,8 +289,8 @@ fn refuse(
     checker: &Checker,
     source: &Source,
     traces: &[Vec<String>],
-    tally: &mut Tally,
-) -> Result<()> {
+) -> Result<Tally> {
+    let mut tally = Tally::default();
     let (name, runs) = (source.module, source.runs);
     let mut untrue = Vec::new();
     let mut how = Vec::new();
@@ -330,7 +302,9 @@ fn refuse(
             }
             None => {
                 tally.failed += 1;
-                println!("FAILED {name}, {runs}: no run to try {tampering:?} on");
+                tally.said.push(format!(
+                    "FAILED {name}, {runs}: no run to try {tampering:?} on"
+                ));
             }
         }
     }
@@ -340,30 +314,23 @@ fn refuse(
             tally.passed += 1;
         } else {
             tally.failed += 1;
-            println!("FAILED {name}, {runs}: accepted after {how:?}");
+            tally
+                .said
+                .push(format!("FAILED {name}, {runs}: accepted after {how:?}"));
         }
     }
-    println!(
+    tally.said.push(format!(
         "{name}, {runs}: {} runs that were tampered with, {seconds:.1} s",
         untrue.len()
-    );
-    Ok(())
+    ));
+    Ok(tally)
 }
 
 fn record(root: &Path, source: &Source) -> Result<Vec<Vec<String>>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let got = Command::new(cargo)
-        .current_dir(root)
-        .args(source.cargo)
-        .output()
-        .context("cannot run cargo")?;
-    ensure!(
-        got.status.success(),
-        "{}: the program that makes runs failed: {}",
-        source.module,
-        String::from_utf8_lossy(&got.stderr)
-    );
-    let text = String::from_utf8(got.stdout).context("a trace is text")?;
+    let text = source
+        .maker
+        .run(root)
+        .with_context(|| format!("{}, {}", source.module, source.runs))?;
     let runs = text.split("\n\n").map(|run| {
         let lines = run.lines().filter(|line| line.starts_with("[a |-> "));
         lines.map(str::to_owned).collect::<Vec<_>>()
@@ -391,6 +358,7 @@ fn follow(
         dir: dir.clone(),
         module: module.to_owned(),
         keep_going: true,
+        short: false,
     })?;
     let out = dir.join("tlc.out");
     ensure!(
