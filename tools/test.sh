@@ -21,6 +21,11 @@ skip() { # skip NAME WHY
 }
 has() { command -v "$1" > /dev/null; }
 
+# Built with the features of the whole workspace, as the tests are, so that no crate is built once more for it.
+xtask() {
+    "$cargo" build -q --workspace --bin xtask && "${CARGO_TARGET_DIR:-target}/debug/xtask" "$@"
+}
+
 rust_tests() {
     if has cargo-nextest; then
         "$cargo" nextest run --workspace --no-fail-fast -E 'not binary(vm)'
@@ -60,7 +65,7 @@ crash_states() {
 vm_tests() {
     local log
     log=$(mktemp)
-    "$cargo" test -p vmtest --test vm 2>&1 | tee "$log"
+    "$cargo" test --workspace --test vm 2>&1 | tee "$log"
     local status=${PIPESTATUS[0]} why
     why=$(sed -n 's/^vm: .* scripts skipped: //p' "$log")
     rm -f "$log"
@@ -73,8 +78,8 @@ if has cargo-clippy; then
 else
     skip clippy "clippy is not installed"
 fi
-step layers "$cargo" xtask layers
 step tests rust_tests
+step layers xtask layers
 step doctests "$cargo" test --workspace --doc --no-fail-fast
 printf '\n== units\n'
 units
@@ -82,8 +87,8 @@ if [ "$wanted" = verify ]; then
     step docs env RUSTDOCFLAGS="-D warnings" "$cargo" doc --workspace --no-deps --document-private-items
 else
     if has java; then
-        step tla "$cargo" xtask tla
-        step trace "$cargo" xtask trace
+        step tla xtask tla
+        step trace xtask trace
     else
         skip "tla, trace" "java is not installed"
     fi
