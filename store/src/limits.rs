@@ -53,6 +53,10 @@ pub const HEALS_MAX: usize = 1;
 pub const TRIMS_MAX: usize = 2;
 /// Extents in one trim (64 MiB).
 pub const TRIM_EXTENTS_MAX: u32 = 1024;
+/// Extents that wait untrimmed to be used again, at most (4 GiB) ...
+pub const POOL_EXTENTS_MAX: u32 = 65_536;
+/// ... and this part of the store.
+pub const POOL_SHARE: u32 = 32;
 /// Bytes of one metadata read during open.
 pub const META_READ_BYTES_MAX: u32 = 128 * 1024;
 /// Metadata reads in flight during open.

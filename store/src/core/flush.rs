@@ -5,6 +5,7 @@
 use super::format::NO_EXTENT;
 use super::format::entry::{Entry, ExtentChange};
 use super::io::{Answer, CommandId, Effect, IoKind, Outbox};
+use super::reclaim::Way;
 use super::{Core, Phase, Waiter};
 use crate::limits::CHANGES_UNFLUSHED_MAX;
 use shardmap::canary::{Mechanism, stands};
@@ -186,7 +187,7 @@ impl Core {
         for id in run.waiters {
             self.finish(id, Ok(Answer::Done), out);
         }
-        self.quarantine(run.freed, out);
+        self.quarantine(run.freed, Way::Device, out);
         self.merge.ready = true;
         self.retry_parked(out);
     }

@@ -59,7 +59,7 @@ use self::io::{Answer, CommandId, Drain, Effect, Event, IoId, IoKind, IoTable, O
 use self::journal::{Journal, Ticket};
 use self::leaf::CellKey;
 use self::pages::Pages;
-use self::reclaim::Reclaim;
+use self::reclaim::{Reclaim, Way};
 use self::slice::Slice;
 use self::space::Space;
 use crate::limits::COMMANDS_MAX;
@@ -224,6 +224,8 @@ pub struct CoreCounts {
     pub first_writes: u64,
     /// Extents allocated.
     pub extents_allocated: u64,
+    /// Of these, such that a merge or a deletion had given back shortly before.
+    pub extents_recycled: u64,
     /// Extents given back.
     pub extents_freed: u64,
     /// Extents whose cell went over to the next generation by a change of the map.
@@ -589,7 +591,7 @@ impl Core {
             }
             Waiter::Open(nsid) => self.on_drained(nsid.0, out),
             Waiter::Flushed => self.finish_flush_run(out),
-            Waiter::Freed(extents) => self.quarantine(extents, out),
+            Waiter::Freed(extents) => self.quarantine(extents, Way::Pool, out),
             Waiter::Changed(nsid) => self.on_changed(nsid.0, out),
             Waiter::Merged => self.on_merged(),
         }

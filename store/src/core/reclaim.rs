@@ -1,5 +1,5 @@
-//! Extents on their way back: freed in memory, freed durably, out of reach of everything in flight,
-//! trimmed, free.
+//! Extents on their way back: freed in memory, freed durably, out of reach of everything in flight, and
+//! then into the pool, or trimmed; free.
 
 use super::Core;
 use super::io::{Effect, IoKind, Outbox};
@@ -7,13 +7,23 @@ use crate::limits::{TRIM_EXTENTS_MAX, TRIMS_MAX};
 use shardmap::units::EXTENT_BYTES;
 use std::collections::{BTreeSet, VecDeque};
 
+/// Where an extent goes that nothing reaches any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// A user gave it back: the device is to have it.
+    Device,
+    /// A merge or a deletion: the next layer will want some. What the pool has no room for goes to the
+    /// device.
+    Pool,
+}
+
 /// State of the way back.
 #[derive(Debug, Default)]
 pub(super) struct Reclaim {
     /// Extents given up and not yet free, at any stage.
     pub(super) waiting: u64,
     /// Durably freed; device operations of that turn may still be in flight at them.
-    draining: VecDeque<(u64, Vec<u32>)>,
+    draining: VecDeque<(u64, Vec<u32>, Way)>,
     trim: BTreeSet<u32>,
     trims: usize,
 }
@@ -30,27 +40,24 @@ impl Core {
     }
 
     /// The journal says that these extents are free; what began before may still reach them.
-    pub(super) fn quarantine(&mut self, extents: Vec<u32>, out: &mut Outbox) {
+    pub(super) fn quarantine(&mut self, extents: Vec<u32>, way: Way, out: &mut Outbox) {
         if extents.is_empty() {
             return;
         }
         let turn = self.data.next_turn();
-        self.reclaim.draining.push_back((turn, extents));
+        self.reclaim.draining.push_back((turn, extents, way));
         self.release_drained(out);
     }
 
     pub(super) fn release_drained(&mut self, out: &mut Outbox) {
         let mut released = false;
-        while let Some((turn, _)) = self.reclaim.draining.front() {
+        while let Some((turn, ..)) = self.reclaim.draining.front() {
             if !self.data.is_over(*turn) {
                 break;
             }
-            let (_, extents) = self.reclaim.draining.pop_front().expect("just seen");
-            if self.config.can_trim {
-                self.reclaim.trim.extend(extents);
-            } else {
-                released = true;
-                self.release(extents.into_iter());
+            let (_, extents, way) = self.reclaim.draining.pop_front().expect("just seen");
+            for extent in extents {
+                released |= self.give_back(extent, way);
             }
         }
         if released {
@@ -58,11 +65,18 @@ impl Core {
         }
     }
 
-    fn release(&mut self, extents: impl Iterator<Item = u32>) {
-        for extent in extents {
+    /// Whether it is free now.
+    fn give_back(&mut self, extent: u32, way: Way) -> bool {
+        if way == Way::Pool && self.space.has_room_in_pool() {
+            self.space.recycle(extent);
+        } else if self.config.can_trim {
+            self.reclaim.trim.insert(extent);
+            return false;
+        } else {
             self.space.release(extent);
-            self.reclaim.waiting -= 1;
         }
+        self.reclaim.waiting -= 1;
+        true
     }
 
     pub(super) fn start_trims(&mut self, out: &mut Outbox) {
@@ -89,7 +103,10 @@ impl Core {
     /// A trim is advice: whether the device took it or not, the extents are free now.
     pub(super) fn on_trimmed(&mut self, first: u32, count: u32, out: &mut Outbox) {
         self.reclaim.trims -= 1;
-        self.release(first..first + count);
+        for extent in first..first + count {
+            self.space.release(extent);
+            self.reclaim.waiting -= 1;
+        }
         self.retry_parked(out);
     }
 }

@@ -1,14 +1,28 @@
-//! Free extents: a bitmap rebuilt at open from what no layer page names.
+//! Free extents: a bitmap rebuilt at open from what no layer page names, and a pool of those that
+//! merges and deletions gave back, which are taken first, untrimmed and without a search.
+
+use crate::limits::{POOL_EXTENTS_MAX, POOL_SHARE};
+use std::collections::BTreeSet;
 
 /// Free extents of the data area.
 #[derive(Debug)]
 pub(super) struct Space {
     /// Bit set: free.
     words: Vec<u64>,
+    /// Those of the free ones that are to be used again.
+    pool: BTreeSet<u32>,
     extents: u32,
     free: u32,
     /// Where the search goes on.
     cursor: u32,
+}
+
+/// An extent that was free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Allocated {
+    pub(super) extent: u32,
+    /// From the pool.
+    pub(super) recycled: bool,
 }
 
 impl Space {
@@ -22,6 +36,7 @@ impl Space {
         }
         Self {
             words,
+            pool: BTreeSet::new(),
             extents,
             free: extents,
             cursor: 0,
@@ -36,6 +51,11 @@ impl Space {
         extent < self.extents && self.words[extent as usize / 64] >> (extent % 64) & 1 == 1
     }
 
+    /// Whether the pool takes another one.
+    pub(super) fn has_room_in_pool(&self) -> bool {
+        self.pool.len() < (self.extents / POOL_SHARE).min(POOL_EXTENTS_MAX) as usize
+    }
+
     /// Takes a particular extent; false if it is not free (or does not exist).
     pub(super) fn take(&mut self, extent: u32) -> bool {
         if !self.is_free(extent) {
@@ -43,17 +63,23 @@ impl Space {
         }
         self.words[extent as usize / 64] &= !(1 << (extent % 64));
         self.free -= 1;
+        self.pool.remove(&extent);
         true
     }
 
-    /// Takes the extent `wanted` if it is free (a neighbour makes larger device operations), else the
-    /// next free one after the last.
-    pub(super) fn allocate(&mut self, wanted: Option<u32>) -> Option<u32> {
-        if let Some(extent) = wanted
-            && self.take(extent)
-        {
-            return Some(extent);
-        }
+    /// Takes the extent `wanted` if it is free (a neighbour makes larger device operations), else one of
+    /// the pool, else the next free one after the last.
+    pub(super) fn allocate(&mut self, wanted: Option<u32>) -> Option<Allocated> {
+        let wanted = wanted.filter(|extent| self.is_free(*extent));
+        let extent = wanted.or_else(|| self.pool.first().copied());
+        let extent = extent.or_else(|| self.next_free())?;
+        let recycled = self.pool.contains(&extent);
+        assert!(self.take(extent));
+        Some(Allocated { extent, recycled })
+    }
+
+    /// The next free extent at or after the cursor, which goes past it.
+    fn next_free(&mut self) -> Option<u32> {
         if self.free == 0 {
             return None;
         }
@@ -68,7 +94,6 @@ impl Space {
             if word != 0 {
                 let bit = word.trailing_zeros();
                 let extent = u32::try_from(index).expect("words of a u32 range") * 64 + bit;
-                assert!(self.take(extent));
                 self.cursor = if extent + 1 == self.extents {
                     0
                 } else {
@@ -89,40 +114,76 @@ impl Space {
         self.words[extent as usize / 64] |= 1 << (extent % 64);
         self.free += 1;
     }
+
+    /// Gives an extent back that the pool has room for.
+    pub(super) fn recycle(&mut self, extent: u32) {
+        assert!(self.has_room_in_pool());
+        self.release(extent);
+        self.pool.insert(extent);
+    }
 }
 
 #[cfg(test)]
 mod test {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
 
     proptest! {
         #[test]
-        fn it_hands_out_each_extent_once(extents in 1u32..300, ops in prop::collection::vec(any::<(bool, u32)>(), 0..600)) {
+        fn it_hands_out_each_extent_once(extents in 1u32..300, ops in prop::collection::vec(any::<(bool, bool, u32)>(), 0..600)) {
             let mut space = Space::new(extents);
-            let mut taken = BTreeSet::new();
-            for (give, n) in ops {
+            let (mut taken, mut pool) = (BTreeSet::new(), BTreeSet::new());
+            for (give, again, n) in ops {
                 if give {
                     if let Some(e) = taken.iter().nth(n as usize % extents as usize).copied() {
                         taken.remove(&e);
-                        space.release(e);
+                        if again && space.has_room_in_pool() {
+                            pool.insert(e);
+                            space.recycle(e);
+                        } else {
+                            space.release(e);
+                        }
                     }
-                } else if let Some(e) = space.allocate(Some(n % (extents + 2))) {
-                    prop_assert!(e < extents && taken.insert(e));
+                } else if let Some(got) = space.allocate(Some(n % (extents + 2))) {
+                    prop_assert!(got.extent < extents && taken.insert(got.extent));
+                    prop_assert_eq!(pool.remove(&got.extent), got.recycled);
                 } else {
                     prop_assert_eq!(taken.len(), extents as usize);
                 }
                 prop_assert_eq!(space.free() as usize + taken.len(), extents as usize);
+                prop_assert!(pool.len() <= (extents / POOL_SHARE) as usize);
             }
         }
+    }
+
+    fn extent(space: &mut Space, wanted: Option<u32>) -> Option<u32> {
+        space.allocate(wanted).map(|got| got.extent)
     }
 
     #[test]
     fn sequential_allocation_is_contiguous() {
         let mut space = Space::new(200);
-        let got: Vec<_> = (0..200).map(|_| space.allocate(None).unwrap()).collect();
+        let got: Vec<_> = (0..200)
+            .map(|_| extent(&mut space, None).unwrap())
+            .collect();
         assert!(got.iter().copied().eq(0..200));
         assert_eq!(space.allocate(None), None);
+    }
+
+    #[test]
+    fn the_pool_comes_before_what_was_never_used_and_after_the_neighbour() {
+        let mut space = Space::new(640);
+        (0..100).for_each(|_| assert!(space.allocate(None).is_some()));
+        (20..22).for_each(|e| space.recycle(e));
+        assert_eq!(extent(&mut space, Some(100)), Some(100));
+        let recycled = |extent| {
+            Some(Allocated {
+                extent,
+                recycled: true,
+            })
+        };
+        assert_eq!(space.allocate(Some(50)), recycled(20), "50 is not free");
+        assert_eq!(space.allocate(None), recycled(21));
+        assert_eq!(extent(&mut space, None), Some(101));
     }
 }

@@ -10,6 +10,7 @@ use super::io::{Answer, CommandId, Effect, Outbox};
 use super::leaf::{Cell, CellKey, Leaf, lanes, present_lanes, with_state};
 use super::pages::PageOf;
 use super::slice::Slice;
+use super::space::Allocated;
 use super::{Core, FirstWrite, Kind, Phase};
 use shardmap::units::{BLOCK_BYTES, BlockRange, EXTENT_BLOCKS, Lba};
 use smallvec::SmallVec;
@@ -188,8 +189,10 @@ impl Core {
                 let before = index.checked_sub(1);
                 let before = before.and_then(|i| leaf.get((i, key.1)).physical);
                 let wanted = neighbour.or(before).map(|e| e + 1);
-                let extent = self.space.allocate(wanted).expect("counted before");
+                let Allocated { extent, recycled } =
+                    self.space.allocate(wanted).expect("counted before");
                 self.counts.extents_allocated += 1;
+                self.counts.extents_recycled += u64::from(recycled);
                 let physical = Some(extent);
                 leaf.set(key, Cell { physical, states });
                 extent

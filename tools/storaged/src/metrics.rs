@@ -84,7 +84,7 @@ pub(crate) fn registry(names: &[String], figures: Figures<'_>) -> Registry {
 }
 
 /// What a store did, by kind.
-fn store_events(c: &store::Counters) -> [(&'static str, u64); 15] {
+fn store_events(c: &store::Counters) -> [(&'static str, u64); 17] {
     [
         ("reads", c.reads),
         ("writes", c.writes),
@@ -94,6 +94,8 @@ fn store_events(c: &store::Counters) -> [(&'static str, u64); 15] {
         ("write_bytes", c.write_bytes),
         ("faults", c.faults),
         ("device_ops_queued", c.device_ops_queued),
+        ("extents_allocated", c.core.extents_allocated),
+        ("extents_recycled", c.core.extents_recycled),
         ("blocks_verified", c.core.blocks_verified),
         ("blocks_unverified", c.core.blocks_unverified),
         ("blocks_rotten", c.core.blocks_rotten),

@@ -13,6 +13,8 @@ const ROOM_STORE: u8 = 1;
 const CLUSTER: Uuid = Uuid::from_u128(2);
 /// Requests in flight when nothing is measured.
 const FILL_DEPTH: u32 = 32;
+/// Flushes after which a merge is given up.
+const MERGE_TURNS_MAX: u32 = 2_000;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +147,33 @@ impl Lab {
         self.ask(slice, StoreOp::BeginGeneration(Generation(head)))?;
         self.ask(slice, StoreOp::CompleteGeneration(Generation(head - 1)))?;
         Ok(())
+    }
+
+    /// Deletes a snapshot, and waits until its space has come back.
+    pub(super) fn drop_snapshot(&mut self, slice: u32, generation: u32) -> Result<()> {
+        self.ask(slice, StoreOp::DropGeneration(Generation(generation)))?;
+        for _ in 0..MERGE_TURNS_MAX {
+            // Something to turn for; a merge may wait for the flush as well.
+            self.write(slice, std::iter::repeat_n(0, 100), 1)?;
+            if self.store().usage().returning_bytes == 0 && self.reclaimable(slice)? == 0 {
+                return Ok(());
+            }
+        }
+        bail!("the space of generation {generation} does not come back")
+    }
+
+    /// Bytes that deleted snapshots will give back.
+    fn reclaimable(&mut self, slice: u32) -> Result<u64> {
+        let (mut bytes, mut next) = (0, Some(0));
+        while let Some(from) = next {
+            let reply = self.ask(slice, StoreOp::ReadSpace { from })?;
+            let StoreReply::Space(space) = reply else {
+                bail!("not the answer: {reply:?}")
+            };
+            bytes += space.reclaimable_bytes;
+            next = space.next;
+        }
+        Ok(bytes)
     }
 
     /// Writes blocks of those numbers, so long each, and flushes.

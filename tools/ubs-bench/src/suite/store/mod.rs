@@ -55,6 +55,7 @@ pub(crate) fn run(options: &StoreOptions) -> Result<()> {
         generations(&scratch.0, options.quick)?,
         opening(&scratch.0, options.quick)?,
         checksums(&scratch.0, options.quick)?,
+        recycling(&scratch.0)?,
     ];
     let about = serde_json::json!({
         "quick": options.quick,
@@ -283,6 +284,62 @@ fn checksums(dir: &Path, quick: bool) -> Result<Budget> {
     }
     let against = "the same without checksums";
     Ok(budget("S5", "checksums of blocks", against, rows))
+}
+
+/// A snapshot a day, of which a week's are kept: how many of the extents that new layers take are those
+/// that deleted snapshots gave back.
+fn recycling(dir: &Path) -> Result<Budget> {
+    const DAYS: u32 = 90;
+    const KEPT: u32 = 7;
+    /// When what is kept no longer grows.
+    const STEADY: u32 = 30;
+    progress(&format!("{DAYS} daily snapshots"));
+    let path = dir.join("daily");
+    lab::prepare(&path, 2 * GIB)?;
+    let (mut lab, _) = Lab::open(&path)?;
+    lab.create(SLICE, SLICE_BLOCKS)?;
+    lab.write(SLICE, (0..SLICE_BLOCKS / 32).map(|i| i * 32), 32)?;
+    let mut places = Places(19);
+    let mut steady = (0, 0);
+    for day in 1..=DAYS {
+        lab.snapshot(SLICE, day + 1)?;
+        // A fiftieth of the blocks changes: most of it scattered, some of it in runs.
+        let scattered: Vec<u64> = (0..SLICE_BLOCKS / 80)
+            .map(|_| places.next(SLICE_BLOCKS))
+            .collect();
+        lab.write(SLICE, scattered.into_iter(), 1)?;
+        let runs: Vec<u64> = (0..16)
+            .map(|_| places.next(SLICE_BLOCKS / 32) * 32)
+            .collect();
+        lab.write(SLICE, runs.into_iter(), 32)?;
+        if let Some(oldest) = day.checked_sub(KEPT).filter(|day| *day > 0) {
+            lab.drop_snapshot(SLICE, oldest)?;
+        }
+        if day == STEADY {
+            let counts = &lab.store().counters().core;
+            steady = (counts.extents_allocated, counts.extents_recycled);
+        }
+    }
+    let counts = &lab.store().counters().core;
+    let allocated = crate::outcome::float(counts.extents_allocated - steady.0);
+    let recycled = crate::outcome::float(counts.extents_recycled - steady.1);
+    lab.stop()?;
+    std::fs::remove_file(&path)?;
+    let share = recycled / allocated;
+    Ok(budget(
+        "S6",
+        "extents used again in a cycle of daily snapshots",
+        "all that are allocated",
+        vec![Row {
+            ours: value(share),
+            judged: Some(share),
+            ..Row::new(
+                format!("share, days {STEADY} to {DAYS}, {KEPT} kept"),
+                Some(0.9),
+                Some(0.7),
+            )
+        }],
+    ))
 }
 
 /// How long a full map takes to open, and how much memory it takes; per terabyte of extents.
