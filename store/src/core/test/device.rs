@@ -12,6 +12,8 @@ pub(super) struct Device {
     durable: BTreeMap<u64, Content>,
     /// Completed and not flushed, in order of completion.
     volatile: Vec<(u64, Content)>,
+    /// How often it was told that it may forget a range.
+    pub(super) trims: u32,
 }
 
 /// Chooses what survives.
@@ -89,6 +91,7 @@ impl Device {
 
     /// The range now holds anything.
     pub(super) fn discard(&mut self, first: u64, blocks: u64) {
+        self.trims += 1;
         for block in first..first + blocks {
             self.write(block, b"trimmed".to_vec(), false);
         }

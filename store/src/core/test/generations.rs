@@ -541,6 +541,25 @@ fn a_diff_is_what_was_written_in_between_also_after_deletions() {
 }
 
 #[test]
+fn what_a_merge_frees_is_used_again_and_what_a_host_gives_back_is_trimmed() {
+    let mut world = World::new(32 << 20, BLOCKS);
+    world.ok(1, write(0, 16));
+    begin(&mut world, 2);
+    world.ok(1, write(0, 16));
+    world.ok(1, Command::DropGeneration(Generation(1)));
+    world.check_merged();
+    assert_eq!(world.core.counts().extents_freed, 1);
+    assert_eq!(world.device.trims, 0);
+    world.ok(1, write(64, 1));
+    assert_eq!(world.core.counts().extents_recycled, 1);
+    world.ok(1, zero(64, 16, true));
+    world.ok(1, Command::Flush);
+    assert_eq!(world.device.trims, 1);
+    world.ok(1, write(128, 1));
+    assert_eq!(world.core.counts().extents_recycled, 1);
+}
+
+#[test]
 fn complete_snapshots_are_read_without_a_session_and_nothing_else_is() {
     const STRANGER: u64 = 99;
     let mut world = World::new(32 << 20, BLOCKS);
