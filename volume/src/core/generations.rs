@@ -20,7 +20,7 @@
 //! regions are made equal in both generations, and the snapshot is completed. If one member has it
 //! complete already, all members have all of it.
 
-use super::event::{Command, Effect, Fault, Timer, TraceEvent};
+use super::event::{Command, Effect, FailReason, Fault, Timer, TraceEvent};
 use super::flush::FlushFor;
 use super::leg::{Condemned, Session};
 use super::members::{Members, Position};
@@ -163,6 +163,11 @@ impl Replicator {
         };
         if !live || !self.generations.leads_to(&new) {
             return;
+        }
+        let unfinished = self.generations.barrier.map(|b| b.snapshot);
+        if unfinished.is_some_and(|s| !new.snapshots.contains_key(&s)) {
+            // It was deleted, so it was complete: a successor has finished it.
+            return self.fail(FailReason::Fenced, out);
         }
         let known = &mut self.generations.known.snapshots;
         let gone = known.keys().filter(|s| !new.snapshots.contains_key(s));

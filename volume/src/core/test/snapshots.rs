@@ -282,6 +282,18 @@ fn a_generation_that_only_a_store_knows_of_is_a_successors() {
 }
 
 #[test]
+fn a_snapshot_that_is_gone_before_it_is_complete_here_was_finished_by_a_successor() {
+    let mut script = attaching(
+        generations(1, &[]),
+        &[generations(1, &[]), generations(1, &[])],
+    );
+    assert_eq!(open_all(&mut script), [Effect::Attached]);
+    script.step(Event::Generations(generations(2, &[(1, Pending)])));
+    let ended = script.step(Event::Generations(generations(2, &[])));
+    assert_eq!(ended, [Effect::Failed(FailReason::Fenced)]);
+}
+
+#[test]
 fn a_member_that_lacks_a_complete_snapshot_is_removed() {
     let complete = generations(2, &[(1, Complete)]);
     let mut script = attaching(complete.clone(), &[complete, generations(1, &[])]);
