@@ -169,11 +169,8 @@ impl Replicator {
         if self.seq == MembershipSeq(0) || self.pending.is_some() || !self.verified {
             return; // a restored membership must not look like a newer one
         }
-        let missing = self
-            .usable(self.isr)
-            .minus(self.stamped)
-            .minus(self.stamping);
-        let is_known = !self.stamped.and(self.isr).is_empty();
+        let missing = self.to_be_told().minus(self.stamped).minus(self.stamping);
+        let is_known = !self.stamped.and(self.isr).is_empty() || self.is_forgotten();
         for at in missing.iter() {
             if !is_known && !self.is_vouched(Members::one(at)) {
                 continue;
@@ -182,6 +179,27 @@ impl Replicator {
             let stamp = self.stamp();
             self.send(at, Purpose::Stamp(self.seq), Command::Stamp(stamp), out);
         }
+    }
+
+    /// Members that are to know the membership: those that can be used. If none of them vouches, one that
+    /// does is told although it is about to be removed.
+    fn to_be_told(&self) -> Members {
+        let usable = self.usable(self.isr);
+        if self.is_vouched(usable) {
+            return usable;
+        }
+        let whole = |at: &Position| {
+            let leg = self.leg(*at);
+            leg.session == Session::Open && !leg.facts.incomplete
+        };
+        self.isr.iter().filter(whole).collect()
+    }
+
+    /// All members have answered and none vouches: who was one before the last join has lost its medium,
+    /// and its stamp, so that no restored metad can agree with it.
+    fn is_forgotten(&self) -> bool {
+        let open = |at: Position| self.leg(at).session == Session::Open;
+        self.isr.iter().all(open) && !self.is_vouched(self.isr)
     }
 
     pub(super) fn on_stamped(&mut self, at: Position, seq: MembershipSeq, out: &mut Outbox) {

@@ -65,6 +65,35 @@ fn a_store_that_joined_unknown_to_the_older_member_does_not_stay_alone() {
 }
 
 #[test]
+fn a_store_that_joined_stays_alone_if_the_older_member_has_lost_its_medium() {
+    let mut script = granted([(0, &[]), (2, &[0])]);
+    script.told[0].incomplete = true;
+    let opened = script.open(0);
+    assert_eq!(stamped(&opened), []);
+    let asked = script.open(1);
+    assert_eq!(stamped(&asked), [1], "nobody else can tell");
+    let asked = script.serve(asked);
+    assert_eq!(script.hear(asked), [asks(0, 3, &[1])]);
+}
+
+#[test]
+fn an_older_member_that_lost_its_cache_is_stamped_before_it_is_removed() {
+    let (mut script, stamps) = joined();
+    assert_eq!(stamped(&stamps), [0]);
+    script.told[0].incarnation = 2;
+    script.told[0].stamp = (1, members(&[0]));
+    script.step(Event::PathLost(at(0)));
+    let opened = script.open(0);
+    assert_eq!(
+        stamped(&opened),
+        [0],
+        "it is suspect, and the only one that vouches"
+    );
+    let asked = script.serve(opened);
+    assert_eq!(script.hear(asked), [asks(2, 2, &[1])]);
+}
+
+#[test]
 fn the_older_member_stays_alone() {
     let mut script = granted([(2, &[0]), (2, &[0])]);
     assert_eq!(attach_with_only(0, &mut script), [asks(0, 3, &[0])]);
