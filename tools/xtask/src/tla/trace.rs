@@ -102,7 +102,7 @@ const SOURCES: &[Source] = &[
     Source {
         module: "TraceResilver",
         runs: "clusters-of-three",
-        maker: Maker::clusters(&["record", "46", "1", "15", "16", "18", "42"]),
+        maker: Maker::clusters(&["record", "46", "1", "15", "16", "18", "42", "65"]),
         others: true,
         tampers: &[RESILVER_TAMPERS, CLUSTER_TAMPERS],
     },

@@ -287,8 +287,11 @@ impl World {
         if !self.shard.serve.insert(life) {
             return;
         }
-        let client = self.client.as_ref().expect("it serves");
-        let first = client.machine.isr.iter().next().expect("never empty");
+        let machine = &self.client.as_ref().expect("it serves").machine;
+        // A member may have lost its disk a moment ago.
+        let usable = machine.usable(machine.isr);
+        let first = usable.iter().chain(machine.isr.iter()).next();
+        let first = first.expect("never empty");
         let value = self.shard.number(self.stores[first.index()].value(0));
         self.shard.log("serve", life, &format!("v |-> {value}"));
     }
