@@ -166,7 +166,7 @@ impl Replicator {
     /// Tells the membership to every in-sync member that does not hold its stamp, first to those that
     /// vouch for it. Model: `Stamp`.
     pub(super) fn send_stamps(&mut self, out: &mut Outbox) {
-        if self.seq == MembershipSeq(0) || self.pending.is_some() || !self.verified {
+        if self.is_stamped() || self.pending.is_some() || !self.verified {
             return; // a restored membership must not look like a newer one
         }
         let missing = self.to_be_told().minus(self.stamped).minus(self.stamping);
