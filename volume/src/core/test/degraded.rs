@@ -1,21 +1,14 @@
 //! Members that are lost, slow or in doubt.
 
 use super::script::{
-    MS, Script, any, at, command_to, done, grant, is_read, is_write, members, range, sends, write,
+    MS, Script, any, ask, at, command_to, done, grant, is_read, is_write, members, range, sends,
+    write,
 };
 use crate::core::{
     Answer, Command, CommandId, Config, Effect, Event, Fault, HostWhat, RequestId, StoreState,
     Timer, TraceEvent, Verdict,
 };
 use shardmap::units::{MembershipSeq, StoreId};
-
-fn ask(request: u64, seq: u64, isr: &[usize]) -> Effect {
-    Effect::AskMetad {
-        request: RequestId(request),
-        seq: MembershipSeq(seq),
-        isr: members(isr),
-    }
-}
 
 /// A member is lost and metad does not answer.
 fn undecided() -> Script {

@@ -1,18 +1,10 @@
 //! Nobody is removed for somebody who may not be there any more.
 
-use super::script::{MS, Script, at, command_to, is_read, members, range};
+use super::script::{MS, Script, ask, at, command_to, is_read, members, range};
 use crate::core::{
     Answer, Command, Effect, Event, Fault, HostWhat, RequestId, StoreState, Timer, Verdict,
 };
 use shardmap::units::MembershipSeq;
-
-fn ask(request: u64, isr: &[usize]) -> Effect {
-    Effect::AskMetad {
-        request: RequestId(request),
-        seq: MembershipSeq(0),
-        isr: members(isr),
-    }
-}
 
 fn is_question(what: &Command) -> bool {
     *what == Command::SliceState
@@ -35,7 +27,7 @@ fn who_stays_is_asked_once_and_its_answer_lets_the_other_go() {
     assert_eq!(script.timer(Timer::Slow), [], "not asked again");
     let facts = script.told[0].facts();
     let asked = script.answer(question, Answer::Facts(facts));
-    assert_eq!(asked, [ask(0, &[0])]);
+    assert_eq!(asked, [ask(0, 0, &[0])]);
 }
 
 #[test]
@@ -61,7 +53,7 @@ fn a_store_that_does_not_answer_is_not_counted_on_and_the_other_is_kept() {
     assert_eq!(script.open(0), []);
     assert_eq!(script.machine.store_state(at(0)), StoreState::Suspect);
     let questions = script.open(1);
-    assert_eq!(script.hear(questions), [ask(0, &[1])]);
+    assert_eq!(script.hear(questions), [ask(0, 0, &[1])]);
 }
 
 #[test]
@@ -86,7 +78,7 @@ fn a_question_that_is_refused_ends_the_session() {
 /// The removal of store 1 was asked for, nobody knows whether it was recorded, and store 0 is blank.
 fn stayed_blank() -> Script {
     let (mut script, questions) = lost();
-    assert_eq!(script.hear(questions), [ask(0, &[0])]);
+    assert_eq!(script.hear(questions), [ask(0, 0, &[0])]);
     let (request, verdict) = (RequestId(0), Verdict::Unknown);
     script.step(Event::Metad { request, verdict });
     script.step(Event::PathLost(at(0)));
@@ -100,7 +92,7 @@ fn stayed_blank() -> Script {
     script.told[0].incomplete = true;
     script.open(0);
     let questions = script.open(1);
-    assert_eq!(script.hear(questions), [ask(1, &[1])]);
+    assert_eq!(script.hear(questions), [ask(1, 0, &[1])]);
     script
 }
 
@@ -132,9 +124,9 @@ fn the_first_of_two_requests_may_be_the_one_that_was_recorded() {
 #[test]
 fn a_removal_is_asked_for_again_only_if_who_stays_still_answers() {
     let (mut script, questions) = lost();
-    assert_eq!(script.hear(questions), [ask(0, &[0])]);
+    assert_eq!(script.hear(questions), [ask(0, 0, &[0])]);
     script.now += 2_000 * MS;
     let questions = script.timer(Timer::Metad);
     command_to(&questions, 0, is_question);
-    assert_eq!(script.hear(questions), [ask(0, &[0])]);
+    assert_eq!(script.hear(questions), [ask(0, 0, &[0])]);
 }

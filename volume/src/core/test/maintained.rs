@@ -1,8 +1,8 @@
 //! Without a host (ADR 0006): nobody waits for a member, so members are waited for.
 
-use super::script::{MS, Script, at, grant, members, range, sends};
+use super::script::{MS, Script, ask, at, grant, members, range, sends};
 use crate::core::{
-    AttachFault, Command, Config, Effect, Event, Grant, RequestId, StoreState, Timer, TraceEvent,
+    AttachFault, Command, Config, Effect, Event, Grant, StoreState, Timer, TraceEvent,
 };
 use shardmap::units::MembershipSeq;
 
@@ -36,14 +36,6 @@ fn script(isr: &[usize]) -> Script {
         told.marks = vec![0];
     }
     script
-}
-
-fn ask(request: u64, seq: u64, isr: &[usize]) -> Effect {
-    Effect::AskMetad {
-        request: RequestId(request),
-        seq: MembershipSeq(seq),
-        isr: members(isr),
-    }
 }
 
 fn is_asked(effects: &[Effect]) -> bool {

@@ -1,18 +1,9 @@
 //! Bringing a store back.
 
-use super::script::{MS, Script, at, done, grant, is_write, members, range, sends, write};
+use super::script::{MS, Script, ask, at, done, grant, is_write, range, sends, write};
 use crate::core::{
-    Answer, Command, Config, Effect, Event, HostWhat, RequestId, StoreState, Timer, TraceEvent,
+    Answer, Command, Config, Effect, Event, HostWhat, StoreState, Timer, TraceEvent,
 };
-use shardmap::units::MembershipSeq;
-
-fn join(request: u64, seq: u64, isr: &[usize]) -> Effect {
-    Effect::AskMetad {
-        request: RequestId(request),
-        seq: MembershipSeq(seq),
-        isr: members(isr),
-    }
-}
 
 /// Missed and moved bytes of the last resilver that ended.
 fn account(script: &Script) -> (u64, u64) {
@@ -55,7 +46,7 @@ fn only_what_was_missed_is_moved() {
     script.now += 60_000 * MS;
     script.sent.clear();
     let opened = script.open(1);
-    assert_eq!(script.serve(opened), [join(1, 1, &[0, 1])]);
+    assert_eq!(script.serve(opened), [ask(1, 1, &[0, 1])]);
     let stamps = script.committed(1, 2, &[0, 1]);
     script.serve(stamps);
     assert_eq!(account(&script), (300 * 4096, 300 * 4096));
@@ -111,9 +102,9 @@ fn two_stores_are_brought_back_one_after_the_other() {
     let first = script.open(1);
     let second = script.open(2);
     assert_eq!(second, [], "one at a time");
-    assert_eq!(script.serve(first), [join(2, 2, &[0, 1])]);
+    assert_eq!(script.serve(first), [ask(2, 2, &[0, 1])]);
     let stamps = script.committed(2, 3, &[0, 1]);
-    assert_eq!(script.serve(stamps), [join(3, 3, &[0, 1, 2])]);
+    assert_eq!(script.serve(stamps), [ask(3, 3, &[0, 1, 2])]);
     let stamps = script.committed(3, 4, &[0, 1, 2]);
     script.serve(stamps);
     assert_eq!(copied(&script, 1), [(5, 1), (9, 1)]);
@@ -155,7 +146,7 @@ fn a_target_that_fails_again_gets_only_what_it_still_misses() {
     script.now += 60_000 * MS;
     script.sent.clear();
     let opened = script.open(1);
-    assert_eq!(script.serve(opened), [join(1, 1, &[0, 1])]);
+    assert_eq!(script.serve(opened), [ask(1, 1, &[0, 1])]);
     assert_eq!(copied(&script, 1).len() as u64, missed);
 }
 
@@ -186,7 +177,7 @@ fn a_target_that_restarted_gets_again_what_it_lost_with_its_cache() {
     script.now += 60_000 * MS;
     script.sent.clear();
     let opened = script.open(1);
-    assert_eq!(script.serve(opened), [join(1, 1, &[0, 1])]);
+    assert_eq!(script.serve(opened), [ask(1, 1, &[0, 1])]);
     assert_eq!(copied(&script, 1), [(5, 1)]);
 }
 
@@ -200,7 +191,7 @@ fn a_blank_target_gets_everything_present_and_nothing_else() {
     script.now += 60_000 * MS;
     script.sent.clear();
     let opened = script.open(1);
-    assert_eq!(script.serve(opened), [join(1, 1, &[0, 1])]);
+    assert_eq!(script.serve(opened), [ask(1, 1, &[0, 1])]);
     assert_eq!(copied(&script, 1), [(100, 3), (900, 1)]);
 }
 
@@ -221,7 +212,7 @@ fn while_the_host_works_copies_wait_for_its_measure() {
     script.serve(held);
     script.now += 250 * MS;
     let going = script.timer(Timer::Resilver);
-    assert_eq!(script.serve(going), [join(1, 1, &[0, 1])]);
+    assert_eq!(script.serve(going), [ask(1, 1, &[0, 1])]);
 }
 
 #[test]

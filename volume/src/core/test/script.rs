@@ -65,6 +65,15 @@ pub(super) fn done(op: u64) -> Effect {
     }
 }
 
+/// metad is asked for this in-sync set after that version.
+pub(super) fn ask(request: u64, seq: u64, isr: &[usize]) -> Effect {
+    Effect::AskMetad {
+        request: RequestId(request),
+        seq: MembershipSeq(seq),
+        isr: members(isr),
+    }
+}
+
 pub(super) fn any(_: &Command) -> bool {
     true
 }

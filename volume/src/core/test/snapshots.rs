@@ -269,13 +269,16 @@ fn stores_with_newer_generations_than_metad_knows_are_not_served() {
     );
 }
 
+fn attached_without_snapshots() -> Script {
+    let none = || generations(1, &[]);
+    let mut script = attaching(none(), &[none(), none()]);
+    assert_eq!(open_all(&mut script), [Effect::Attached]);
+    script
+}
+
 #[test]
 fn a_generation_that_only_a_store_knows_of_is_a_successors() {
-    let mut script = attaching(
-        generations(1, &[]),
-        &[generations(1, &[]), generations(1, &[])],
-    );
-    assert_eq!(open_all(&mut script), [Effect::Attached]);
+    let mut script = attached_without_snapshots();
     script.step(Event::PathLost(at(1)));
     script.told[1].generations = generations(2, &[(1, Complete)]);
     assert_eq!(script.open(1), [Effect::Failed(FailReason::Fenced)]);
@@ -283,11 +286,7 @@ fn a_generation_that_only_a_store_knows_of_is_a_successors() {
 
 #[test]
 fn a_snapshot_that_is_gone_before_it_is_complete_here_was_finished_by_a_successor() {
-    let mut script = attaching(
-        generations(1, &[]),
-        &[generations(1, &[]), generations(1, &[])],
-    );
-    assert_eq!(open_all(&mut script), [Effect::Attached]);
+    let mut script = attached_without_snapshots();
     script.step(Event::Generations(generations(2, &[(1, Pending)])));
     let ended = script.step(Event::Generations(generations(2, &[])));
     assert_eq!(ended, [Effect::Failed(FailReason::Fenced)]);

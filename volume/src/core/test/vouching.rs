@@ -1,18 +1,8 @@
 //! A store that has joined counts once an older member is stamped with it (protocol §7).
 
-use super::script::{MS, Script, at, done, grant, members, sends, write};
-use crate::core::{
-    Answer, AttachFault, Command, Effect, Event, Grant, RequestId, StoreState, Timer,
-};
+use super::script::{MS, Script, ask, at, done, grant, members, sends, write};
+use crate::core::{Answer, AttachFault, Command, Effect, Event, Grant, StoreState, Timer};
 use shardmap::units::MembershipSeq;
-
-fn asks(request: u64, seq: u64, isr: &[usize]) -> Effect {
-    Effect::AskMetad {
-        request: RequestId(request),
-        seq: MembershipSeq(seq),
-        isr: members(isr),
-    }
-}
 
 /// Both in sync as of version 3; this is what they were stamped with.
 fn granted(stamps: [(u64, &[usize]); 2]) -> Script {
@@ -51,7 +41,7 @@ fn joined() -> (Script, Vec<Effect>) {
     script.run(1, write(5, false));
     script.now += 60_000 * MS;
     let opened = script.open(1);
-    assert_eq!(script.serve(opened), [asks(1, 1, &[0, 1])]);
+    assert_eq!(script.serve(opened), [ask(1, 1, &[0, 1])]);
     let stamps = script.committed(1, 2, &[0, 1]);
     (script, stamps)
 }
@@ -73,7 +63,7 @@ fn a_store_that_joined_stays_alone_if_the_older_member_has_lost_its_medium() {
     let asked = script.open(1);
     assert_eq!(stamped(&asked), [1], "nobody else can tell");
     let asked = script.serve(asked);
-    assert_eq!(script.hear(asked), [asks(0, 3, &[1])]);
+    assert_eq!(script.hear(asked), [ask(0, 3, &[1])]);
 }
 
 #[test]
@@ -90,19 +80,19 @@ fn an_older_member_that_lost_its_cache_is_stamped_before_it_is_removed() {
         "it is suspect, and the only one that vouches"
     );
     let asked = script.serve(opened);
-    assert_eq!(script.hear(asked), [asks(2, 2, &[1])]);
+    assert_eq!(script.hear(asked), [ask(2, 2, &[1])]);
 }
 
 #[test]
 fn the_older_member_stays_alone() {
     let mut script = granted([(2, &[0]), (2, &[0])]);
-    assert_eq!(attach_with_only(0, &mut script), [asks(0, 3, &[0])]);
+    assert_eq!(attach_with_only(0, &mut script), [ask(0, 3, &[0])]);
 }
 
 #[test]
 fn a_store_that_joined_stays_alone_once_it_is_stamped() {
     let mut script = granted([(2, &[0]), (3, &[0, 1])]);
-    assert_eq!(attach_with_only(1, &mut script), [asks(0, 3, &[1])]);
+    assert_eq!(attach_with_only(1, &mut script), [ask(0, 3, &[1])]);
 }
 
 #[test]
