@@ -66,8 +66,11 @@ impl Sim {
     }
 
     pub(crate) fn on_backup(&mut self) {
+        if self.calm {
+            return;
+        }
         self.back_up();
-        let Some(backups) = self.backups.as_mut().filter(|_| !self.calm) else {
+        let Some(backups) = &mut self.backups else {
             return;
         };
         let age = backups.chance.within(AGE_NS.0, AGE_NS.1);
