@@ -80,6 +80,8 @@ mechanisms! {
     ZeroMark = "zero-mark";
     /// Hazard: a rotten block is written again from bytes that nobody compared with its checksum.
     HealCompare = "heal-compare";
+    /// Hazard: what a write that failed has left at the device is read, and taken for what was written.
+    FailedList = "failed-list";
     /// Hazard: writes carry a generation that a store has not begun, which takes them into the one before.
     BeginAll = "begin-all";
     /// Hazard: a snapshot is complete while writes to it are under way.

@@ -37,6 +37,9 @@ pub const MERGE_STEPS_MAX: usize = 256;
 pub const SPACE_CELLS_MAX: u64 = 4096;
 /// Checksum blocks read at once: reads of blocks whose checksums are not in memory wait for them.
 pub const CHECKSUM_READS_MAX: usize = 16;
+/// How often a checksum block is read that cannot be read, before its blocks pass for unknown: once more
+/// than a drive that recovers needs, and few enough that a dead sector holds reads up for moments only.
+pub const CHECKSUM_READ_TRIES_MAX: u32 = 3;
 /// Checksum blocks written at once: background work, except for merges and the end of marks.
 pub const CHECKSUM_WRITES_MAX: usize = 8;
 /// Fewest and most checksum blocks in memory (4 KiB each: 16 to 64 MiB, for 16 to 64 GiB of data).

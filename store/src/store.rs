@@ -204,6 +204,11 @@ impl Store {
         self.core.known_checksum(nsid, (lba, generation))
     }
 
+    /// Whether the last write of a block that a generation shows has failed at the device. For the same.
+    pub fn has_failed(&self, nsid: Nsid, lba: Lba, generation: Generation) -> bool {
+        self.core.has_failed(nsid, (lba, generation))
+    }
+
     /// Whether the region of a block is marked. For the same.
     pub fn is_marked(&self, nsid: Nsid, lba: Lba) -> bool {
         self.core.is_marked(nsid, lba)

@@ -104,6 +104,14 @@ pub struct Fault {
     pub times: u32,
 }
 
+/// A page that a write left torn when it failed.
+struct Tear {
+    offset_bytes: u64,
+    torn: Vec<u8>,
+    /// What reads saw before, and what would have survived a power cut.
+    before: [Vec<u8>; 2],
+}
+
 /// One backing of a node. It outlives the node's processes.
 pub struct Disk {
     kind: FileKind,
@@ -111,6 +119,9 @@ pub struct Disk {
     /// Completed writes may be lost without a flush.
     volatile_cache: bool,
     sector_bytes: usize,
+    /// A write that fails may leave parts of it.
+    tears_failed_writes: bool,
+    tears: Vec<Tear>,
     now: Pages,
     durable: Pages,
     log: Vec<Entry>,
@@ -149,6 +160,8 @@ impl Disk {
             size_bytes,
             volatile_cache,
             sector_bytes: SECTOR_BYTES,
+            tears_failed_writes: false,
+            tears: Vec::new(),
             now: Pages::default(),
             durable: Pages::default(),
             log: Vec::new(),
@@ -179,6 +192,11 @@ impl Disk {
         self.sector_bytes = sector_bytes;
     }
 
+    /// From now on a write that fails may leave parts of it, torn at any sector of 512 bytes.
+    pub fn tear_failed_writes(&mut self) {
+        self.tears_failed_writes = true;
+    }
+
     /// Writes at once, durably, without faults: how a disk gets its content before it is used.
     pub fn imprint(&mut self, offset_bytes: u64, bytes: &[u8]) {
         assert!(offset_bytes + bytes.len() as u64 <= self.size_bytes);
@@ -191,9 +209,9 @@ impl Disk {
         self.faults.clear();
     }
 
-    /// Whether an error is to happen.
-    pub fn is_to_fail(&self) -> bool {
-        self.faults.iter().any(|fault| fault.times > 0)
+    /// Whether an error of this kind is to happen.
+    pub fn is_to_fail(&self, kind: FaultKind) -> bool {
+        self.faults.iter().any(|f| f.kind == kind && f.times > 0)
     }
 
     /// Makes an error happen later.
@@ -249,8 +267,18 @@ impl Disk {
         Ok(u32::try_from(count).expect("windows are smaller than 4 GiB"))
     }
 
-    pub(super) fn write(&mut self, offset: u64, from: &[u8], durable: bool) -> Result<(), Errno> {
-        self.strike(FaultKind::Write, offset, from.len() as u64)?;
+    pub(super) fn write(
+        &mut self,
+        offset: u64,
+        from: &[u8],
+        durable: bool,
+        prng: &mut Prng,
+    ) -> Result<(), Errno> {
+        let struck = self.strike(FaultKind::Write, offset, from.len() as u64);
+        if struck.is_err() && self.tears_failed_writes && prng.chance(2, 3) {
+            self.tear(offset, from, prng);
+        }
+        struck?;
         if offset + from.len() as u64 > self.size_bytes {
             if self.kind == FileKind::BlockDevice {
                 return Err(Errno::NO_SPACE);
@@ -259,6 +287,53 @@ impl Disk {
         }
         self.put(offset, from, durable);
         Ok(())
+    }
+
+    /// Some sectors of a write that fails are written all the same, durably.
+    fn tear(&mut self, offset: u64, from: &[u8], prng: &mut Prng) {
+        for (page, at) in from.chunks(PAGE_BYTES).zip((offset..).step_by(PAGE_BYTES)) {
+            let content = |pages: &Pages| {
+                let mut bytes = vec![0; page.len()];
+                pages.read(at, &mut bytes);
+                bytes
+            };
+            let before = [content(&self.now), content(&self.durable)];
+            for (sector, at) in page.chunks(SECTOR_BYTES).zip((at..).step_by(SECTOR_BYTES)) {
+                if prng.chance(1, 2) {
+                    self.now.write(at, sector);
+                    self.durable.write(at, sector);
+                }
+            }
+            self.tears.push(Tear {
+                offset_bytes: at,
+                torn: content(&self.now),
+                before,
+            });
+        }
+    }
+
+    /// Whether a failed write has left this page torn.
+    pub fn is_torn(&self, offset_bytes: u64) -> bool {
+        let mut here = self.tears.iter().filter(|t| t.offset_bytes == offset_bytes);
+        here.any(|tear| {
+            let mut now = vec![0; tear.torn.len()];
+            self.now.read(offset_bytes, &mut now);
+            now == tear.torn
+        })
+    }
+
+    /// What failed writes have left turns out not to have landed, except in pages to `keep` (by offset
+    /// in bytes), and where something else was written since.
+    pub fn untear(&mut self, mut keep: impl FnMut(u64) -> bool) {
+        while let Some(tear) = self.tears.pop() {
+            let mut now = vec![0; tear.torn.len()];
+            self.now.read(tear.offset_bytes, &mut now);
+            if now == tear.torn && !keep(tear.offset_bytes) {
+                let [now, durable] = &tear.before;
+                self.now.write(tear.offset_bytes, now);
+                self.durable.write(tear.offset_bytes, durable);
+            }
+        }
     }
 
     /// Writes without faults or limits.
@@ -378,7 +453,7 @@ mod test {
     fn bytes_cross_pages_and_unwritten_ones_are_zero() {
         let mut disk = disk();
         let bytes: Vec<u8> = (0..=255).cycle().take(10_000).collect();
-        disk.write(100, &bytes, false).unwrap();
+        disk.write(100, &bytes, false, &mut Prng::new(1)).unwrap();
         assert_eq!(at(&disk, 100, 10_000), bytes);
         assert_eq!(at(&disk, 0, 100), [0; 100]);
         assert_eq!(at(&disk, 10_100, 50), [0; 50]);
@@ -389,9 +464,10 @@ mod test {
         for seed in 0..50 {
             let mut prng = Prng::new(seed);
             let mut disk = disk();
-            disk.write(0, &[1; 8192], false).unwrap();
+            disk.write(0, &[1; 8192], false, &mut Prng::new(1)).unwrap();
             let mark = disk.flush_mark();
-            disk.write(8192, &[2; 4096], false).unwrap();
+            disk.write(8192, &[2; 4096], false, &mut Prng::new(1))
+                .unwrap();
             disk.flush(mark).unwrap();
             assert_eq!(disk.unflushed_count(), 1);
             disk.power_cut(&mut prng);
@@ -409,7 +485,7 @@ mod test {
         let mut outcomes = [0u32; 3];
         for seed in 0..200 {
             let mut disk = disk();
-            disk.write(0, &[1; 4096], false).unwrap();
+            disk.write(0, &[1; 4096], false, &mut Prng::new(1)).unwrap();
             disk.power_cut(&mut Prng::new(seed));
             let sum: u32 = at(&disk, 0, 4096).iter().map(|b| u32::from(*b)).sum();
             outcomes[match sum {
@@ -425,8 +501,8 @@ mod test {
     fn a_durable_write_wins_over_older_volatile_ones() {
         for seed in 0..50 {
             let mut disk = disk();
-            disk.write(0, &[1; 4096], false).unwrap();
-            disk.write(0, &[2; 4096], true).unwrap();
+            disk.write(0, &[1; 4096], false, &mut Prng::new(1)).unwrap();
+            disk.write(0, &[2; 4096], true, &mut Prng::new(1)).unwrap();
             if seed % 2 == 0 {
                 disk.flush(disk.flush_mark()).unwrap();
             }
@@ -448,7 +524,7 @@ mod test {
         disk.inject(fault(FaultKind::Flush));
         let mut into = [0; 4096];
         assert_eq!(disk.read(0, &mut into), Ok(4096));
-        assert_eq!(disk.write(4096, &into, false), Ok(()));
+        assert_eq!(disk.write(4096, &into, false, &mut Prng::new(1)), Ok(()));
         assert_eq!(disk.read(8192, &mut into), Ok(4096));
         assert_eq!(disk.read(7000, &mut into), Err(Errno::IO));
         assert_eq!(disk.read(7000, &mut into), Ok(4096));
@@ -460,7 +536,7 @@ mod test {
     fn a_device_has_an_end() {
         let mut disk = disk();
         assert_eq!(
-            disk.write((1 << 20) - 512, &[1; 1024], false),
+            disk.write((1 << 20) - 512, &[1; 1024], false, &mut Prng::new(1)),
             Err(Errno::NO_SPACE)
         );
         assert_eq!(disk.read((1 << 20) - 512, &mut [0; 1024]), Ok(512));
@@ -469,5 +545,33 @@ mod test {
             disk.discard(1 << 19, 1 << 20, &mut Prng::new(0)),
             Err(Errno::IO)
         );
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_nothing_or_parts_of_it_if_told_so() {
+        let fault = Fault {
+            kind: FaultKind::Write,
+            range_bytes: 0..8192,
+            errno: Errno::IO,
+            times: 1,
+        };
+        let mut torn = 0;
+        for seed in 0..40 {
+            let mut disk = disk();
+            if seed >= 20 {
+                disk.tear_failed_writes();
+            }
+            disk.inject(fault.clone());
+            let failed = disk.write(0, &[1; 8192], false, &mut Prng::new(seed));
+            assert_eq!(failed, Err(Errno::IO));
+            let left = at(&disk, 0, 8192);
+            assert!(seed >= 20 || left == [0; 8192]);
+            torn += u32::from(left != [0; 8192] && left != [1; 8192]);
+            assert!(disk.is_torn(0) || left == [0; 8192]);
+            disk.untear(|offset| offset == 4096);
+            assert_eq!(at(&disk, 0, 4096), [0; 4096]);
+            assert_eq!(at(&disk, 4096, 4096), left[4096..]);
+        }
+        assert!((8..20).contains(&torn), "{torn}");
     }
 }

@@ -476,7 +476,7 @@ impl State {
                 durable,
                 ..
             } => disk
-                .write(*offset_bytes, from.bytes(), *durable)
+                .write(*offset_bytes, from.bytes(), *durable, &mut self.prng)
                 .map(|()| Done::Bytes(from.len_bytes())),
             Op::Flush { .. } => disk.flush(op.mark).map(|()| Done::Nothing),
             Op::Discard {

@@ -96,7 +96,10 @@ impl Core {
                 Stage::Superblock => unreachable!("ends by finish_checkpoint"),
             };
             if checkpoint.stage == Stage::Superblock {
-                self.switch(out);
+                // Otherwise when the superblock that is being written is.
+                if !self.failed.is_writing() {
+                    self.switch(out);
+                }
                 return;
             }
         }
@@ -209,8 +212,14 @@ impl Core {
         });
     }
 
+    /// Whether it writes the superblock, or is about to.
+    pub(super) fn is_switching(&self) -> bool {
+        let checkpoint = self.checkpoint.as_ref();
+        checkpoint.is_some_and(|c| c.stage == Stage::Superblock)
+    }
+
     /// All of it is durable: the superblock makes it count.
-    fn switch(&mut self, out: &mut Outbox) {
+    pub(super) fn switch(&mut self, out: &mut Outbox) {
         let checkpoint = self.checkpoint.as_ref().expect("running");
         self.sb.checkpoint += 1;
         self.sb.tail_sequence = checkpoint.tail.sequence;

@@ -5,13 +5,14 @@
 //! - *On the medium*, the checksum of a present block of an unmarked region is its content's, or unknown.
 //!   Checksums of marked regions may be anything: after an unclean stop they are doubtful, and forgotten.
 //!   So all that has changed in a region is durable before its mark goes ([`Batch`]).
-//! - *In memory*, a checksum is the content's as it was written by the last write to the block, or unknown
-//!   if writes met or failed. A read is judged only if no write to the block was in flight meanwhile.
+//! - *In memory*, a checksum is the content's as it was written by the last write to the block that did
+//!   not fail, or unknown if writes met. What a failed one left is in question ([`super::failed`]). A read is judged only if no write to the block was in flight meanwhile.
 
 use super::format::checksums::{CHECKSUM_EXTENTS, CHECKSUMS, Checksums as Values, UNKNOWN, encode};
 use super::io::CommandId;
-use crate::limits::{CHECKSUM_READS_MAX, CHECKSUM_WRITES_MAX};
+use crate::limits::{CHECKSUM_READ_TRIES_MAX, CHECKSUM_READS_MAX, CHECKSUM_WRITES_MAX};
 use roaring::RoaringBitmap;
+use shardmap::canary::{Mechanism, stands};
 use shardmap::units::{EXTENT_BLOCKS, Lba};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -82,9 +83,21 @@ pub(super) struct Verdict {
     pub(super) unknown: u32,
     /// Blocks that are not as they were written, and the first of them.
     pub(super) bad: u32,
+    /// Of those: blocks whose last write failed.
+    pub(super) failed: u32,
     pub(super) first_bad: Option<(u32, [u32; 2])>,
     /// All of them: a bit per block of the span.
     pub(super) bad_blocks: u32,
+}
+
+impl Verdict {
+    /// The block of that number is not as it was written.
+    pub(super) fn find(&mut self, nth: usize, sums: [u32; 2]) {
+        self.bad += 1;
+        let nth = u32::try_from(nth).expect("blocks of a read");
+        self.bad_blocks |= 1 << nth;
+        self.first_bad.get_or_insert((nth, sums));
+    }
 }
 
 /// A checksum block in memory.
@@ -112,6 +125,8 @@ impl Resident {
 #[derive(Debug, Default)]
 struct Loading {
     pins: u32,
+    /// Reads of it that have failed.
+    failures: u32,
     /// What writes have changed meanwhile, in order.
     changes: Vec<(usize, u32)>,
     checks: Vec<(Check, Sums)>,
@@ -138,6 +153,8 @@ pub(super) enum Then {
     Copied,
     /// The store may stop.
     Stop,
+    /// Blocks of a failed write may be listed.
+    List(CommandId),
 }
 
 /// Checksum blocks that must be on the medium before something happens.
@@ -173,6 +190,8 @@ pub(super) struct Checksums {
     batches: Vec<Batch>,
     /// Extents whose checksums on the medium may be of another content. Forgotten when they are loaded.
     doubtful: RoaringBitmap,
+    /// Blocks of doubtful extents of which it is to be believed.
+    spared: BTreeMap<u32, u16>,
     busy: BTreeMap<u32, Busy>,
     /// Counts ends of writes and changes of checksum blocks.
     clock: u64,
@@ -195,6 +214,7 @@ impl Checksums {
             flushing: None,
             batches: Vec::new(),
             doubtful: RoaringBitmap::new(),
+            spared: BTreeMap::new(),
             busy: BTreeMap::new(),
             clock: 0,
         }
@@ -203,6 +223,11 @@ impl Checksums {
     #[cfg(test)]
     pub(super) const fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
+    }
+
+    /// What the medium says of these blocks of extents is to be believed all the same.
+    pub(super) fn spare(&mut self, blocks: BTreeMap<u32, u16>) {
+        self.spared = blocks;
     }
 
     /// What the medium says of the extent's blocks is not to be believed.
@@ -267,7 +292,7 @@ impl Checksums {
         *pins -= 1;
     }
 
-    /// A write ended, or failed: then nobody knows what is there.
+    /// A write ended, or failed: then what was known stays, to tell whether that is still there.
     pub(super) fn end_write(&mut self, span: Span, sums: Option<&[u32]>) {
         self.clock += 1;
         let home = span.home();
@@ -276,10 +301,14 @@ impl Checksums {
             busy.writing[within] -= 1;
             busy.ended[within] = self.clock;
             let met = busy.met >> within & 1 == 1;
-            let value = sums.filter(|_| !met).map_or(UNKNOWN, |sums| sums[nth]);
             if busy.writing[within] == 0 {
                 busy.met &= !(1 << within);
             }
+            let value = match sums {
+                Some(sums) if !met => sums[nth],
+                None if !met && stands(Mechanism::FailedList) => continue,
+                Some(_) | None => UNKNOWN,
+            };
             match self.resident.get_mut(&home) {
                 Some(resident) => resident.values[place] = value,
                 None => {
@@ -332,8 +361,14 @@ impl Checksums {
         checks
     }
 
-    /// Compares what was read with what is known. `learn`: what is not known is from now on.
-    pub(super) fn judge(&mut self, check: Check, sums: &[u32], learn: bool) -> Verdict {
+    /// Compares what was read with what is known. `learn`: what is not known is from now on. `failed`:
+    /// blocks (a bit each) that are bad if they are not known to be good.
+    pub(super) fn judge(
+        &mut self,
+        check: Check,
+        sums: &[u32],
+        (learn, failed): (bool, u32),
+    ) -> Verdict {
         let resident = self.resident.get_mut(&check.span.home());
         let resident = resident.expect("pinned and loaded");
         let mut verdict = Verdict::default();
@@ -341,7 +376,11 @@ impl Checksums {
             let busy = &self.busy[&extent];
             let (known, read) = (resident.values[place], sums[nth]);
             assert_ne!(read, UNKNOWN, "no block has it");
-            if busy.writing[within] > 0 || busy.ended[within] > check.since {
+            let beside = busy.writing[within] > 0 || busy.ended[within] > check.since;
+            if failed >> nth & 1 == 1 && (beside || known != read) {
+                verdict.failed += 1;
+                verdict.find(nth, [UNKNOWN, read]);
+            } else if beside {
                 verdict.unknown += 1;
             } else if known == UNKNOWN {
                 verdict.unknown += 1;
@@ -353,10 +392,7 @@ impl Checksums {
             } else if known == read {
                 verdict.good += 1;
             } else {
-                verdict.bad += 1;
-                let nth = u32::try_from(nth).expect("blocks of a read");
-                verdict.bad_blocks |= 1 << nth;
-                verdict.first_bad.get_or_insert((nth, [known, read]));
+                verdict.find(nth, [known, read]);
             }
         }
         verdict
@@ -403,6 +439,19 @@ impl Checksums {
         false
     }
 
+    /// A checksum block could not be read. Answers whether it will be tried again: an error that goes
+    /// away must not leave 4 MiB of data unverified.
+    pub(super) fn read_again(&mut self, home: u32) -> bool {
+        let loading = self.loading.get_mut(&home).expect("being read");
+        loading.failures += 1;
+        let again = loading.failures < CHECKSUM_READ_TRIES_MAX;
+        if again {
+            self.reads -= 1;
+            self.queue.push_front(home);
+        }
+        again
+    }
+
     /// A checksum block was read; `None`: it says nothing. Answers whose checks can be made now.
     pub(super) fn on_read(&mut self, home: u32, values: Option<Box<Values>>) -> Vec<(Check, Sums)> {
         self.reads -= 1;
@@ -414,8 +463,12 @@ impl Checksums {
         let first = home * CHECKSUM_EXTENTS;
         for nth in 0..CHECKSUM_EXTENTS {
             if self.doubtful.remove(first + nth) {
+                let spared = self.spared.get(&(first + nth)).copied().unwrap_or(0);
                 let at = (nth * EXTENT_BLOCKS) as usize;
-                values[at..at + EXTENT_BLOCKS as usize].fill(UNKNOWN);
+                let all = values[at..at + EXTENT_BLOCKS as usize].iter_mut();
+                for (value, _) in all.zip(0..).filter(|(_, block)| spared >> block & 1 == 0) {
+                    *value = UNKNOWN;
+                }
                 changed = true;
             }
         }

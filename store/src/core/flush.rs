@@ -33,6 +33,8 @@ struct Run {
     freed: Vec<u32>,
     /// How many writes had completed when it began.
     covers: u64,
+    /// Blocks that were mended until then are durable when it is through.
+    mended: u64,
 }
 
 /// State of the lane.
@@ -49,12 +51,19 @@ pub(super) struct Flusher {
     run: Option<Run>,
     waiting: Vec<CommandId>,
     wanted: bool,
+    /// A block was mended since the last run began.
+    mended: bool,
 }
 
 impl Flusher {
     /// A write ended whose data may sit in the device's cache.
     pub(super) const fn note_write(&mut self) {
         self.completed += 1;
+    }
+
+    /// A block whose write had failed was written, or is not shown any more.
+    pub(super) const fn note_mended(&mut self) {
+        self.mended = true;
     }
 
     /// Ask for a run that nobody waits for.
@@ -101,7 +110,8 @@ impl Flusher {
     }
 
     fn has_work(&self) -> bool {
-        self.completed > self.flushed || !self.open.is_empty() || !self.freed.is_empty()
+        let changed = !self.open.is_empty() || !self.freed.is_empty();
+        self.completed > self.flushed || changed || self.mended
     }
 
     fn wants_run(&self) -> bool {
@@ -123,7 +133,7 @@ impl Core {
     /// Answers a command once everything that has completed so far is durable.
     pub(super) fn join_flush(&mut self, id: CommandId, out: &mut Outbox) {
         let flusher = &mut self.flusher;
-        let nothing_new = flusher.open.is_empty() && flusher.freed.is_empty();
+        let nothing_new = flusher.open.is_empty() && flusher.freed.is_empty() && !flusher.mended;
         let has_work = flusher.has_work();
         match &mut flusher.run {
             Some(run) if nothing_new && run.covers == flusher.completed => run.waiters.push(id),
@@ -137,12 +147,13 @@ impl Core {
         if flusher.run.is_some() || !flusher.wants_run() {
             return;
         }
-        flusher.wanted = false;
+        (flusher.wanted, flusher.mended) = (false, false);
         let run = Run {
             waiters: std::mem::take(&mut flusher.waiting),
             changes: std::mem::take(&mut flusher.open),
             freed: std::mem::take(&mut flusher.freed),
             covers: flusher.completed,
+            mended: self.failed.now(),
         };
         flusher.run = Some(run);
         if flusher.completed > flusher.flushed && stands(Mechanism::DeviceFlush) {
@@ -182,7 +193,15 @@ impl Core {
         }
     }
 
+    /// All is durable, except that the list of failed blocks may have some that are mended.
     pub(super) fn finish_flush_run(&mut self, out: &mut Outbox) {
+        let run = self.flusher.run.as_ref().expect("running");
+        if !self.failed.forget(run.mended) {
+            self.end_flush_run(out);
+        }
+    }
+
+    pub(super) fn end_flush_run(&mut self, out: &mut Outbox) {
         let run = self.flusher.run.take().expect("running");
         for id in run.waiters {
             self.finish(id, Ok(Answer::Done), out);

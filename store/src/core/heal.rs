@@ -102,6 +102,15 @@ impl Core {
         self.checksums.as_ref()?.known(self.span(offset_bytes, 1))
     }
 
+    /// For checkers: whether the last write of a block that a slice shows has failed.
+    pub(crate) fn has_failed(&self, nsid: Nsid, (lba, generation): (Lba, Generation)) -> bool {
+        let block = self.slice_of(nsid).and_then(|slice| slice.check_block(lba));
+        let place = block
+            .ok()
+            .and_then(|_| self.place_of(nsid, (lba, generation)));
+        place.is_some_and(|offset_bytes| self.failed.mask(self.span(offset_bytes, 1)) != 0)
+    }
+
     /// For checkers: whether the region of a block is marked.
     pub(crate) fn is_marked(&self, nsid: Nsid, lba: Lba) -> bool {
         let region = u32::try_from(lba.0 / u64::from(REGION_BLOCKS)).expect("in a volume");
@@ -231,8 +240,10 @@ impl Core {
             }
         }
         self.merge.ready = true;
-        let result = fault.map_or(Ok(Answer::Healed(Healed::Written)), Err);
-        self.finish(id, result, out);
+        match fault {
+            None => self.finish(id, Ok(Answer::Healed(Healed::Written)), out),
+            Some(fault) => self.finish_failed(id, fault, out),
+        }
         self.retry_parked(out);
     }
 }

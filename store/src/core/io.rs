@@ -303,6 +303,8 @@ pub(super) enum IoKind {
         span: Span,
         /// When it began, for the checksums.
         since: u64,
+        /// When it began, for the blocks whose write failed.
+        began: u64,
     },
     /// The device flush of the flush lane.
     Flush,
@@ -318,6 +320,8 @@ pub(super) enum IoKind {
         from: Span,
         to: Span,
         since: u64,
+        /// When it began, for the blocks whose write failed.
+        began: u64,
     },
     /// A read of a checksum block.
     ChecksumsRead(u32),

@@ -408,6 +408,7 @@ impl Core {
                 from,
                 to,
                 since,
+                began: self.failed.now(),
             });
             out.push(Effect::Copy {
                 io,

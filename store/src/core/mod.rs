@@ -25,6 +25,7 @@ mod admit;
 mod checkpoint;
 mod checksums;
 mod control;
+mod failed;
 mod flush;
 mod generations;
 mod heal;
@@ -53,6 +54,7 @@ mod test;
 
 use self::checksums::Checksums;
 use self::facts::{SliceState, StoreFault, StoreUsage};
+use self::failed::Failed;
 use self::flush::Flusher;
 use self::format::superblock::Superblock;
 use self::io::{Answer, CommandId, Drain, Effect, Event, IoId, IoKind, IoTable, Outbox};
@@ -146,6 +148,8 @@ struct Active {
     /// Device operations outstanding.
     ios: u32,
     fault: Option<StoreFault>,
+    /// Blocks were there that a write has failed to replace.
+    noted: bool,
 }
 
 /// What happens when a ticket is durable.
@@ -191,6 +195,7 @@ pub struct Core {
     checkpoint: Option<checkpoint::Checkpoint>,
     merge: merge::Merge,
     checksums: Option<Checksums>,
+    failed: Failed,
     /// Slice and block that is being written for healing.
     healing: Option<(u32, Lba)>,
     /// All checksums are on the medium, for the stop.
@@ -278,6 +283,7 @@ impl Core {
         }
         self.pump_checksums(out);
         self.start_flush_run(out);
+        self.start_list(out);
         self.start_journal_record(out);
         self.start_checkpoint_if_due(out);
         self.continue_merge(out);
@@ -298,10 +304,12 @@ impl Core {
                     turn,
                     span,
                     since,
+                    began,
                 },
                 _,
             ) => {
                 self.data.leave(turn);
+                self.note_outcome(command, lba, (span, began), result, out);
                 self.on_data_io((command, lba), (span, since), sums, out);
                 self.release_drained(out);
             }
@@ -311,10 +319,14 @@ impl Core {
                     from,
                     to,
                     since,
+                    began,
                 },
                 _,
             ) => {
                 self.data.leave(turn);
+                if result.is_ok() {
+                    self.mend(to, began);
+                }
                 self.on_copy_io((from, to), since, sums, out);
                 self.release_drained(out);
             }
@@ -352,6 +364,9 @@ impl Core {
             return;
         }
         self.sb_next = 1 - self.sb_next;
+        if self.failed.is_writing() {
+            return self.on_listed(out);
+        }
         match self.phase {
             Phase::Opening(_) => self.finish_open(out),
             Phase::Stopping(stop::Stage::Superblock) => self.finish_stop(out),
@@ -363,6 +378,7 @@ impl Core {
     /// Writes the superblock into the copy that does not count.
     fn write_superblock(&mut self, out: &mut Outbox) {
         self.sb.update += 1;
+        self.sb.failed = self.failed.list();
         self.sb.proven = self.journal.proven();
         let offset_bytes = format::geometry::SUPERBLOCK_OFFSETS[self.sb_next];
         let io = self.ios.start(IoKind::Superblock);
@@ -383,6 +399,7 @@ impl Core {
         self.phase = Phase::Poisoned(fault.clone());
         out.push(Effect::Poisoned(fault.clone()));
         self.parked.clear();
+        self.failed.give_up();
         for (_, waiter) in std::mem::take(&mut self.waiters) {
             if let Waiter::Answer(command, _) = waiter {
                 out.push(Effect::Answer {
@@ -428,6 +445,7 @@ impl Core {
             kind,
             ios: 0,
             fault: None,
+            noted: false,
         };
         assert!(
             self.active[index].replace(active).is_none(),
@@ -488,12 +506,14 @@ impl Core {
         let writes = matches!(active.kind, Kind::Write { .. });
         let span = self.span(offset_bytes, blocks);
         let since = self.begin_io(span, writes);
+        let began = self.failed.now();
         self.ios.start(IoKind::Data {
             command,
             lba,
             turn,
             span,
             since,
+            began,
         })
     }
 

@@ -102,6 +102,7 @@ impl Core {
             checkpoint: None,
             merge: super::merge::Merge::default(),
             checksums: None,
+            failed: super::failed::Failed::default(),
             healing: None,
             checksums_stopped: false,
             ios: IoTable::default(),
@@ -274,6 +275,7 @@ impl Core {
         self.space = Space::new(sb.geometry.extents);
         self.pages = Pages::new(sb.geometry.pages);
         self.checksums = checksums_of(&sb.geometry);
+        self.failed = super::failed::Failed::load(&sb.failed);
         for index in 0..sb.geometry.directory_pages {
             let offset_bytes = sb
                 .geometry

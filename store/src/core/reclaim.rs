@@ -67,6 +67,7 @@ impl Core {
 
     /// Whether it is free now.
     fn give_back(&mut self, extent: u32, way: Way) -> bool {
+        self.mend_extent(extent, u16::MAX);
         if way == Way::Pool && self.space.has_room_in_pool() {
             self.space.recycle(extent);
         } else if self.config.can_trim {

@@ -72,7 +72,8 @@ impl Core {
             }
             Some(verdict) => {
                 tally.unknown += u64::from(verdict.unknown);
-                tally.rotten += u64::from(verdict.bad);
+                tally.unreadable += u64::from(verdict.failed);
+                tally.rotten += u64::from(verdict.bad - verdict.failed);
                 verdict.bad_blocks
             }
         };

@@ -3,7 +3,8 @@
 
 use super::checksums::{Asker, Check, Checksums, Span, Then, Verdict};
 use super::facts::StoreFault;
-use super::format::checksums::decode;
+use super::failed::ERRNO;
+use super::format::checksums::{UNKNOWN, decode};
 use super::format::{Corrupt, geometry::Geometry};
 use super::io::{CommandId, Effect, IoKind, Outbox};
 use super::{Core, Kind, Phase};
@@ -56,7 +57,11 @@ impl Core {
             | Kind::Entry(_) => ("write", false),
             Kind::Stable { .. } => unreachable!("moves no data"),
         };
-        if matches!(active.kind, Kind::Scrub(_)) && (result.is_err() || self.checksums.is_none()) {
+        let scrubs = matches!(active.kind, Kind::Scrub(_));
+        // Without checksums there is nothing to tell that such a block is whole.
+        let failed = what == "read" && self.checksums.is_none() && self.failed.mask(span) != 0;
+        let result = result.and_then(|sums| if failed { Err(ERRNO) } else { Ok(sums) });
+        if scrubs && (result.is_err() || self.checksums.is_none()) {
             let read = result.is_ok().then_some(Verdict {
                 unknown: span.blocks,
                 ..Verdict::default()
@@ -93,7 +98,13 @@ impl Core {
             return checksums.wait(check, sums);
         }
         let learn = matches!(check.asker, Asker::Command { learn: true, .. });
-        let verdict = checksums.judge(check, sums, learn);
+        let failed = match check.asker {
+            // The bytes of a heal were not read here.
+            Asker::Command { id, .. } if self.is_heal(id) => 0,
+            Asker::Command { .. } | Asker::Copy => self.failed.mask(check.span),
+        };
+        let checksums = self.checksums.as_mut().expect("something is to be checked");
+        let verdict = checksums.judge(check, sums, (learn, failed));
         checksums.end(check.span);
         if let Asker::Command { id, .. } = check.asker
             && let Kind::Heal(healing) = self.active_mut(id).kind
@@ -112,6 +123,12 @@ impl Core {
                 let nsid = Nsid(self.active_mut(id).nsid);
                 let outcome = match verdict.first_bad {
                     None => Ok(()),
+                    Some((nth, [written, _])) if written == UNKNOWN => Err(StoreFault::Medium {
+                        what: "read",
+                        nsid,
+                        lba: Lba(lba.0 + u64::from(nth)),
+                        errno: ERRNO,
+                    }),
                     Some((nth, [written, read])) => Err(StoreFault::Rotten {
                         nsid,
                         lba: Lba(lba.0 + u64::from(nth)),
@@ -125,10 +142,15 @@ impl Core {
         }
     }
 
+    fn is_heal(&self, id: CommandId) -> bool {
+        let active = self.active[id.0 as usize].as_ref();
+        active.is_some_and(|a| matches!(a.kind, Kind::Heal(_)))
+    }
+
     fn note(&mut self, verdict: &Verdict) {
         self.counts.blocks_verified += u64::from(verdict.good);
         self.counts.blocks_unverified += u64::from(verdict.unknown);
-        self.counts.blocks_rotten += u64::from(verdict.bad);
+        self.counts.blocks_rotten += u64::from(verdict.bad - verdict.failed);
     }
 
     /// Starts what the checksums need, and what has waited for them.
@@ -157,6 +179,7 @@ impl Core {
                 Then::Unmark(id) => self.finish_stable(id, out),
                 Then::Copied => self.settle_copy(out),
                 Then::Stop => self.checksums_stopped = true,
+                Then::List(id) => self.list_for(id),
             }
         }
     }
@@ -176,13 +199,20 @@ impl Core {
         checksums.next_done()
     }
 
-    /// A checksum block was read. One that is damaged, cannot be read or was never written says nothing.
+    /// A checksum block was read. One that is damaged, cannot be read at several tries or was never
+    /// written says nothing.
     pub(super) fn on_checksums_read(
         &mut self,
         home: u32,
         read: Result<&[u8], i32>,
         out: &mut Outbox,
     ) {
+        let poisoned = matches!(self.phase, Phase::Poisoned(_));
+        if let (Err(_), false, Some(checksums)) = (read, poisoned, &mut self.checksums)
+            && checksums.read_again(home)
+        {
+            return;
+        }
         let decoded = read.map(|bytes| decode(bytes, self.sb.store, home));
         let damaged = match &decoded {
             Err(_) | Ok(Err(Corrupt::Checksum | Corrupt::Misplaced | Corrupt::Unknown)) => true,
@@ -232,6 +262,7 @@ impl Core {
         let Some(checksums) = &mut self.checksums else {
             return;
         };
+        checksums.spare(self.failed.list());
         for slice in self.slices.values() {
             for region in &slice.marks {
                 slice

@@ -32,6 +32,8 @@ struct Needs {
     first: bool,
     /// Some extent has a change that is not durable.
     pending: bool,
+    /// Some block is on the list of those whose write failed.
+    failed: bool,
 }
 
 impl Slice {
@@ -96,6 +98,9 @@ impl Core {
             needs.pending |= self
                 .flusher
                 .is_pending(nsid, slice.extent_number(leaf, index));
+            needs.failed |= cell
+                .physical
+                .is_some_and(|e| self.failed.has(e, mask_of(piece)));
         }
         needs
     }
@@ -136,7 +141,7 @@ impl Core {
         } else {
             self.counts.overwrites += 1;
         }
-        let commit = fua && (needs.first || needs.pending);
+        let commit = fua && (needs.first || needs.pending || needs.failed);
         let durable = fua && !commit && self.config.volatile_cache;
         let (first, runs) = self.place(nsid, range, generation);
         if let Kind::Write {
@@ -259,7 +264,7 @@ impl Core {
             self.settle(nsid, first, fault.is_none());
         }
         match fault {
-            Some(fault) => self.finish(id, Err(fault), out),
+            Some(fault) => self.finish_failed(id, fault, out),
             None if commit => self.join_flush(id, out),
             None => self.finish(id, Ok(Answer::Done), out),
         }

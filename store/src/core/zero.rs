@@ -206,6 +206,7 @@ impl Core {
         if told {
             self.flusher.record(extent, named, 0, mask);
         }
+        let mended = cell.physical.filter(|_| told);
         if let Some(extent) = cell.physical.filter(|_| release) {
             self.flusher.freed.push(extent);
             self.reclaim.waiting += 1;
@@ -216,6 +217,9 @@ impl Core {
         if leaf.newest(index, *own.start()..=key.1 - 1).is_some() {
             slice.merging.add(number);
             self.merge.add(nsid);
+        }
+        if let Some(extent) = mended {
+            self.mend_extent(extent, mask);
         }
     }
 }

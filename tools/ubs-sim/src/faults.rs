@@ -491,7 +491,9 @@ impl Sim {
 
     fn disk_errors(&mut self, kind: FaultKind, times: u32) {
         let index = self.any_server();
-        self.unspoil(index, false);
+        if kind == FaultKind::Read {
+            self.unspoil(index, false);
+        }
         self.trouble(format_args!("server {index}: {times} {kind:?} errors"));
         let fault = Fault {
             kind,

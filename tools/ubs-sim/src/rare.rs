@@ -142,6 +142,8 @@ rare! {
     LeftAlone = "left alone just after joining", true;
     /// Zeroes came while a blank store was about to join, and its sources did not get to them.
     ZeroedWhileJoining = "zeroed on a blank store only, which then joined", true;
+    /// What had failed to be written was written again in the end.
+    WrittenAgain = "a block whose write had failed written again in the end", false;
     /// A disk spoiled a block, silently.
     Spoiled = "a block spoiled on its disk", true;
     /// It wrote a block over another one's place.

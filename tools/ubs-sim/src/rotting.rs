@@ -5,8 +5,8 @@
 //! is good and has it durably, and a store does not crash between a block's spoiling and its being found,
 //! because after a crash nobody knows the checksums of marked regions. So a disk whose server dies turns out
 //! not to have spoiled anything, and so do all when another one's medium is lost. Nor does a disk spoil
-//! blocks that also fails: it may be their checksums that it does not give, or a write of such a block that
-//! fails, after which nobody knows what is there.
+//! blocks that also fails to read: it may be their checksums that it does not give. Nor does a write that
+//! fails leave anything torn if the server dies before its store has noted that (ADR 0013).
 
 use crate::metad::VOLUME;
 use crate::plan::index;
@@ -14,9 +14,11 @@ use crate::rare::Rare;
 use crate::server::path;
 use crate::sim::{Party, Sim, Task};
 use crate::workload::Kind;
-use reactor::sim::Prng;
+use reactor::sim::{FaultKind, Prng};
 use shardmap::units::{Generation, Lba, Nsid, StoreId};
 use storaged::{Order, Replica, Replicas};
+use store::core::format::geometry::SUPERBLOCK_OFFSETS;
+use store::core::format::superblock::{SUPERBLOCK_BYTES, Superblock};
 use store::hash::block_checksum;
 
 /// Makes the chance of what rots another one than the world's.
@@ -145,7 +147,10 @@ impl Sim {
             .iter()
             .any(|s| s.spot.server != spot.server);
         let node = self.servers[spot.server].node;
-        let fails = self.world.disk_ref(node, path()).is_to_fail();
+        let fails = self
+            .world
+            .disk_ref(node, path())
+            .is_to_fail(FaultKind::Read);
         if elsewhere || fails || self.rotting.spoiled.len() >= SPOILED_MAX {
             return false;
         }
@@ -243,6 +248,13 @@ impl Sim {
         durable == *spoiled.rotten
     }
 
+    /// Whether a write over it, perhaps to heal it, has failed.
+    fn is_torn(&self, spoiled: &Spoiled) -> bool {
+        let node = self.servers[spoiled.spot.server].node;
+        let disk = self.world.disk_ref(node, path());
+        disk.is_torn(spoiled.offset_bytes)
+    }
+
     /// Whether any generation shows it; who knows, while the store is not open.
     fn is_shown(&self, spoiled: &Spoiled) -> bool {
         let Spot {
@@ -262,7 +274,7 @@ impl Sim {
     fn forget_healed(&mut self) {
         for spoiled in std::mem::take(&mut self.rotting.spoiled) {
             if !self.is_spoiled(&spoiled) {
-                if self.may_come_back(&spoiled) {
+                if self.may_come_back(&spoiled) || self.is_torn(&spoiled) {
                     self.rotting.spoiled.push(spoiled);
                 }
             } else if self.is_shown(&spoiled) {
@@ -294,6 +306,28 @@ impl Sim {
                 self.rotting.spoiled.push(spoiled);
             }
         }
+    }
+
+    /// The server dies: of writes that have failed, and that its store has not noted yet, nothing has
+    /// landed. Nobody was told that they failed, so they are in flight, and as such whole or not there.
+    pub(crate) fn untear(&mut self, server: usize) {
+        let node = self.servers[server].node;
+        let mut disk = self.world.disk(node, path());
+        let copies = SUPERBLOCK_OFFSETS.map(|offset| {
+            let mut bytes = vec![0; SUPERBLOCK_BYTES];
+            disk.peek(offset, &mut bytes);
+            bytes
+        });
+        let chosen = Superblock::choose(&copies[0], &copies[1]).ok();
+        disk.untear(|offset_bytes| {
+            let Some((sb, _)) = &chosen else { return false };
+            let listed = sb.failed.iter().any(|(extent, blocks)| {
+                let first = sb.geometry.extent_offset(*extent);
+                let mut blocks = (0..16).filter(|block| blocks >> block & 1 == 1);
+                blocks.any(|block| first + block * 4096 == offset_bytes)
+            });
+            listed
+        });
     }
 
     /// No disk has.

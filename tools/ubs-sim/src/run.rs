@@ -233,6 +233,7 @@ impl Sim {
         self.run_for(NOTICE_S);
         self.ask_who_is_superseded();
         self.reattach_the_forgotten();
+        self.write_again_what_failed();
         if self.plan.heals_alone && self.recorded().verified {
             self.prove_health_with_nobody();
         }
@@ -301,6 +302,52 @@ impl Sim {
             .status_of(host)
             .map_or(0, |s| s.counters.read_failovers);
         self.rare.add(Rare::ReadFailover, failovers);
+    }
+
+    /// Whether a write of a block has failed at a store, which does not read it since.
+    pub(crate) fn has_failed(
+        &self,
+        store: StoreId,
+        nsid: Nsid,
+        block: u64,
+        generation: Generation,
+    ) -> bool {
+        let failed = self.with_store(store, |it| it.has_failed(nsid, Lba(block), generation));
+        failed == Some(true)
+    }
+
+    /// Blocks of the head of which a write has failed at any of their stores.
+    fn failed_blocks(&self) -> Vec<u64> {
+        let volume = self.recorded();
+        let mut touched = self.oracle.touched();
+        touched.retain(|block| {
+            let shard = volume.map.shape.shard_of(Lba(*block));
+            volume.map.shape.positions_of(shard).any(|position| {
+                let at = usize::from(position);
+                let (store, nsid) = (volume.map.stores[at], volume.slices[at]);
+                self.has_failed(store, nsid, *block, Generation(0))
+            })
+        });
+        touched
+    }
+
+    /// Who uses the device writes again what could not be written: until then nobody may be able to read
+    /// it, and no store can be given it.
+    fn write_again_what_failed(&mut self) {
+        let failed = self.failed_blocks();
+        if failed.is_empty() || self.found.is_some() {
+            return;
+        }
+        self.rare.note(Rare::WrittenAgain);
+        self.must_soon("somebody has the volume", |s| s.holder().is_some());
+        let Some(host) = self.holder() else { return };
+        let era = self.oracle.era();
+        for run in runs_of(&failed) {
+            self.start(host, era, Kind::Write { fua: false }, run);
+        }
+        self.must_soon("what failed is written again", |s| {
+            s.hosts[host].ops.is_empty()
+        });
     }
 
     /// Every replica of a block holds the same, and what may be read.

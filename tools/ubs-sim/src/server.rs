@@ -109,6 +109,7 @@ impl Sim {
         let mut disk = self.world.disk(server.node, path());
         // docs/formats.md, "assumed of the medium": a block is written whole or not at all.
         disk.set_sector_bytes(BLOCK_BYTES as usize);
+        disk.tear_failed_writes();
         for (offset, bytes) in image {
             disk.imprint(offset, &bytes);
         }
@@ -224,6 +225,7 @@ impl Sim {
     /// `kill -9`.
     pub(crate) fn crash_server(&mut self, index: usize) {
         if self.servers[index].is_up() {
+            self.untear(index);
             self.unspoil(index, false);
             self.world.crash(self.servers[index].node);
             self.server_is_down(index, false);
@@ -232,6 +234,7 @@ impl Sim {
 
     /// Power loss.
     pub(crate) fn cut_server(&mut self, index: usize) {
+        self.untear(index);
         self.unspoil(index, true);
         self.world.power_cut(self.servers[index].node);
         self.server_is_down(index, false);

@@ -252,6 +252,9 @@ impl Sim {
                 if !volume.isr.contains(&store) || self.slice_facts(store, nsid) != Some(false) {
                     continue;
                 }
+                if self.has_failed(store, nsid, block, generation) {
+                    continue;
+                }
                 let value = self.peek(store, nsid, block, generation)?;
                 let seen = snapshot.image.get(&block).copied();
                 if seen.is_some_and(|seen| seen != value) {

@@ -295,7 +295,8 @@ impl Sim {
                 let at = usize::from(position);
                 let (store, nsid) = (volume.map.stores[at], volume.slices[at]);
                 let whole = self.slice_facts(store, nsid) == Some(false);
-                if !volume.isr.contains(&store) || !whole {
+                let failed = self.has_failed(store, nsid, block, Generation(0));
+                if !volume.isr.contains(&store) || !whole || failed {
                     continue;
                 }
                 let value = match self.peek(store, nsid, block, Generation(0)) {

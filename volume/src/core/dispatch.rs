@@ -223,6 +223,9 @@ impl Replicator {
             Purpose::HostRead { op, piece } => self.on_read_fault(op, piece, at, fault, out),
             Purpose::HostWrite { op, piece } => self.on_write_fault(op, piece, at, fault, out),
             Purpose::CopyRead(copy) => self.on_copy_unreadable(copy, at, out),
+            Purpose::Hash(region, generation) if fault == Fault::Medium => {
+                self.on_hash_unreadable((region, generation), at);
+            }
             Purpose::CopyWrite(copy) if self.repairs().any(|(id, _)| id == copy) => {
                 self.repair_refused(copy, at, out);
             }

@@ -42,8 +42,10 @@ struct Work {
     chunks: VecDeque<(BlockRange, Members)>,
     /// The source was lost: compare again once nothing of its choice is in flight.
     again: bool,
-    /// Members with a medium error in this region.
+    /// Members with a medium error in this region: no sources.
     distrusted: Members,
+    /// Of those: members that could not be compared. All of it is copied to them.
+    unreadable: Members,
 }
 
 impl Work {
@@ -53,6 +55,7 @@ impl Work {
         self.source = None;
         self.chunks.clear();
         self.hashes.clear();
+        self.unreadable = Members::EMPTY;
         self.asked = Members::EMPTY;
     }
 }
@@ -164,6 +167,7 @@ impl Replicator {
             chunks: VecDeque::new(),
             again: false,
             distrusted: Members::EMPTY,
+            unreadable: Members::EMPTY,
         });
         if self.lock.acquire(Holder::Region(region), range, true) {
             self.on_region_locked(region, out);
@@ -191,6 +195,7 @@ impl Replicator {
         let (region, range, asked) = (work.region, work.range, work.asked);
         let generation = work.generation;
         let got: Members = work.hashes.iter().map(|(at, _)| *at).collect();
+        let got = got.or(work.unreadable);
         if members.count() <= 1 || got.covers(members) {
             return self.compare(members, out);
         }
@@ -222,6 +227,29 @@ impl Replicator {
         }
     }
 
+    /// A member has a medium error in the region. What cannot be read is written again, so it is not
+    /// told apart from what differs.
+    pub(super) fn on_hash_unreadable(&mut self, asked: (RegionIndex, Generation), at: Position) {
+        let Some(work) = self.reconcile.work.as_mut() else {
+            return;
+        };
+        let current = (work.region, work.generation) == asked;
+        if current && work.stage == WorkStage::Hashing && work.asked.has(at) {
+            work.unreadable.insert(at);
+            work.distrusted.insert(at);
+            self.changed = true;
+        }
+    }
+
+    /// Nobody has a whole copy of the region. Errors may go away; if they do not, members are removed as
+    /// far as that is safe, and one that is left alone is compared with nobody.
+    fn distrust_all(&mut self, members: Members, out: &mut Outbox) {
+        let work = self.reconcile.work.as_mut().expect("hashing");
+        work.distrusted = Members::EMPTY;
+        work.compare_again();
+        members.iter().for_each(|at| self.condemn_or_drop(at, out));
+    }
+
     /// Picks the source and lists what differs from it.
     fn compare(&mut self, members: Members, out: &mut Outbox) {
         let readable = self.usable(members.and(self.read_set()));
@@ -232,8 +260,10 @@ impl Replicator {
             .iter()
             .find(|(at, _)| readable.has(*at) && !work.distrusted.has(*at));
         let Some((source, own)) = trusted.cloned() else {
-            if members.count() <= 1 || work.distrusted.covers(members) {
+            if members.count() <= 1 {
                 self.region_done(out);
+            } else if work.distrusted.covers(members) {
+                self.distrust_all(members, out);
             }
             return; // a readable member will be back, or removed
         };
@@ -244,6 +274,7 @@ impl Replicator {
                 .iter()
                 .filter(|(_, other)| other[index] != own[index]);
             let differ: Members = differ.map(|(at, _)| *at).collect();
+            let differ = differ.or(work.unreadable.and(members));
             if !differ.is_empty() {
                 work.chunks.push_back((chunk, differ));
                 // A target may have been given what another member had there.
@@ -354,6 +385,7 @@ impl Replicator {
             && work.stage == WorkStage::Hashing
         {
             work.asked.remove(at);
+            work.unreadable.remove(at);
             work.hashes.retain(|(of, _)| *of != at);
         }
     }

@@ -4,6 +4,7 @@ use super::geometry::Geometry;
 use super::{Corrupt, VERSION, is_known, is_sealed, seal};
 use crate::core::survey::Spot;
 use shardmap::units::{BLOCK_BYTES, EXTENT_BYTES};
+use std::collections::BTreeMap;
 use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -21,6 +22,25 @@ const CLEAN: u16 = 1;
 const DOUBT: u16 = 2;
 /// Feature: the device has checksum blocks.
 const CHECKSUMS: u64 = 1;
+/// Feature: there are blocks whose last write failed. Only while there are.
+const FAILED: u64 = 2;
+/// Extents that may have blocks whose last write failed.
+pub const FAILED_EXTENTS_MAX: usize = 358;
+
+/// Blocks of an extent whose last write failed.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawFailed {
+    extent: U32, // of the data area, ascending
+    blocks: U16, // bit i: block i of it; never 0
+    reserved: U16,
+}
+
+const NO_FAILED: RawFailed = RawFailed {
+    extent: U32::ZERO,
+    blocks: U16::ZERO,
+    reserved: U16::ZERO,
+};
 
 /// The bytes. Two copies; the valid one with the larger `update` wins, the other is overwritten next.
 #[derive(Clone, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -50,13 +70,14 @@ struct Raw {
     tail_sequence: U64, // first journal record to replay
     tail_offset: U64,   // its byte offset in the ring
     proven: U64,        // highest journal sequence known durable when this was written
-    features: U64,      // without which this store must not be opened; bit 0: checksum blocks
+    features: U64, // without which this store must not be opened; bit 0: checksum blocks; bit 1: failed
     checksums_offset: U64,
     checksum_blocks: U32,
     scrub_nsid: U32, // where the scrub goes on: this cell, or the next after it
     scrub_extent: U64,
     scrub_generation: U32,
-    reserved_b: [u8; 2868],
+    failed_extents: U32, // how many of the following count
+    failed: [RawFailed; FAILED_EXTENTS_MAX],
     directory_current: [u8; 1024], // bit i: directory page i counts in place B
 }
 
@@ -68,6 +89,7 @@ const _: () = assert!(offset_of!(Raw, incarnation) == 120);
 const _: () = assert!(offset_of!(Raw, features) == 168);
 const _: () = assert!(offset_of!(Raw, checksum_blocks) == 184);
 const _: () = assert!(offset_of!(Raw, scrub_extent) == 192);
+const _: () = assert!(offset_of!(Raw, failed) == 208);
 const _: () = assert!(offset_of!(Raw, directory_current) == 3072);
 const _: () = assert!(DIRECTORY_PAGES_MAX == 1024 * 8);
 
@@ -100,6 +122,9 @@ pub struct Superblock {
     pub proven: u64,
     /// Where the scrub goes on.
     pub scrub: Spot,
+    /// Extents and their blocks (a bit each) whose last write failed: what is there is nobody's guess.
+    /// At most [`FAILED_EXTENTS_MAX`].
+    pub failed: BTreeMap<u32, u16>,
     /// Bit i: directory page i counts in place B.
     pub directory_current: Box<[u8; 1024]>,
 }
@@ -133,6 +158,7 @@ impl Superblock {
             tail_offset: 0,
             proven: 0,
             scrub: Spot::default(),
+            failed: BTreeMap::new(),
             directory_current: Box::new([0; 1024]),
         }
     }
@@ -145,6 +171,20 @@ impl Superblock {
     /// Makes the other place count.
     pub fn flip_directory(&mut self, index: u32) {
         self.directory_current[index as usize / 8] ^= 1 << (index % 8);
+    }
+
+    fn features(&self) -> u64 {
+        let checksums = u64::from(self.geometry.has_checksums()) * CHECKSUMS;
+        checksums | (u64::from(!self.failed.is_empty()) * FAILED)
+    }
+
+    fn raw_failed(&self) -> [RawFailed; FAILED_EXTENTS_MAX] {
+        assert!(self.failed.len() <= FAILED_EXTENTS_MAX, "more than fit");
+        let mut raw = [NO_FAILED; FAILED_EXTENTS_MAX];
+        for (raw, (extent, blocks)) in raw.iter_mut().zip(&self.failed) {
+            (raw.extent, raw.blocks) = ((*extent).into(), (*blocks).into());
+        }
+        raw
     }
 
     /// The bytes, sealed.
@@ -175,13 +215,14 @@ impl Superblock {
             tail_sequence: self.tail_sequence.into(),
             tail_offset: self.tail_offset.into(),
             proven: self.proven.into(),
-            features: (if g.has_checksums() { CHECKSUMS } else { 0 }).into(),
+            features: self.features().into(),
             checksums_offset: g.checksums_offset.into(),
             checksum_blocks: g.checksum_blocks.into(),
             scrub_nsid: self.scrub.nsid.into(),
             scrub_extent: self.scrub.extent.into(),
             scrub_generation: self.scrub.generation.into(),
-            reserved_b: [0; 2868],
+            failed_extents: u32::try_from(self.failed.len()).expect("bounded").into(),
+            failed: self.raw_failed(),
             directory_current: *self.directory_current,
         };
         let mut bytes = raw.as_bytes().to_vec();
@@ -202,7 +243,7 @@ impl Superblock {
         if !is_sealed(bytes) {
             return Err(Corrupt::Checksum);
         }
-        if !is_known(raw.version.get()) || raw.features.get() & !CHECKSUMS != 0 {
+        if !is_known(raw.version.get()) || raw.features.get() & !(CHECKSUMS | FAILED) != 0 {
             return Err(Corrupt::Unknown);
         }
         let checksums = raw.features.get() & CHECKSUMS != 0;
@@ -225,10 +266,12 @@ impl Superblock {
         if !units || !geometry.is_consistent() || !tail_fits || !agree {
             return Err(Corrupt::Value);
         }
+        let failed = failed_of(raw, geometry.extents)?;
         Ok(Self {
             store: raw.store,
             cluster: raw.cluster,
             update: raw.update.get(),
+            failed,
             geometry,
             clean: raw.flags.get() & CLEAN != 0,
             doubt: raw.flags.get() & DOUBT != 0,
@@ -264,6 +307,20 @@ impl Superblock {
             (Err(_), Ok(b)) => Ok((b, 1)),
             (Err(Corrupt::Magic), Err(e)) | (Err(e), Err(_)) => Err(e),
         }
+    }
+}
+
+fn failed_of(raw: &Raw, extents: u32) -> Result<BTreeMap<u32, u16>, Corrupt> {
+    if raw.features.get() & FAILED == 0 {
+        return Ok(BTreeMap::new());
+    }
+    let listed = raw.failed.get(..raw.failed_extents.get() as usize);
+    let listed = listed.ok_or(Corrupt::Value)?.iter();
+    let failed: BTreeMap<u32, u16> = listed.map(|f| (f.extent.get(), f.blocks.get())).collect();
+    let sound = |(extent, blocks): (&u32, &u16)| *extent < extents && *blocks != 0;
+    match failed.iter().all(sound) {
+        true => Ok(failed),
+        false => Err(Corrupt::Value),
     }
 }
 
@@ -306,11 +363,13 @@ mod test {
         #[test]
         fn what_was_written_is_read_and_no_flipped_bit_passes(
             update: u64, incarnation: u64, tail in 0u64..256, clean: bool, doubt: bool,
+            failed in proptest::collection::btree_map(0u32..500, 1u16.., 0..=FAILED_EXTENTS_MAX),
             at in 0usize..4096, bit in 0u8..8
         ) {
             let mut s = superblock(update);
             (s.incarnation, s.tail_offset, s.clean) = (incarnation, tail * 4096, clean);
             s.doubt = doubt;
+            s.failed = failed;
             s.scrub = Spot { nsid: 7, extent: incarnation, generation: u32::MAX };
             let mut bytes = s.encode();
             prop_assert_eq!(&Superblock::decode(&bytes).unwrap(), &s);

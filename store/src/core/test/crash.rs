@@ -37,6 +37,10 @@ enum Op {
     Clean {
         nsid: u32,
     },
+    Tear {
+        nth: usize,
+        seed: u64,
+    },
     Crash {
         kill: bool,
         seed: u64,
@@ -63,6 +67,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (1u32..3).prop_map(|nsid| Op::Flush { nsid }),
         12 => (any::<usize>(), 1usize..8).prop_map(|(nth, count)| Op::Complete { nth, count }),
         1 => (1u32..3).prop_map(|nsid| Op::Clean { nsid }),
+        1 => (any::<usize>(), any::<u64>()).prop_map(|(nth, seed)| Op::Tear { nth, seed }),
         1 => (any::<bool>(), any::<u64>()).prop_map(|(kill, seed)| Op::Crash { kill, seed }),
         1 => Just(Op::Stop),
     ]
@@ -114,6 +119,9 @@ fn apply(world: &mut World, op: &Op) {
             }
         }
         Op::Clean { nsid } => clean(world, nsid),
+        Op::Tear { nth, seed } => {
+            world.tear(nth, coin_of(seed));
+        }
         Op::Crash { kill, seed } => world.crash(kill, seed),
         Op::Stop => stop_and_start(world),
     }
@@ -171,9 +179,10 @@ proptest! {
 
     #[test]
     fn flushed_data_survives_and_nothing_foreign_appears(
-        ops in prop::collection::vec(op(), 1..250), trim: bool, kill: bool, seed: u64
+        ops in prop::collection::vec(op(), 1..250), trim: bool, kill: bool, seed: u64,
+        checksums in prop::option::weighted(0.8, Just(2))
     ) {
-        let mut world = World::new(32 << 20, BLOCKS);
+        let mut world = World::with(32 << 20, BLOCKS, checksums);
         world.can_trim = trim;
         ops.iter().for_each(|op| apply(&mut world, op));
         world.crash(kill, seed);

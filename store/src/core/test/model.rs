@@ -82,6 +82,13 @@ pub(super) fn data(nsid: u32, lba: u64, version: u64) -> Content {
     content
 }
 
+/// Slice, block and version of a content.
+pub(super) fn written(content: &Content) -> (u32, u64, u64) {
+    let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+    let nsid = u32::from_le_bytes(content[..4].try_into().expect("four bytes"));
+    (nsid, number(&content[4..12]), number(&content[12..]))
+}
+
 impl Model {
     fn of(&self, nsid: u32) -> impl DoubleEndedIterator<Item = (u32, &Generated)> {
         let all = self.layers.range((nsid, 0)..=(nsid, u32::MAX));
@@ -231,6 +238,13 @@ impl Model {
         }
     }
 
+    /// The write or zero of a block that completed last.
+    pub(super) fn newest(&self, key: (u32, u32), lba: u64) -> u64 {
+        let generated = self.layers.get(&key);
+        let history = generated.and_then(|g| g.layer.get(&lba));
+        history.map_or(0, |history| history.current)
+    }
+
     /// The completed version of every block.
     pub(super) fn completed(&self, nsid: u32) -> BTreeMap<(u32, u64), u64> {
         let layers = self.of(nsid);
@@ -290,6 +304,16 @@ impl Model {
         let history = generated.and_then(|g| g.layer.get(&lba));
         let current = history.map_or(UNTOUCHED, History::current);
         self.content_of(nsid, generation, lba, current)
+    }
+
+    /// Whether a block may have this content.
+    pub(super) fn may_be(&self, key: (u32, u32), lba: u64, content: &Content) -> bool {
+        let generated = self.layers.get(&key);
+        let history = generated.and_then(|g| g.layer.get(&lba));
+        history.is_some_and(|history| {
+            let mut versions = history.versions.iter();
+            versions.any(|v| self.content_of(key.0, key.1, lba, *v) == *content)
+        })
     }
 
     pub(super) fn known_blocks(&self, nsid: u32) -> BTreeSet<u64> {

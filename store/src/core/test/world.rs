@@ -90,6 +90,9 @@ pub(super) struct World {
     pub(super) volatile_cache: bool,
     /// Most checksum blocks in memory.
     pub(super) checksum_limit: usize,
+    /// Blocks of writes that failed, by slice, and these writes: reads may fail until they are written
+    /// again, and after a crash until that was flushed.
+    pub(super) torn: BTreeMap<(u32, u64), u64>,
     /// The bytes of the next heal.
     pub(super) offered: Option<Content>,
     next_id: u32,
@@ -188,6 +191,7 @@ impl World {
             can_trim: true,
             volatile_cache: true,
             checksum_limit: checksums.unwrap_or(0),
+            torn: BTreeMap::new(),
             offered: None,
             next_id: 0,
             next_nsid: 3,
@@ -615,6 +619,13 @@ impl World {
 
     fn on_answer(&mut self, id: u32, result: Answered) {
         let out = self.outstanding.remove(&id).expect("answered once");
+        if let (Err(fault), false, Command::Read { range, generation }) =
+            (&result, self.torn.is_empty(), &out.command)
+        {
+            let key = (out.nsid, self.model.resolve(out.nsid, *generation));
+            let mut all = range.start().0..range.end().0;
+            assert!(all.any(|lba| self.may_be_torn(key, lba, false)), "{fault}");
+        }
         if result.is_ok() {
             self.record_answer(&out);
             self.check_answer(&out);
@@ -630,9 +641,14 @@ impl World {
 
     fn check_answer(&mut self, out: &Outstanding) {
         match &out.command {
-            Command::Read { range, .. } => {
+            Command::Read { range, generation } => {
+                let key = (out.nsid, self.model.resolve(out.nsid, *generation));
                 let pairs = out.buffer.iter().zip(&out.wanted);
                 for (lba, (content, wanted)) in (range.start().0..).zip(pairs) {
+                    let torn = self.may_be_torn(key, lba, false);
+                    if torn && self.model.may_be(key, lba, content) {
+                        continue;
+                    }
                     assert_eq!(
                         content, wanted,
                         "nsid {} lba {lba}: {:?}",
@@ -642,8 +658,18 @@ impl World {
             }
             Command::Write { fua, .. } | Command::Zero { fua, .. } => {
                 self.model.done(out.nsid, out.version, *fua);
+                if *fua
+                    && let Command::Write { range, .. } | Command::Zero { range, .. } = &out.command
+                {
+                    let blocks = range.start().0..range.end().0;
+                    let covers = blocks.map(|lba| ((0, lba), out.version)).collect();
+                    self.mend(out.nsid, &covers);
+                }
             }
-            Command::Flush => self.model.flushed(out.nsid, &out.covers),
+            Command::Flush => {
+                self.model.flushed(out.nsid, &out.covers);
+                self.mend(out.nsid, &out.covers);
+            }
             Command::BeginGeneration(generation) => self.model.begin(out.nsid, generation.0),
             Command::CompleteGeneration(g) => self.model.complete(out.nsid, g.0),
             Command::DropGeneration(g) => self.model.drop(out.nsid, g.0),
@@ -692,6 +718,7 @@ impl World {
             failed: None,
             poisoned: None,
             recorder: None,
+            torn: self.torn.clone(),
             offered: None,
             ..*self
         }
@@ -730,28 +757,6 @@ impl World {
         }
         self.outstanding = doomed;
         self.cut(coin_of(seed));
-    }
-
-    /// Blocks that would be asked about if power were lost now.
-    pub(super) fn unsure(&self) -> usize {
-        let in_flight = self.pending.values().map(|pending| match pending {
-            Pending::Write { blocks, .. } => blocks.len(),
-            _ => 0,
-        });
-        self.device.completed() + in_flight.sum::<usize>()
-    }
-
-    /// Changes when there are other crash states, or when other ones are legal.
-    pub(super) fn fingerprint(&self) -> u64 {
-        use std::hash::{DefaultHasher, Hash, Hasher};
-        let writes = self
-            .pending
-            .iter()
-            .filter(|(_, p)| matches!(p, Pending::Write { .. }));
-        let mut hasher = DefaultHasher::new();
-        writes.for_each(|(io, _)| io.hash(&mut hasher));
-        (self.device.completed(), self.version, self.answers.len()).hash(&mut hasher);
-        hasher.finish()
     }
 
     /// The writes that have not ended.
@@ -821,8 +826,13 @@ impl World {
             assert_eq!(found, self.model.generations(nsid), "nsid {nsid}");
             for generation in found.into_keys() {
                 for lba in self.model.known_blocks(nsid) {
-                    let content = self.peek(nsid, lba, generation);
-                    self.model.pin(nsid, generation, lba, &content);
+                    match self.peek(nsid, lba, generation) {
+                        Some(content) => self.model.pin(nsid, generation, lba, &content),
+                        // Until it is written again.
+                        None => {
+                            self.torn.insert((nsid, lba), self.version + 1);
+                        }
+                    }
                 }
             }
             if let Some(pending) = self.model.pending(nsid) {
@@ -853,8 +863,10 @@ impl World {
         self.check_space();
     }
 
-    /// Reads a block without judging it.
-    fn peek(&mut self, nsid: u32, lba: u64, generation: u32) -> Content {
+    /// Reads a block without judging it; `None`: a write of it failed before, and so does this.
+    fn peek(&mut self, nsid: u32, lba: u64, generation: u32) -> Option<Content> {
+        let mut whole = true;
+        let key = (nsid, generation);
         let id = self.next_id;
         self.next_id += 1;
         let (range, generation) = (range(lba, 1), Generation(generation));
@@ -919,13 +931,16 @@ impl World {
                 Effect::FillZero { .. } => content = Vec::new(),
                 Effect::Answer { command, result } => {
                     let what = |e| format!("nsid {nsid} lba {lba} of {generation}: {e}");
-                    assert_eq!(result.map_err(what), Ok(Answer::Done));
+                    whole = result.is_ok();
+                    if whole || !self.may_be_torn(key, lba, true) {
+                        assert_eq!(result.map_err(what), Ok(Answer::Done));
+                    }
                     self.outstanding.remove(&command.0);
                 }
                 other => self.on_effect(other),
             }
         }
-        content
+        whole.then_some(content)
     }
 
     fn check_marks(&mut self, nsid: u32) {

@@ -2,8 +2,8 @@
 
 use super::script::{MS, Script, at, command_to, done, grant, members, sends, write};
 use crate::core::{
-    Answer, AttachFault, Command, Config, Effect, Event, FailReason, Grant, HostFault, HostWhat,
-    OpId, RequestId, Timer, TraceEvent,
+    Answer, AttachFault, Command, Config, Effect, Event, FailReason, Fault, Grant, HostFault,
+    HostWhat, OpId, RequestId, Timer, TraceEvent,
 };
 use shardmap::units::{Incarnation, MembershipSeq, RegionIndex, StoreId};
 
@@ -287,8 +287,8 @@ fn a_stamp_that_metad_does_not_know_of_stops_an_ordinary_attach() {
 fn a_write_that_failed_everywhere_is_flushed_before_its_region_is_compared() {
     let mut script = Script::attached(2);
     let sent = script.host(1, write(5, false));
-    script.fault(command_to(&sent, 0, |_| true), crate::core::Fault::Medium);
-    let after = script.fault(command_to(&sent, 1, |_| true), crate::core::Fault::Medium);
+    script.fault(command_to(&sent, 0, |_| true), Fault::Medium);
+    let after = script.fault(command_to(&sent, 1, |_| true), Fault::Medium);
     // Either member may hold part of it in its cache; a value that is read must not vanish again.
     let flushes: Vec<_> = sends(&after)
         .into_iter()
@@ -304,4 +304,51 @@ fn a_write_that_failed_everywhere_is_flushed_before_its_region_is_compared() {
     let again = script.host(2, write(5, false));
     assert_eq!(sends(&again).len(), 2);
     let _: RegionIndex = RegionIndex(0);
+}
+
+/// A write failed everywhere; both members have been flushed and are asked for their digests.
+fn compared_again(script: &mut Script) -> Vec<Effect> {
+    let sent = script.host(1, write(5, false));
+    script.fault(command_to(&sent, 0, |_| true), Fault::Medium);
+    let after = script.fault(command_to(&sent, 1, |_| true), Fault::Medium);
+    script.answer(command_to(&after, 0, |_| true), Answer::Done);
+    script.answer(command_to(&after, 1, |_| true), Answer::Done)
+}
+
+fn hashes(command: &Command) -> bool {
+    matches!(command, Command::Hash(..))
+}
+
+/// What cannot be read on one member is written there again from the other one, all of the region, and
+/// nobody is removed for it.
+#[test]
+fn a_doubtful_region_that_a_member_cannot_read_is_copied_to_it_whole() {
+    let mut script = Script::attached(2);
+    let asked = compared_again(&mut script);
+    script.sent.clear();
+    script.fault(command_to(&asked, 0, hashes), Fault::Medium);
+    let other = command_to(&asked, 1, hashes);
+    let copies = script.answer(other, Answer::Hashes(vec![7; 64]));
+    let rest = script.serve(copies);
+    assert_eq!(script.machine.regions_to_reconcile(), 0);
+    let asks = |e: &Effect| matches!(e, Effect::AskMetad { .. });
+    assert!(!rest.iter().any(asks), "{rest:?}");
+    let to = |of: usize, f: fn(&Command) -> bool| {
+        let sent = script.sent.iter();
+        sent.filter(|(to, what)| *to == of && f(what)).count()
+    };
+    let reads = |c: &Command| matches!(c, Command::Read { .. });
+    let durable = |c: &Command| matches!(c, Command::Write { fua: true, .. });
+    assert_eq!((to(0, reads), to(1, reads)), (0, 64));
+    assert_eq!((to(0, durable), to(1, durable)), (64, 0));
+}
+
+/// Nobody can be read: the region is not taken for equal.
+#[test]
+fn a_doubtful_region_that_no_member_can_read_stays_doubtful() {
+    let mut script = Script::attached(2);
+    let asked = compared_again(&mut script);
+    script.fault(command_to(&asked, 0, hashes), Fault::Medium);
+    script.fault(command_to(&asked, 1, hashes), Fault::Medium);
+    assert_eq!(script.machine.regions_to_reconcile(), 1);
 }
