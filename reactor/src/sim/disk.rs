@@ -107,7 +107,6 @@ pub struct Fault {
 /// A page that a write left torn when it failed.
 struct Tear {
     offset_bytes: u64,
-    torn: Vec<u8>,
     /// What reads saw before, and what would have survived a power cut.
     before: [Vec<u8>; 2],
 }
@@ -200,6 +199,7 @@ impl Disk {
     /// Writes at once, durably, without faults: how a disk gets its content before it is used.
     pub fn imprint(&mut self, offset_bytes: u64, bytes: &[u8]) {
         assert!(offset_bytes + bytes.len() as u64 <= self.size_bytes);
+        self.mend(offset_bytes, bytes.len() as u64);
         self.now.write(offset_bytes, bytes);
         self.durable.write(offset_bytes, bytes);
     }
@@ -306,29 +306,21 @@ impl Disk {
             }
             self.tears.push(Tear {
                 offset_bytes: at,
-                torn: content(&self.now),
                 before,
             });
         }
     }
 
-    /// Whether a failed write has left this page torn.
+    /// Whether a failed write has left this page torn, and nothing was written there since.
     pub fn is_torn(&self, offset_bytes: u64) -> bool {
-        let mut here = self.tears.iter().filter(|t| t.offset_bytes == offset_bytes);
-        here.any(|tear| {
-            let mut now = vec![0; tear.torn.len()];
-            self.now.read(offset_bytes, &mut now);
-            now == tear.torn
-        })
+        self.tears.iter().any(|t| t.offset_bytes == offset_bytes)
     }
 
     /// What failed writes have left turns out not to have landed, except in pages to `keep` (by offset
     /// in bytes), and where something else was written since.
     pub fn untear(&mut self, mut keep: impl FnMut(u64) -> bool) {
         while let Some(tear) = self.tears.pop() {
-            let mut now = vec![0; tear.torn.len()];
-            self.now.read(tear.offset_bytes, &mut now);
-            if now == tear.torn && !keep(tear.offset_bytes) {
+            if !keep(tear.offset_bytes) {
                 let [now, durable] = &tear.before;
                 self.now.write(tear.offset_bytes, now);
                 self.durable.write(tear.offset_bytes, durable);
@@ -336,8 +328,18 @@ impl Disk {
         }
     }
 
+    /// Something else is written there, even if it is the same.
+    fn mend(&mut self, offset: u64, len: u64) {
+        let apart = |t: &Tear| {
+            let end = t.offset_bytes + t.before[0].len() as u64;
+            end <= offset || offset + len <= t.offset_bytes
+        };
+        self.tears.retain(apart);
+    }
+
     /// Writes without faults or limits.
     fn put(&mut self, offset: u64, from: &[u8], durable: bool) {
+        self.mend(offset, from.len() as u64);
         self.now.write(offset, from);
         if durable || !self.volatile_cache {
             self.durable.write(offset, from);
@@ -374,6 +376,7 @@ impl Disk {
         if self.kind == FileKind::BlockDevice && prng.chance(1, 2) {
             return Ok(());
         }
+        self.mend(at, len);
         self.now.zero(at, end - at);
         if self.volatile_cache {
             self.log(at, Change::Zero { len_bytes: len });
