@@ -1,4 +1,4 @@
-//! Blocks whose last write failed at the device. What is there is nobody's guess: the old content, the
+//! Blocks whose last write failed at the device. What is there is anybody's guess: the old content, the
 //! new, some of both, or whatever was spoiled before. So they are noted, on the medium before the failure
 //! is answered, and from then on read as a medium error, unless what is there has the checksum of what
 //! was written before: then it is whole (ADR 0013).

@@ -122,7 +122,7 @@ pub struct Superblock {
     pub proven: u64,
     /// Where the scrub goes on.
     pub scrub: Spot,
-    /// Extents and their blocks (a bit each) whose last write failed: what is there is nobody's guess.
+    /// Extents and their blocks (a bit each) whose last write failed: what is there is anybody's guess.
     /// At most [`FAILED_EXTENTS_MAX`].
     pub failed: BTreeMap<u32, u16>,
     /// Bit i: directory page i counts in place B.
