@@ -321,12 +321,11 @@ impl Sim {
         let chosen = Superblock::choose(&copies[0], &copies[1]).ok();
         disk.untear(|offset_bytes| {
             let Some((sb, _)) = &chosen else { return false };
-            let listed = sb.failed.iter().any(|(extent, blocks)| {
+            sb.failed.iter().any(|(extent, blocks)| {
                 let first = sb.geometry.extent_offset(*extent);
                 let mut blocks = (0..16).filter(|block| blocks >> block & 1 == 1);
                 blocks.any(|block| first + block * 4096 == offset_bytes)
-            });
-            listed
+            })
         });
     }
 
