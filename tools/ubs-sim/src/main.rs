@@ -13,7 +13,6 @@ mod faults;
 mod host;
 mod log;
 mod metad;
-mod oracle;
 mod plan;
 mod rare;
 mod recorder;

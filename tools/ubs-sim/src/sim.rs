@@ -4,7 +4,6 @@ use crate::faults::{Ease, Prey};
 use crate::host::Host;
 use crate::log::Log;
 use crate::metad::{Ask, Metad, VOLUME, Why};
-use crate::oracle::Oracle;
 use crate::plan::Plan;
 use crate::rare::Counts;
 use crate::recorder::Recorder;
@@ -24,6 +23,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use storaged::News;
+use ubs_verify::Oracle;
 use uuid::Uuid;
 use volume::VolumeEvent;
 

@@ -14,22 +14,19 @@ use control::core::{Command, Reply};
 use reactor::sim::Prng;
 use shardmap::generations::{SnapshotStep, VolumeGenerations};
 use shardmap::units::{EXTENT_BYTES, Epoch, Generation, Lba, Nsid, StoreId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use ubs_verify::MayShow;
 
 /// Snapshots that the volume has at most.
 const SNAPSHOTS_MAX: usize = 4;
 /// Blocks that are discarded at a time in the end.
 const DISCARD_BLOCKS: usize = 1024;
 
-/// What one block may show: if the client that has the volume when the snapshot is made lives until it
-/// is complete, and if not.
-pub(crate) type May = [BTreeSet<u64>; 2];
-
 /// One that was made.
 #[derive(Debug)]
 struct Snapshot {
     /// By block; zero elsewhere, or what was written since.
-    may: BTreeMap<u64, May>,
+    may: BTreeMap<u64, MayShow>,
     made: u64,
     /// The era that it was made in, and when that had begun: what was lost then is missing, and may be.
     era: u32,

@@ -309,10 +309,8 @@ impl Sim {
                         "{when} with nobody: block {block} is {same} on {other}, {value} on {store}"
                     ));
                 }
-                if !self.oracle.may_survive(block, value) {
-                    return self.find(format!(
-                        "{when} with nobody: block {block} is {value} on {store}, which is lost"
-                    ));
+                if let Err(lost) = self.oracle.may_survive(block, value) {
+                    return self.find(format!("{when} with nobody: on {store} {lost}"));
                 }
             }
         }

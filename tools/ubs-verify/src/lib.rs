@@ -2,7 +2,7 @@
 //!
 //! [`core`] decides and does no IO: every block carries a [`Stamp`], a [`History`] knows from what was
 //! issued, completed and flushed which contents a read may return, and [`Journal`] is the same with a
-//! serial form that lives outside the machine that fails.
+//! serial form that lives outside the machine that fails. Simulations that hold all of it in memory ask an [`Oracle`].
 //!
 //! ```text
 //! let mut history = History::new(Subject { volume, size_blocks, initial: Initial::Zero });
@@ -23,6 +23,7 @@ pub mod limits;
 pub use crate::core::compare::{Comparison, Difference};
 pub use crate::core::history::{Breach, History};
 pub use crate::core::journal::{Journal, JournalFault, Loaded};
+pub use crate::core::oracle::{Illegal, MayShow, Oracle};
 pub use crate::core::record::{
     Action, Ending, Handover, Initial, OpId, Record, Sight, Subject, WriterId,
 };

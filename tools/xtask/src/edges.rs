@@ -13,7 +13,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("nvmf", &["reactor"]),
     ("ublk", &["reactor"]),
     ("store", &["shardmap", "reactor"]),
-    ("volume", &["shardmap", "reactor", "nvmf"]),
+    // The oracle of its seeded worlds is the verifier's.
+    ("volume", &["shardmap", "reactor", "nvmf", "ubs-verify"]),
     ("control", &["shardmap", "ubs-capnp"]),
     ("daemon", &["reactor"]),
     ("devcluster", &[]),

@@ -4,6 +4,7 @@ mod block;
 pub mod compare;
 pub mod history;
 pub mod journal;
+pub mod oracle;
 pub mod record;
 pub mod stamp;
 #[cfg(test)]

@@ -37,7 +37,7 @@ impl World {
             return Ok(());
         }
         let issued = self.oracle.stamp();
-        for block in self.oracle.touched().collect::<Vec<_>>() {
+        for block in self.oracle.touched() {
             let homes = self.holders(block);
             let values: BTreeSet<u64> = homes
                 .iter()

@@ -6,13 +6,14 @@ use super::{Happening, MS, World};
 use crate::core::{Event, Position};
 use shardmap::generations::{SnapshotState, SnapshotStep};
 use shardmap::units::{Epoch, Generation};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use ubs_verify::MayShow;
 
 /// One that was made.
 #[derive(Debug)]
 struct Snapshot {
     /// By block, what it may show: if no client has died on the way, and if one has.
-    may: BTreeMap<u64, [BTreeSet<u64>; 2]>,
+    may: BTreeMap<u64, MayShow>,
     made: u64,
     /// When a client died last before: what was lost then is missing, and may be.
     since: u64,
@@ -162,6 +163,7 @@ impl World {
         let image: BTreeMap<u64, u64> = self
             .oracle
             .touched()
+            .into_iter()
             .filter_map(|block| {
                 let homes = self.holders(block).and(self.metad.isr);
                 let whole = |at: &Position| !self.stores[at.index()].incomplete;

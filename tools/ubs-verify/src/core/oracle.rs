@@ -1,4 +1,5 @@
-//! What may be read, and what must be durable, per block.
+//! What may be read, and what must be durable, per block, where every write leaves a number of its own:
+//! for simulations, which know the end of each write and hold all of it in memory.
 //!
 //! Time is a counter of host events. A write is *superseded* at a moment if another one that surely
 //! took effect began after it had completed and completed before that moment. An *era* is one
@@ -7,7 +8,6 @@
 //!
 //! Zero stands for "reads as zeroes": never written, discarded or zeroed.
 
-use crate::snapshots::May;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A write as far as one block is concerned.
@@ -53,28 +53,42 @@ impl Block {
     /// What a late flush says about the era before: values that cannot be there any more.
     fn superseded_before(&self, moment: u64) -> Vec<u64> {
         let mut left = self.before.clone();
-        drop_superseded(&mut left, moment, &self.before);
+        drop_superseded(&mut left, moment, &[]);
         let gone = self.before.iter().map(|e| e.value);
         gone.filter(|v| !left.iter().any(|l| l.value == *v))
             .collect()
     }
 }
 
-/// Drops what another write has superseded before `moment`.
-fn drop_superseded(entries: &mut Vec<Entry>, moment: u64, by: &[Entry]) {
+/// Drops what another write, of these or of `also`, has superseded before `moment`.
+fn drop_superseded(entries: &mut Vec<Entry>, moment: u64, also: &[Entry]) {
+    if entries.len() < 2 && also.is_empty() {
+        return; // nothing supersedes itself
+    }
+    let these = entries.clone();
     entries.retain(|e| {
-        !by.iter()
+        !these
+            .iter()
+            .chain(also)
             .any(|o| o.sure && o.issued > e.completed && o.completed < moment)
     });
 }
 
-/// A finding that must not be: which block, what was found, what would have been right.
+/// What a snapshot may show of a block: if its client lives until it is complete, and if not.
+pub type MayShow = [BTreeSet<u64>; 2];
+
+/// A finding that must not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Illegal {
-    pub(crate) block: u64,
-    pub(crate) found: u64,
-    pub(crate) legal: Vec<u64>,
+pub struct Illegal {
+    /// Number of the block.
+    pub block: u64,
+    /// The value that was found.
+    pub found: u64,
+    /// The values that would have been right.
+    pub legal: Vec<u64>,
 }
+
+impl std::error::Error for Illegal {}
 
 impl std::fmt::Display for Illegal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -89,7 +103,7 @@ impl std::fmt::Display for Illegal {
 
 /// The histories of all blocks.
 #[derive(Debug, Default)]
-pub(crate) struct Oracle {
+pub struct Oracle {
     now: u64,
     era: u32,
     blocks: BTreeMap<u64, Block>,
@@ -101,23 +115,23 @@ impl Oracle {
     }
 
     /// Blocks that were ever written, ascending.
-    pub(crate) fn touched(&self) -> Vec<u64> {
+    pub fn touched(&self) -> Vec<u64> {
         self.blocks.keys().copied().collect()
     }
 
     /// The current era.
-    pub(crate) fn era(&self) -> u32 {
+    pub fn era(&self) -> u32 {
         self.era
     }
 
     /// The moment of a host event.
-    pub(crate) fn stamp(&mut self) -> u64 {
+    pub fn stamp(&mut self) -> u64 {
         self.now += 1;
         self.now
     }
 
     /// A write (or a discard or zero: value 0) of the current era begins.
-    pub(crate) fn write_issued(&mut self, block: u64, value: u64, issued: u64) {
+    pub fn write_issued(&mut self, block: u64, value: u64, issued: u64) {
         let entry = Entry {
             value,
             issued,
@@ -130,15 +144,13 @@ impl Oracle {
         block.survivable.push(entry);
     }
 
-    /// What a snapshot that is made now may show of each block that was ever written: if its client
-    /// lives until it is complete, and if not.
-    pub(crate) fn may_show(&mut self) -> BTreeMap<u64, May> {
+    /// What a snapshot that is made now may show of each block that was ever written.
+    pub fn may_show(&mut self) -> BTreeMap<u64, MayShow> {
         let now = self.stamp();
         let values = |entries: &[Entry]| entries.iter().map(|e| e.value).collect::<BTreeSet<_>>();
         let blocks = self.blocks.iter_mut();
         let shown = blocks.map(|(at, block)| {
-            let by = block.readable.clone();
-            drop_superseded(&mut block.readable, now, &by);
+            drop_superseded(&mut block.readable, now, &[]);
             let readable = values(&block.readable);
             let survivable = values(&block.survivable);
             (*at, [readable.clone(), &readable | &survivable])
@@ -146,16 +158,28 @@ impl Oracle {
         shown.collect()
     }
 
-    /// Whether a block may hold that value when nobody has the volume.
-    pub(crate) fn may_survive(&self, block: u64, value: u64) -> bool {
-        let block = self.blocks.get(&block);
-        block.map_or(value == 0, |b| {
-            b.survivable.iter().any(|e| e.value == value)
+    /// Whether a block may hold that value when nobody has the volume, and after a power cut.
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn may_survive(&self, block: u64, value: u64) -> Result<(), Illegal> {
+        let entries = self.blocks.get(&block).map(|b| b.survivable.iter());
+        let legal: Vec<u64> = match entries {
+            Some(entries) => entries.map(|e| e.value).collect(),
+            None => vec![0],
+        };
+        if legal.contains(&value) {
+            return Ok(());
+        }
+        Err(Illegal {
+            block,
+            found: value,
+            legal,
         })
     }
 
     /// A write of the current era is acknowledged.
-    pub(crate) fn write_completed(&mut self, block: u64, issued: u64, now: u64, fua: bool) {
+    pub fn write_completed(&mut self, block: u64, issued: u64, now: u64, fua: bool) {
         let block = self.block(block);
         for entry in block.readable.iter_mut().chain(&mut block.survivable) {
             if entry.issued == issued && entry.completed == u64::MAX {
@@ -171,7 +195,7 @@ impl Oracle {
     }
 
     /// A write of the current era ended with an error: it may have taken effect by now, or never.
-    pub(crate) fn write_failed(&mut self, block: u64, issued: u64, now: u64) {
+    pub fn write_failed(&mut self, block: u64, issued: u64, now: u64) {
         let block = self.block(block);
         for entry in block.readable.iter_mut().chain(&mut block.survivable) {
             if entry.issued == issued && entry.completed == u64::MAX {
@@ -181,7 +205,7 @@ impl Oracle {
     }
 
     /// A flush of the current era ended well: all that completed before it was issued is durable.
-    pub(crate) fn flush_completed(&mut self, issued: u64) {
+    pub fn flush_completed(&mut self, issued: u64) {
         for block in self.blocks.values_mut() {
             if block.survivable.len() > 1 {
                 drop_superseded(&mut block.survivable, issued, &block.readable);
@@ -191,7 +215,10 @@ impl Oracle {
 
     /// A flush of the era before ends well only now: what it covered was durable when the current
     /// era began.
-    pub(crate) fn late_flush_completed(&mut self, issued: u64) -> Result<(), Illegal> {
+    ///
+    /// # Errors
+    /// Something it covered has been read to be lost.
+    pub fn late_flush_completed(&mut self, issued: u64) -> Result<(), Illegal> {
         for (at, block) in &mut self.blocks {
             let gone = block.superseded_before(issued);
             if gone.is_empty() {
@@ -216,12 +243,12 @@ impl Oracle {
     }
 
     /// Checks what a read of the current era, issued at `issued`, returned; remembers it.
-    pub(crate) fn read(&mut self, at: u64, value: u64, issued: u64) -> Result<(), Illegal> {
+    ///
+    /// # Errors
+    /// It must not return that.
+    pub fn read(&mut self, at: u64, value: u64, issued: u64) -> Result<(), Illegal> {
         let block = self.block(at);
-        if block.readable.len() > 1 {
-            let by = block.readable.clone();
-            drop_superseded(&mut block.readable, issued, &by);
-        }
+        drop_superseded(&mut block.readable, issued, &[]);
         if !block.readable.iter().any(|e| e.value == value) {
             return Err(Illegal {
                 block: at,
@@ -253,7 +280,7 @@ impl Oracle {
     }
 
     /// Another attachment serves from now on: anything that may have survived may be the truth.
-    pub(crate) fn begin_era(&mut self) -> u32 {
+    pub fn begin_era(&mut self) -> u32 {
         let now = self.stamp();
         self.era += 1;
         for block in self.blocks.values_mut() {
@@ -273,7 +300,7 @@ impl Oracle {
     }
 
     /// The current era ended in order: all that was acknowledged is durable.
-    pub(crate) fn end_era(&mut self) {
+    pub fn end_era(&mut self) {
         let now = self.stamp();
         self.flush_completed(now);
     }
