@@ -56,7 +56,7 @@ simulate() {
 }
 canaries() {
     "$cargo" run -q --profile sim -p ubs-sim --features canary -- \
-        canary --listed --known tools/ubs-sim/canaries.txt
+        canary --all --known tools/ubs-sim/canaries.txt
 }
 # 100 000 states, the first histories: enough to find what a change breaks. `make crash` tries millions.
 crash_states() {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use shardmap::canary::{Mechanism, switch_off};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -31,12 +32,9 @@ pub(crate) struct Canary {
     /// Print its timeline in virtual time
     #[arg(long, requires = "seed")]
     trace: bool,
-    /// Seeds that are known to catch one, tried first: its name and they, one canary a line
+    /// Seeds of these that are known to catch one, tried first: its name and they, one canary a line
     #[arg(long)]
     known: Option<std::path::PathBuf>,
-    /// All that have known seeds
-    #[arg(long, requires = "known", conflicts_with_all = ["name", "all", "seed"])]
-    listed: bool,
     /// Threads [default: one per core]
     #[arg(long)]
     jobs: Option<usize>,
@@ -45,14 +43,12 @@ pub(crate) struct Canary {
 /// Runs canaries; true if each was caught.
 pub(crate) fn run_canaries(canary: &Canary) -> Result<bool> {
     let named = |m: &&Mechanism| Some(m.name()) == canary.name.as_deref();
+    let seeds = canary.first..canary.first + canary.seeds;
     let known = match &canary.known {
-        Some(path) => known_of(path)?,
+        Some(path) => known_of(path, &seeds)?,
         None => BTreeMap::new(),
     };
-    let listed = |m: &&Mechanism| known.contains_key(m.name());
-    let chosen: Vec<Mechanism> = if canary.listed {
-        Mechanism::ALL.iter().filter(listed).copied().collect()
-    } else if canary.all {
+    let chosen: Vec<Mechanism> = if canary.all {
         Mechanism::ALL.to_vec()
     } else {
         Mechanism::ALL.iter().filter(named).copied().collect()
@@ -67,18 +63,17 @@ pub(crate) fn run_canaries(canary: &Canary) -> Result<bool> {
     }
     let mut caught = 0;
     for mechanism in &chosen {
-        let known = known.get(mechanism.name());
-        caught += usize::from(is_caught(
-            *mechanism,
-            canary,
-            known.map_or(&[], Vec::as_slice),
-        ));
+        let of_it = known.get(mechanism.name()).map_or(&[][..], Vec::as_slice);
+        let others = seeds.clone().filter(|seed| !of_it.contains(seed));
+        let order: Vec<u64> = of_it.iter().copied().chain(others).collect();
+        caught += usize::from(is_caught(*mechanism, &order, canary.jobs));
     }
     println!("{caught} of {} canaries caught", chosen.len());
     Ok(caught == chosen.len())
 }
 
-fn known_of(path: &std::path::Path) -> Result<BTreeMap<String, Vec<u64>>> {
+/// The seeds that are known to catch each canary. They count as any other, so they must be among `seeds`.
+fn known_of(path: &std::path::Path, seeds: &Range<u64>) -> Result<BTreeMap<String, Vec<u64>>> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let lines = text.lines().map(str::trim);
@@ -91,25 +86,33 @@ fn known_of(path: &std::path::Path) -> Result<BTreeMap<String, Vec<u64>>> {
                 bail!("{}: {name:?} is no canary", path.display());
             }
             let seed = |word: &str| {
-                let seed = word.parse();
-                seed.with_context(|| format!("{}: {word:?} is no seed", path.display()))
+                let number = word.parse();
+                let number = number.with_context(|| format!("{}: {word:?} is no seed", path.display()));
+                let seed: u64 = number?;
+                if !seeds.contains(&seed) {
+                    bail!(
+                        "{}: {name}: seed {seed} is none of the {} from {} on that each may take; name one that is",
+                        path.display(),
+                        seeds.end - seeds.start,
+                        seeds.start
+                    );
+                }
+                Ok(seed)
             };
             Ok((name.to_owned(), words.map(seed).collect::<Result<_>>()?))
         })
         .collect()
 }
 
-/// Runs seeds until one finds a broken promise: the known ones, then others.
-fn is_caught(mechanism: Mechanism, canary: &Canary, known: &[u64]) -> bool {
+/// Runs seeds in this order until one finds a broken promise.
+fn is_caught(mechanism: Mechanism, seeds: &[u64], jobs: Option<usize>) -> bool {
     switch_off(Some(mechanism));
     let name = mechanism.name();
-    let mut seeds = known.to_vec();
-    seeds.extend(canary.first..canary.first + canary.seeds);
     let (next, others) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let caught: Mutex<Option<(u64, String)>> = Mutex::new(None);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
-        for _ in 0..canary.jobs.unwrap_or(cores).max(1) {
+        for _ in 0..jobs.unwrap_or(cores).max(1) {
             scope.spawn(|| {
                 while caught.lock().expect("nobody panics with it").is_none()
                     && let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed))

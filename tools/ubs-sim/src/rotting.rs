@@ -1,6 +1,9 @@
 //! Disks that spoil blocks at rest and say nothing: a bit turns over, or a write for another block has
 //! landed there. Stores must find it, must not serve it, and must heal it from another replica.
 //!
+//! Other replicas may be out meanwhile, and have something older: whoever heals from them without comparing
+//! brings that back.
+//!
 //! What is not promised does not happen (ADR 0009, 0011): there is always another replica of the block that
 //! is good and has it durably, and a store does not crash between a block's spoiling and its being found,
 //! because after a crash nobody knows the checksums of marked regions. So a disk whose server dies turns out
@@ -100,14 +103,12 @@ impl Sim {
         self.rot_later();
     }
 
-    /// A block of a replica that may be spoiled now: every replica is whole and in sync.
+    /// A block of a replica that may be spoiled now: another one in sync has the same, durably. Others may be
+    /// out, and have something older.
     fn draw_spot(&mut self) -> Option<Spot> {
         let volume = self.recorded().clone();
-        let whole = volume.isr.len() == volume.map.stores.len()
-            && self.no_slice_is_incomplete()
-            && !self.membership_is_asked_for();
         let touched = self.oracle.touched();
-        if volume.map.shape.replicas < 2 || !whole || touched.is_empty() {
+        if !volume.verified || self.membership_is_asked_for() || touched.is_empty() {
             return None;
         }
         let snapshots: Vec<_> = volume.generations().complete().collect();
@@ -119,24 +120,29 @@ impl Sim {
             _ => Generation(0),
         };
         let shape = volume.map.shape;
-        let positions: Vec<u16> = shape.positions_of(shape.shard_of(Lba(block))).collect();
-        let chosen = usize::from(positions[index(prng, positions.len())]);
-        let spot = |position: usize| Spot {
-            server: self.server_of(volume.map.stores[position]),
-            store: volume.map.stores[position],
-            nsid: volume.slices[position],
+        let positions = shape.positions_of(shape.shard_of(Lba(block)));
+        let spot = |position: u16| Spot {
+            server: self.server_of(volume.map.stores[usize::from(position)]),
+            store: volume.map.stores[usize::from(position)],
+            nsid: volume.slices[usize::from(position)],
             block,
             generation,
         };
-        let all: Vec<Spot> = positions.iter().map(|p| spot((*p).into())).collect();
-        let ours = spot(chosen);
+        let spots = positions.map(spot);
+        let members: Vec<Spot> = spots.filter(|s| volume.isr.contains(&s.store)).collect();
+        let whole = |s: &Spot| self.slice_facts(s.store, s.nsid) == Some(false);
+        if members.len() < 2 || !members.iter().all(whole) {
+            return None;
+        }
+        let ours = members[index(&mut self.rotting.prng, members.len())];
         let value = |s: &Spot| self.peek(s.store, s.nsid, block, generation).ok();
-        let same = all
-            .iter()
-            .all(|s| value(s).is_some_and(|v| value(&ours) == Some(v)));
-        // A complete snapshot is durable everywhere; of the head, what is not marked.
+        let shown = value(&ours)?;
+        let same = members.iter().all(|s| value(s) == Some(shown));
+        // A complete snapshot is durable everywhere; of the head, what is not marked or a flush has covered.
         let marked = |s: &Spot| self.with_store(s.store, |it| it.is_marked(s.nsid, Lba(block)));
-        let durable = generation.0 > 0 || all.iter().all(|s| marked(s) == Some(false));
+        let durable = generation.0 > 0
+            || members.iter().all(|s| marked(s) == Some(false))
+            || self.oracle.is_durable(block, shown);
         (same && durable).then_some(ours)
     }
 

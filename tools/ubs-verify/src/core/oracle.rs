@@ -178,6 +178,14 @@ impl Oracle {
         })
     }
 
+    /// Whether a block holds that value even after the loss of all volatile state.
+    pub fn is_durable(&self, block: u64, value: u64) -> bool {
+        let block = self.blocks.get(&block);
+        block.map_or(value == 0, |b| {
+            b.survivable.iter().all(|e| e.value == value)
+        })
+    }
+
     /// A write of the current era is acknowledged.
     pub fn write_completed(&mut self, block: u64, issued: u64, now: u64, fua: bool) {
         let block = self.block(block);
