@@ -82,6 +82,10 @@ mechanisms! {
     HealCompare = "heal-compare";
     /// Hazard: what a write that failed has left at the device is read, and taken for what was written.
     FailedList = "failed-list";
+    /// Hazard: a clone is made over a parent that is not whole, and shows zeroes where there is data.
+    CloneParent = "clone-parent";
+    /// Hazard: a store of a volume that nobody has loses its slice, and counts as in sync.
+    BlankReport = "blank-report";
     /// Hazard: writes carry a generation that a store has not begun, which takes them into the one before.
     BeginAll = "begin-all";
     /// Hazard: a snapshot is complete while writes to it are under way.

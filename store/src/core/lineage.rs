@@ -14,6 +14,7 @@ use super::generations::Change;
 use super::leaf::{known_lanes, seen_through, uniform};
 use super::slice::Slice;
 use crate::limits::PARENTS_MAX;
+use shardmap::canary::{Mechanism, stands};
 use shardmap::units::{Lba, Nsid};
 use smallvec::SmallVec;
 
@@ -90,7 +91,8 @@ impl Core {
         let nsid = spec.nsid;
         let generation = parent.generation.0;
         let found = self.slices.get(&parent.nsid.0);
-        let found = found.filter(|s| s.removing.is_none() && is_whole(s, generation));
+        let whole = |s: &&Slice| is_whole(s, generation) || !stands(Mechanism::CloneParent);
+        let found = found.filter(|s| s.removing.is_none()).filter(whole);
         let found = found.filter(|s| !s.changes.is_completing());
         let stays = |s: &&Slice| !s.changes.is_running(Change::Drop(generation));
         let Some(found) = found.filter(stays) else {

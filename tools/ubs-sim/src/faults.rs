@@ -580,6 +580,7 @@ impl Sim {
         if volume.map.shape.replicas < 2
             || !volume.verified
             || !whole
+            || !self.clones_are_whole()
             || self.wiped.is_some_and(|at| volume.seq <= at)
         {
             return false;

@@ -8,6 +8,7 @@
 
 #[cfg(feature = "canary")]
 mod canary;
+mod clones;
 mod device;
 mod faults;
 mod host;

@@ -133,8 +133,8 @@ impl Sim {
         if !self.metad.up || self.metad.cut.contains(&ask.party) {
             return;
         }
-        let lets = if let Command::Maintain { .. } = ask.command {
-            self.leader_lets_maintain()
+        let lets = if let Command::Maintain { volume, .. } = ask.command {
+            self.leader_lets_maintain(volume)
         } else {
             Ok(())
         };
@@ -155,11 +155,18 @@ impl Sim {
         let (reply, changes) = self.metad.apply(now_ns, client, sequence, command);
         for change in changes {
             self.timeline.say(now_ns, format_args!("metad: {change:?}"));
-            if let Change::Snapshot(_, name, SnapshotFate::Completed) = &change {
-                self.on_snapshot_complete(generation_of(name));
-            }
-            if let Change::IsrChanged { joined, .. } = &change {
-                self.script_sees_set(joined);
+            match &change {
+                Change::IsrChanged { volume, joined, .. } if *volume == VOLUME => {
+                    self.script_sees_set(joined);
+                }
+                Change::IsrChanged { joined, .. } if !joined.is_empty() => {
+                    self.rare.note(Rare::CloneResilvered);
+                }
+                Change::Snapshot(VOLUME, name, SnapshotFate::Completed) => {
+                    self.on_snapshot_complete(generation_of(name));
+                }
+                Change::Snapshot(_, _, SnapshotFate::Kept) => self.rare.note(Rare::KeptForClone),
+                _ => {}
             }
         }
         self.tell_watchers();
@@ -190,15 +197,17 @@ impl Sim {
         self.rare.note(Rare::AskedAgain);
         // The volume asks again by itself, and may want something else by then.
         if let (Why::Isr(request), party) = (ask.why, ask.party)
-            && let Command::SetIsr { epoch, .. } | Command::VerifyMembership { epoch, .. } =
-                ask.command
+            && let Command::SetIsr { volume, epoch, .. }
+            | Command::VerifyMembership { volume, epoch, .. } = ask.command
             && self.control.chance(1, 2)
         {
             self.asks.remove(&id);
             let unknown = volume::MetadVerdict::Unknown;
             return match party {
                 Party::Host(index) => self.answer_isr(index, (epoch, request), unknown),
-                Party::Server(index) => self.answer_storaged((index, epoch, request), unknown),
+                Party::Server(index) => {
+                    self.answer_storaged((index, volume, epoch, request), unknown);
+                }
                 Party::Operator => unreachable!("people have no volumes"),
             };
         }

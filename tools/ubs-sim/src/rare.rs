@@ -144,6 +144,14 @@ rare! {
     ZeroedWhileJoining = "zeroed on a blank store only, which then joined", true;
     /// What had failed to be written was written again in the end.
     WrittenAgain = "a block whose write had failed written again in the end", false;
+    /// A store lost its medium while nobody had the volume.
+    ReplacedWithNobody = "store wiped while nobody had the volume", true;
+    /// A volume was made of a snapshot.
+    Cloned = "clone of a snapshot made", true;
+    /// A store that had not been there got a clone's slice brought up to date.
+    CloneResilvered = "clone brought up to date on a store that was away", true;
+    /// A snapshot went while a clone showed it.
+    KeptForClone = "snapshot with clones deleted", true;
     /// A disk spoiled a block, silently.
     Spoiled = "a block spoiled on its disk", true;
     /// It wrote a block over another one's place.

@@ -1,5 +1,6 @@
 //! A cluster in one thread: the world, who lives in it, and what is due when.
 
+use crate::clones::Clones;
 use crate::faults::{Ease, Prey};
 use crate::host::Host;
 use crate::log::Log;
@@ -157,6 +158,7 @@ pub(crate) struct Sim {
     pub(crate) backups: Option<Backups>,
     pub(crate) scripts: Scripts,
     pub(crate) rotting: Rotting,
+    pub(crate) clones: Clones,
     /// When eras began, in the oracle's time.
     pub(crate) eras: BTreeMap<u32, u64>,
     pub(crate) next_op: u64,
@@ -220,6 +222,7 @@ impl Sim {
             log: Log::default(),
             snapshots,
             rotting: Rotting::draw(seed),
+            clones: Clones::draw(seed),
             upkept: Upkept::default(),
             backups: Backups::draw(Prng::new(seed ^ BACKUP_SEED), scripts.restores()),
             scripts,
@@ -261,6 +264,7 @@ impl Sim {
         if !self.run_to(60, known) {
             return false;
         }
+        self.allow_clones();
         let plan = &self.plan;
         let new = NewVolume {
             id: VOLUME,

@@ -140,7 +140,8 @@ impl Sim {
         if !self.metad.up || self.calm || !self.recorded().verified {
             return;
         }
-        let complete: Vec<_> = self.recorded().generations().complete().collect();
+        self.use_clones();
+        let complete = self.deletable_snapshots();
         let user = &mut self.snapshots.user;
         if !complete.is_empty() && (complete.len() >= SNAPSHOTS_MAX || user.chance(1, 3)) {
             let which = complete[index(user, complete.len())];
@@ -148,6 +149,25 @@ impl Sim {
         } else if self.recorded().pending_snapshot().is_none() {
             self.make_snapshot();
         }
+    }
+
+    /// Complete ones that were not deleted: such as are kept for clones are the user's no more.
+    pub(crate) fn deletable_snapshots(&self) -> Vec<Generation> {
+        let volume = self.recorded();
+        let complete = volume.generations();
+        let all = complete.complete();
+        all.filter(|g| !volume.kept.contains_key(g)).collect()
+    }
+
+    /// What a complete snapshot shows, by block; zero elsewhere.
+    pub(crate) fn image_of(
+        &mut self,
+        generation: Generation,
+        when: &str,
+    ) -> Option<BTreeMap<u64, u64>> {
+        self.check_snapshot(generation, when);
+        let snapshot = self.snapshots.all.get(&generation)?;
+        self.found.is_none().then(|| snapshot.image.clone())
     }
 
     fn make_snapshot(&mut self) {

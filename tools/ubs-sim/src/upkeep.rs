@@ -29,8 +29,8 @@ pub(crate) struct Upkeep {
     machine: Maintenance,
     /// From metad, on its way to the reactor.
     grant: Option<Box<AttachGrant>>,
-    /// Under which epoch the reactor has the volume.
-    epoch: Option<Epoch>,
+    /// Which volume the reactor has, under which epoch.
+    has: Option<(VolumeId, Epoch)>,
     /// When the machine is told the time next.
     due_ns: Option<u64>,
 }
@@ -115,11 +115,14 @@ impl Sim {
     fn upkeep_begins(&mut self, index: usize) {
         let upkeep = &mut self.servers[index].upkeep;
         let grant = upkeep.grant.take().expect("it was just granted");
-        upkeep.epoch = Some(grant.epoch);
+        let (volume, epoch) = (grant.volume, grant.epoch);
+        upkeep.has = Some((volume, epoch));
         let limit = self.plan.options.resilver_bytes_per_s_max;
         let grant = volume::AttachGrant::new(*grant, hosting::options(limit));
         self.order(index, Order::Maintain(Box::new(grant)));
-        self.pass(Prey::Attach);
+        if volume == VOLUME {
+            self.pass(Prey::Attach);
+        }
     }
 
     /// Control looks at the volume.
@@ -138,35 +141,46 @@ impl Sim {
     pub(crate) fn on_upkeep_reply(&mut self, index: usize, ask: &Ask, reply: Reply) {
         let now = self.moment();
         let upkeep = &mut self.servers[index].upkeep;
-        let step = match (ask.why, reply) {
-            (Why::Maintain, Reply::Granted(grant)) => {
+        let step = match (&ask.command, reply) {
+            (Command::Maintain { volume, .. }, Reply::Granted(grant)) => {
                 let epoch = grant.epoch;
                 upkeep.grant = Some(grant);
-                let step = upkeep.machine.on_granted(now, VOLUME, epoch);
+                let step = upkeep.machine.on_granted(now, *volume, epoch);
                 self.rare.note(Rare::Maintained);
-                self.record_upkeep();
+                if *volume == VOLUME {
+                    self.record_upkeep();
+                }
                 self.say(format_args!("server {index}: maintains under {epoch:?}"));
                 step
             }
-            (Why::Maintain, Reply::Refused(refusal)) => {
+            (Command::Maintain { volume, .. }, Reply::Refused(refusal)) => {
                 let why = refusal.to_string();
-                let step = upkeep.machine.on_refused(now, VOLUME, &why);
+                let step = upkeep.machine.on_refused(now, *volume, &why);
                 self.say(format_args!("server {index}: {why}"));
                 step
             }
-            (Why::Detach(_), _) => upkeep.machine.on_told(now, VOLUME),
-            // Recorded, or no longer ours to tell.
-            (Why::Snapshot, Reply::Done | Reply::Fenced { .. }) => None,
-            (Why::Isr(request), reply) => {
-                let Command::SetIsr { epoch, new_isr, .. } = &ask.command else {
+            (Command::Detach { volume, .. }, _) => upkeep.machine.on_told(now, *volume),
+            (
+                Command::SetIsr {
+                    volume,
+                    epoch,
+                    new_isr,
+                    ..
+                },
+                reply,
+            ) => {
+                let Why::Isr(request) = ask.why else {
                     unreachable!("asked for an in-sync set")
                 };
                 if let Some(verdict) = self.verdict(reply, new_isr.clone()) {
-                    self.answer_storaged((index, *epoch, request), verdict);
+                    self.answer_storaged((index, *volume, *epoch, request), verdict);
                 }
                 None
             }
-            (why, reply) => {
+            // Recorded, or no longer ours to tell.
+            (_, Reply::Done | Reply::Fenced { .. }) if ask.why == Why::Snapshot => None,
+            (_, reply) => {
+                let why = ask.why;
                 self.find(format!("server {index}: {why:?} answered by {reply:?}"));
                 None
             }
@@ -176,11 +190,11 @@ impl Sim {
 
     pub(crate) fn answer_storaged(
         &mut self,
-        (index, epoch, request): (usize, Epoch, u64),
+        (index, volume, epoch, request): (usize, VolumeId, Epoch, u64),
         verdict: volume::MetadVerdict,
     ) {
         let answer = MetadAnswer {
-            volume: VOLUME,
+            volume,
             epoch,
             request,
             verdict,
@@ -192,7 +206,11 @@ impl Sim {
         match news {
             MaintenanceNews::Changed { volume, what } => {
                 if let Some(what) = what {
-                    self.on_upkeep_transition(index, what);
+                    self.say(format_args!("server {index}: maintenance: {what:?}"));
+                    // What a clone must show does not depend on its transitions.
+                    if volume == VOLUME {
+                        self.on_upkeep_transition(index, what);
+                    }
                 }
                 self.upkeep_sees(index, volume);
             }
@@ -223,7 +241,6 @@ impl Sim {
     }
 
     fn on_upkeep_transition(&mut self, index: usize, what: TraceEvent) {
-        self.say(format_args!("server {index}: maintenance: {what:?}"));
         if let TraceEvent::Establish { .. } = what {
             // Whoever had the volume is superseded from here on.
             let (era, now) = (self.oracle.era(), self.oracle.stamp());
@@ -260,7 +277,7 @@ impl Sim {
     }
 
     fn upkeep_has_compared(&mut self, index: usize) {
-        self.upkept.equal = self.servers[index].upkeep.epoch;
+        self.upkept.equal = self.servers[index].upkeep.has.map(|(_, epoch)| epoch);
         self.prove_members_equal("compared");
     }
 
@@ -276,7 +293,7 @@ impl Sim {
         }
         let now = self.moment();
         let upkeep = &mut self.servers[index].upkeep;
-        upkeep.epoch = None;
+        upkeep.has = None;
         let step = upkeep.machine.on_ended(now, volume, how);
         self.upkeep_does(index, step);
     }
@@ -317,8 +334,10 @@ impl Sim {
     }
 
     /// The leader refuses a storaged that could only wait; it may not have noticed yet.
-    pub(crate) fn leader_lets_maintain(&mut self) -> Result<(), Refusal> {
-        let volume = self.recorded();
+    pub(crate) fn leader_lets_maintain(&mut self, volume: VolumeId) -> Result<(), Refusal> {
+        let Some(volume) = self.metad.state.volumes.get(&volume) else {
+            return Ok(()); // metad knows what to say
+        };
         let there = |store: &StoreId| self.servers[self.server_of(*store)].registered;
         let members = volume.isr.iter().all(there);
         let out: Vec<StoreId> = volume.out_of_sync().collect();
@@ -334,7 +353,15 @@ impl Sim {
     /// The leader gives a volume whose storaged is gone to another one.
     pub(crate) fn on_duties(&mut self) {
         self.schedule(LOOK_NS, Task::Duties);
-        let volume = self.recorded();
+        // The volume first, then its clones.
+        let clones = self.metad.state.volumes.keys();
+        let clones = clones.copied().filter(|id| *id != VOLUME);
+        let all: Vec<VolumeId> = [VOLUME].into_iter().chain(clones).collect();
+        all.into_iter().for_each(|id| self.move_maintenance(id));
+    }
+
+    fn move_maintenance(&mut self, id: VolumeId) {
+        let volume = &self.metad.state.volumes[&id];
         let Some(before) = volume.maintenance.filter(|_| self.metad.up) else {
             return;
         };
@@ -353,7 +380,7 @@ impl Sim {
         if before.epoch.is_some() {
             self.rare.note(Rare::MaintenanceMoved);
         }
-        let volume = VOLUME;
+        let volume = id;
         self.tell_metad(Command::AssignMaintenance { volume, server });
     }
 
@@ -362,13 +389,13 @@ impl Sim {
         let volume = self.recorded();
         let idle = volume.desired.is_none() && volume.attachment.is_none();
         let whole = volume.out_of_sync().next().is_none() && volume.pending_snapshot().is_none();
-        idle && whole && volume.maintenance.is_none()
+        idle && whole && volume.maintenance.is_none() && self.no_slice_is_incomplete()
     }
 
     /// The server whose storaged has the volume.
     pub(crate) fn the_upkeeper(&self) -> Option<usize> {
         self.servers
             .iter()
-            .position(|s| s.is_up() && s.upkeep.epoch.is_some())
+            .position(|s| s.is_up() && s.upkeep.has.is_some_and(|(id, _)| id == VOLUME))
     }
 }
