@@ -187,6 +187,7 @@ struct Command {
     setSpaceLimits :group { overcommitPercent @58 :UInt32; highWaterPercent @59 :UInt32; }  # 0: as it is
     createClone :group { id @60 :Uuid; name @61 :Text; volume @62 :Uuid; generation @63 :UInt32; }
     holdSnapshot :group { volume @65 :Uuid; epoch @66 :UInt64; generation @67 :UInt32; }
+    reportBlankSlice :group { store @68 :UInt32; nsid @69 :UInt32; }
   }
 }
 

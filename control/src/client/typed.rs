@@ -507,6 +507,15 @@ impl MetadClient {
         self.run_done(command).await
     }
 
+    /// storaged: a slice that was confirmed is blank, or was and is not complete yet.
+    ///
+    /// # Errors
+    /// Unknown slice; see [`MetadError`].
+    pub async fn report_blank_slice(&self, store: StoreId, nsid: Nsid) -> Result<(), MetadError> {
+        self.run_done(Command::ReportBlankSlice { store, nsid })
+            .await
+    }
+
     /// storaged: a slice is gone.
     ///
     /// # Errors

@@ -182,6 +182,13 @@ pub enum Command {
         /// Blocks of the volume that it reaches to.
         size_blocks: u64,
     },
+    /// A slice that had been confirmed is blank, or incomplete: its storaged had to make it anew.
+    ReportBlankSlice {
+        /// On which store.
+        store: StoreId,
+        /// Which slice.
+        nsid: Nsid,
+    },
     /// A storaged removed the slice.
     ConfirmSliceGone {
         /// On which store.
@@ -433,6 +440,8 @@ pub enum Change {
     StoreRemoved(StoreId, String),
     /// The server is forgotten; what it was called.
     ServerRemoved(ServerId, String),
+    /// An in-sync store of a volume that nobody has says that it lost its slice.
+    SliceBlank(VolumeId, StoreId),
     /// A storaged took the volume to bring it up to date.
     MaintenanceBegan(VolumeId, ServerId, Epoch),
     /// It let it go, or was replaced.

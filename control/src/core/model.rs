@@ -259,6 +259,8 @@ pub struct Maintenance {
     pub epoch: Option<Epoch>,
     /// Log index of the last change that may let it succeed where it has failed.
     pub due_index: u64,
+    /// An in-sync store has lost its slice, as its storaged says: somebody has to open the stores and see.
+    pub blank: bool,
 }
 
 /// A snapshot of a volume: a generation that has ended, or is about to.

@@ -830,6 +830,10 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
             store: StoreId(s),
             nsid: Nsid(n)
         }),
+        (1u32..7, 1u32..30).prop_map(|(s, n)| Command::ReportBlankSlice {
+            store: StoreId(s),
+            nsid: Nsid(n)
+        }),
         (0u32..6, any::<bool>()).prop_map(|(s, cordon)| Command::SetServerStanding {
             server: ServerId(s),
             standing: if cordon {
@@ -973,6 +977,7 @@ fn fsck_finds_what_it_should() {
                 server,
                 epoch: None,
                 due_index: 1,
+                blank: false,
             };
             s.volumes.get_mut(&VOL).unwrap().maintenance = Some(of(ServerId(1)));
         },

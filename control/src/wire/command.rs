@@ -75,6 +75,11 @@ pub(crate) fn put_command(
             to.set_store(store.0);
             to.set_nsid(nsid.0);
         }
+        Command::ReportBlankSlice { store, nsid } => {
+            let mut to = to.init_report_blank_slice();
+            to.set_store(store.0);
+            to.set_nsid(nsid.0);
+        }
         Command::CreateVolume(_)
         | Command::DeleteVolume { .. }
         | Command::SetDesiredAttachment { .. }
@@ -144,6 +149,7 @@ fn put_volume_command(command: &Command, to: wire::command::Builder<'_>) {
         | Command::BeginLineage { .. }
         | Command::SetSpaceLimits(_)
         | Command::ConfirmSlice { .. }
+        | Command::ReportBlankSlice { .. }
         | Command::ConfirmSliceGone { .. } => unreachable!("put by the caller"),
     }
 }
@@ -357,6 +363,7 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         },
         Which::SetIsr(c) => get_set_isr(c)?,
         Which::ConfirmSlice(c) => get_confirm_slice(c),
+        Which::ReportBlankSlice(c) => get_report_blank_slice(c),
         Which::ConfirmSliceGone(c) => Command::ConfirmSliceGone {
             store: StoreId(c.get_store()),
             nsid: Nsid(c.get_nsid()),
@@ -388,6 +395,13 @@ fn get_confirm_slice(from: wire::command::confirm_slice::Reader<'_>) -> Command 
         store: StoreId(from.get_store()),
         nsid: Nsid(from.get_nsid()),
         size_blocks: from.get_size_blocks(),
+    }
+}
+
+fn get_report_blank_slice(from: wire::command::report_blank_slice::Reader<'_>) -> Command {
+    Command::ReportBlankSlice {
+        store: StoreId(from.get_store()),
+        nsid: Nsid(from.get_nsid()),
     }
 }
 

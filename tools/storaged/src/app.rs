@@ -222,12 +222,14 @@ impl Storaged {
             Notable::SliceDone {
                 nsid,
                 removal,
+                incomplete,
                 refused,
             } => {
                 self.target.namespaces_changed(io);
                 self.tell(News::SliceDone {
                     nsid,
                     removal,
+                    incomplete,
                     refused,
                 });
             }

@@ -272,8 +272,11 @@ impl Control {
                 }
                 news = self.next_news() => match news {
                     None => return Ok(()),
-                    Some(News::SliceDone { nsid, removal, refused, .. }) => {
-                        self.slice_done(nsid, removal, refused).await;
+                    Some(News::SliceDone { nsid, removal, incomplete, refused }) => {
+                        let told = self.wanted.done(nsid, removal, incomplete, refused.as_deref());
+                        for one in told {
+                            self.tell(nsid, one).await;
+                        }
                     }
                     Some(News::CloneWaits(nsid)) => self.wanted.waits(nsid),
                     Some(News::SliceChanged(nsid)) => {
@@ -307,14 +310,18 @@ impl Control {
         });
     }
 
-    async fn slice_done(&mut self, nsid: Nsid, removal: bool, refused: Option<String>) {
-        let told = match self.wanted.done(nsid, removal, refused.as_deref()) {
-            None => return,
-            Some(Told::Gone(store, nsid)) => {
+    async fn tell(&mut self, nsid: Nsid, told: Told) {
+        let told = match told {
+            Told::Blank(store, nsid) => {
+                tracing::error!(%nsid, %store, "what was here of the volume is lost; it is to be resilvered");
+                self.persist(|c| async move { c.report_blank_slice(store, nsid).await })
+                    .await
+            }
+            Told::Gone(store, nsid) => {
                 self.persist(|c| async move { c.confirm_slice_gone(store, nsid).await })
                     .await
             }
-            Some(Told::Made(store, nsid, size_blocks)) => {
+            Told::Made(store, nsid, size_blocks) => {
                 self.persist(|c| async move { c.confirm_slice(store, nsid, size_blocks).await })
                     .await
             }

@@ -117,6 +117,8 @@ pub(crate) enum Notable {
         nsid: Nsid,
         /// It was to be removed.
         removal: bool,
+        /// It is there, and incomplete.
+        incomplete: bool,
         /// Why not.
         refused: Option<String>,
     },
@@ -423,9 +425,12 @@ impl Slices {
             }
         }
         self.publish(index);
+        let store = self.stores[index].as_ref();
+        let slice = store.and_then(|store| store.slice(Nsid(nsid)));
         Notable::SliceDone {
             nsid: Nsid(nsid),
             removal,
+            incomplete: slice.is_some_and(|s| s.incomplete),
             refused,
         }
     }

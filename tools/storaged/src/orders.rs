@@ -126,6 +126,8 @@ pub enum News {
         nsid: Nsid,
         /// It was to be removed.
         removal: bool,
+        /// It is there, and incomplete.
+        incomplete: bool,
         /// Why not.
         refused: Option<String>,
     },

@@ -12,6 +12,8 @@ use store::{Parent, SliceSpec};
 pub enum Told {
     /// It is there, and reaches to so many blocks of the volume.
     Made(StoreId, Nsid, u64),
+    /// It was there before, and what it had is lost.
+    Blank(StoreId, Nsid),
     /// It is gone.
     Gone(StoreId, Nsid),
 }
@@ -125,19 +127,29 @@ impl Wanted {
     }
 
     /// An order was answered; what metad must hear of it.
-    pub fn done(&mut self, nsid: Nsid, removal: bool, refused: Option<&str>) -> Option<Told> {
-        let slice = self.ordered.remove(&nsid)?;
+    pub fn done(
+        &mut self,
+        nsid: Nsid,
+        removal: bool,
+        incomplete: bool,
+        refused: Option<&str>,
+    ) -> Vec<Told> {
+        let Some(slice) = self.ordered.remove(&nsid) else {
+            return Vec::new();
+        };
         if let Some(why) = refused {
             tracing::error!(%nsid, volume = %slice.volume, why, "the slice could not be made or removed");
-            return None;
+            return Vec::new();
         }
         if removal {
             self.made.remove(&nsid);
-            return Some(Told::Gone(slice.store, nsid));
+            return vec![Told::Gone(slice.store, nsid)];
         }
         self.made.insert(nsid, slice.size_blocks);
         let news = !slice.confirmed || slice.has_blocks < slice.size_blocks;
-        news.then_some(Told::Made(slice.store, nsid, slice.size_blocks))
+        let made = news.then_some(Told::Made(slice.store, nsid, slice.size_blocks));
+        let blank = incomplete.then_some(Told::Blank(slice.store, nsid));
+        made.into_iter().chain(blank).collect()
     }
 }
 
@@ -216,16 +228,29 @@ mod test {
             0,
             "on its way"
         );
-        let told = wanted.done(Nsid(5), false, None);
-        assert_eq!(told, Some(Told::Made(StoreId(4), Nsid(5), 4096)));
+        let told = wanted.done(Nsid(5), false, false, None);
+        assert_eq!(told, [Told::Made(StoreId(4), Nsid(5), 4096)]);
         assert_eq!(wanted.orders(vec![desired(5, true)]).len(), 0, "there");
         let larger = DesiredSlice {
             size_blocks: 8192,
             ..desired(5, true)
         };
         assert_eq!(wanted.orders(vec![larger]).len(), 1);
-        let told = wanted.done(Nsid(5), false, None);
-        assert_eq!(told, Some(Told::Made(StoreId(4), Nsid(5), 8192)), "grown");
+        let told = wanted.done(Nsid(5), false, false, None);
+        assert_eq!(told, [Told::Made(StoreId(4), Nsid(5), 8192)], "grown");
+    }
+
+    #[test]
+    fn a_slice_that_was_lost_is_reported_and_one_made_for_the_first_time_is_not_lost() {
+        let mut wanted = wanted();
+        wanted.orders(vec![desired(5, true), desired(6, false), desired(7, true)]);
+        let told = wanted.done(Nsid(5), false, true, None);
+        assert_eq!(told, [Told::Blank(StoreId(4), Nsid(5))]);
+        assert_eq!(
+            wanted.done(Nsid(6), false, false, None),
+            [Told::Made(StoreId(4), Nsid(6), 4096)]
+        );
+        assert_eq!(wanted.done(Nsid(7), false, false, None), [], "whole");
     }
 
     fn with_generations(head: u32, snapshots: &[u32]) -> DesiredSlice {
@@ -292,7 +317,7 @@ mod test {
             generation: Generation(2),
         };
         assert_eq!(spec.parent, Some(parent));
-        wanted.done(Nsid(5), false, None);
+        wanted.done(Nsid(5), false, false, None);
         wanted.waits(Nsid(6));
         assert_eq!(wanted.parent_changed(Nsid(4)).len(), 0);
         assert_eq!(wanted.parent_changed(Nsid(5)).len(), 1);
@@ -315,14 +340,14 @@ mod test {
     fn a_refused_order_is_given_again() {
         let mut wanted = wanted();
         assert_eq!(wanted.orders(vec![desired(5, false)]).len(), 1);
-        assert_eq!(wanted.done(Nsid(5), false, Some("no room")), None);
+        assert_eq!(wanted.done(Nsid(5), false, false, Some("no room")), []);
         assert_eq!(wanted.orders(vec![desired(5, false)]).len(), 1);
         let gone = DesiredSlice {
             remove: true,
             ..desired(6, true)
         };
         assert_eq!(wanted.orders(vec![gone]).len(), 1);
-        let told = wanted.done(Nsid(6), true, None);
-        assert_eq!(told, Some(Told::Gone(StoreId(4), Nsid(6))));
+        let told = wanted.done(Nsid(6), true, false, None);
+        assert_eq!(told, [Told::Gone(StoreId(4), Nsid(6))]);
     }
 }

@@ -7,7 +7,7 @@ use crate::snapshots::generation_of;
 use control::core::{
     Change, ClientId, Command, Envelope, HostId, Reply, SnapshotFate, State, apply,
 };
-use shardmap::units::{Epoch, ServerId, VolumeId};
+use shardmap::units::{Epoch, ServerId, StoreId, VolumeId};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
@@ -155,22 +155,32 @@ impl Sim {
         let (reply, changes) = self.metad.apply(now_ns, client, sequence, command);
         for change in changes {
             self.timeline.say(now_ns, format_args!("metad: {change:?}"));
-            match &change {
-                Change::IsrChanged { volume, joined, .. } if *volume == VOLUME => {
-                    self.script_sees_set(joined);
-                }
-                Change::IsrChanged { joined, .. } if !joined.is_empty() => {
-                    self.rare.note(Rare::CloneResilvered);
-                }
-                Change::Snapshot(VOLUME, name, SnapshotFate::Completed) => {
-                    self.on_snapshot_complete(generation_of(name));
-                }
-                Change::Snapshot(_, _, SnapshotFate::Kept) => self.rare.note(Rare::KeptForClone),
-                _ => {}
+            if let Change::Snapshot(volume, name, fate) = &change {
+                self.on_snapshot_change(*volume, name, *fate);
+            }
+            if let Change::IsrChanged { volume, joined, .. } = &change {
+                self.on_set_change(*volume, joined);
             }
         }
         self.tell_watchers();
         reply
+    }
+
+    fn on_snapshot_change(&mut self, volume: VolumeId, name: &str, fate: SnapshotFate) {
+        if volume == VOLUME && fate == SnapshotFate::Completed {
+            self.on_snapshot_complete(generation_of(name));
+        }
+        let kept = u64::from(fate == SnapshotFate::Kept);
+        self.rare.add(Rare::KeptForClone, kept);
+    }
+
+    fn on_set_change(&mut self, volume: VolumeId, joined: &[StoreId]) {
+        if volume == VOLUME {
+            self.script_sees_set(joined);
+        } else {
+            let joined = joined.len() as u64;
+            self.rare.add(Rare::CloneResilvered, joined);
+        }
     }
 
     /// A command of somebody who is not simulated reaches metad at once.

@@ -2,6 +2,7 @@
 
 use crate::faults::Ease;
 use crate::metad::VOLUME;
+use crate::plan::index;
 use crate::rare::{Counts, Rare};
 use crate::recorder::Recorder;
 use crate::server::path;
@@ -132,6 +133,7 @@ fn live(sim: &mut Sim) {
     sim.prove_generations_equal();
     sim.prove_a_detach_in_order();
     sim.prove_nothing_is_lost_without_power();
+    sim.prove_clones();
     sim.prove_space_comes_back();
     for server in 0..sim.servers.len() {
         sim.note_counts(server);
@@ -250,6 +252,13 @@ impl Sim {
         let seconds = 2 * HEAL_S + self.plan.copies_s() * (1 + self.snapshot_count());
         let whole = "the volume is whole with nobody";
         self.must(seconds, whole, Self::is_whole_with_nobody);
+        if self.replace_a_disk() {
+            // No mere delay: the next loss of a disk would cost data.
+            let came = self.run_to(seconds, Self::is_whole_with_nobody);
+            if !came && self.found.is_none() {
+                self.find("a disk that was replaced with nobody there stays blank".into());
+            }
+        }
         // Given the volume back before it has looked, a host believes that it holds it still.
         self.must_soon("who had the volume has heard of it", |s| {
             s.hosts.iter().all(|host| host.held_epoch().is_none())
@@ -257,6 +266,18 @@ impl Sim {
         self.prove_members_equal("in the end");
         self.operator.idle = true;
         self.on_ease(Ease::Wanted);
+    }
+
+    /// One of the volume's disks is replaced by a blank one, if that may be.
+    fn replace_a_disk(&mut self) -> bool {
+        let stores = self.recorded().map.stores.clone();
+        let store = stores[index(&mut self.fate, stores.len())];
+        let server = self.server_of(store);
+        let replaced = self.found.is_none() && self.wipe(server, (1_000_000, 3_000_000_000));
+        if replaced {
+            self.rare.note(Rare::ReplacedWithNobody);
+        }
+        replaced
     }
 
     /// A host whose volume was forced away and given back before it looked believes that it has it

@@ -6,7 +6,7 @@ use crate::rare::Rare;
 use crate::sim::{CLUSTER, Item, Party, Sim, Task};
 use crate::upkeep::Upkeep;
 use control::core::desire::{known_hosts, slices_of_server};
-use control::core::{Command, NewServer, NewStore, Reply};
+use control::core::{Command, NewServer, NewStore, RefusalCode, Reply};
 use nvmf::target::{Target, TargetConfig};
 use reactor::sim::NodeId;
 use reactor::{FileKind, Mailbox};
@@ -304,23 +304,22 @@ impl Sim {
             News::SliceDone {
                 nsid,
                 removal,
+                incomplete,
                 refused,
             } => {
-                let server = &mut self.servers[index];
-                match server.wanted.done(nsid, removal, refused.as_deref()) {
-                    Some(Told::Made(store, nsid, size_blocks)) => {
-                        let command = Command::ConfirmSlice {
+                let wanted = &mut self.servers[index].wanted;
+                let told = wanted.done(nsid, removal, incomplete, refused.as_deref());
+                for one in told {
+                    let command = match one {
+                        Told::Made(store, nsid, size_blocks) => Command::ConfirmSlice {
                             store,
                             nsid,
                             size_blocks,
-                        };
-                        self.ask(Party::Server(index), Why::Confirm, command);
-                    }
-                    Some(Told::Gone(store, nsid)) => {
-                        let command = Command::ConfirmSliceGone { store, nsid };
-                        self.ask(Party::Server(index), Why::Confirm, command);
-                    }
-                    None => {}
+                        },
+                        Told::Blank(store, nsid) => Command::ReportBlankSlice { store, nsid },
+                        Told::Gone(store, nsid) => Command::ConfirmSliceGone { store, nsid },
+                    };
+                    self.ask(Party::Server(index), Why::Confirm, command);
                 }
             }
         }
@@ -366,6 +365,8 @@ impl Sim {
                 self.look_soon(Party::Server(index));
             }
             (Why::Confirm, Reply::Done) => {}
+            // A repeated word of a slice whose volume is gone.
+            (Why::Confirm, Reply::Refused(refusal)) if refusal.code == RefusalCode::NotFound => {}
             (_, _) => self.on_upkeep_reply(index, ask, reply),
         }
     }

@@ -152,6 +152,8 @@ impl Step<'_> {
         } else if let Some(ours) = &mut volume.maintenance
             && ours.epoch.take().is_some()
         {
+            // It has opened the stores and seen.
+            ours.blank = false;
             let server = ours.server;
             self.say(Change::MaintenanceEnded(id, server));
             self.holder_went(id);

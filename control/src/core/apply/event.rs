@@ -117,10 +117,8 @@ fn tell(state: &State, change: &Change) -> Told {
             let what = format!("detached from {}", state.host_name(*from));
             volume(state, *id, "Detached", &what)
         }
-        Change::ForceDetached(id, from) => {
-            let what = format!("taken from {} by force", state.host_name(*from));
-            volume(state, *id, "ForceDetached", &what)
-        }
+        Change::ForceDetached(id, from) => forced(state, *id, *from),
+        Change::SliceBlank(id, on) => replica_lost(state, *id, *on),
         Change::MaintenanceBegan(id, by, epoch) => maintained(state, *id, *by, Some(*epoch)),
         Change::MaintenanceEnded(id, by) => maintained(state, *id, *by, None),
         Change::IsrChanged {
@@ -158,6 +156,16 @@ fn isr(
     let out = stores(state, left, "out of sync: ");
     let back = stores(state, joined, "in sync again: ");
     volume(state, id, kind, &format!("{out}{back}({seq})"))
+}
+
+fn forced(state: &State, id: VolumeId, from: HostId) -> Told {
+    let what = format!("taken from {} by force", state.host_name(from));
+    volume(state, id, "ForceDetached", &what)
+}
+
+fn replica_lost(state: &State, id: VolumeId, on: StoreId) -> Told {
+    let what = format!("{} has lost what it had of it", state.store_name(on));
+    volume(state, id, "ReplicaLost", &what)
 }
 
 /// `epoch`: under which it was taken, otherwise it was let go.

@@ -1,5 +1,6 @@
 //! Volumes that nobody uses and that are not whole, or whose snapshot is pending: a storaged brings
-//! them up to date (ADR 0006).
+//! them up to date (ADR 0006). So it does with a volume of which a store has lost its slice: that this store
+//! is not in sync is for whoever opens the stores to find.
 //!
 //! Whether that is wanted, and by which server, follows from the volume: [`Step::review`] derives it
 //! after every command that may have changed it. A server is tied to no epoch before it asks; a
@@ -9,7 +10,8 @@ use super::super::command::{Change, Reply};
 use super::super::model::{Maintenance, Phase, State, Volume};
 use super::super::refusal::{Refusal, RefusalCode};
 use super::Step;
-use shardmap::units::{ServerId, StoreId, VolumeId};
+use shardmap::canary::{Mechanism, stands};
+use shardmap::units::{Nsid, ServerId, StoreId, VolumeId};
 use std::collections::BTreeSet;
 
 /// Whether a storaged may have the volume: nobody else does, and its membership is sure.
@@ -35,22 +37,27 @@ pub(in crate::core) fn maintenance_of(
     let before = volume.maintenance;
     let known = |server| state.servers.contains_key(&server);
     let at_work = before.is_some_and(|m| m.epoch.is_some() && known(m.server));
+    let blank = before.is_some_and(|m| m.blank);
     let whole = volume.out_of_sync().next().is_none() && !volume.has_unfinished_snapshot();
-    if !is_eligible(volume) || (whole && !at_work) {
+    if !is_eligible(volume) || (whole && !at_work && !blank) {
         return None;
     }
     let candidates = candidates(state, volume);
     if let Some(before) = before.filter(|m| at_work || candidates.contains(&m.server)) {
         return Some(before);
     }
-    // By volume, so that the work spreads.
-    let spread = u128::from_le_bytes(id.0) % u128::try_from(candidates.len().max(1)).ok()?;
-    let chosen = candidates.into_iter().nth(usize::try_from(spread).ok()?)?;
     Some(Maintenance {
-        server: chosen,
+        server: choose(id, candidates)?,
         epoch: None,
         due_index: index,
+        blank,
     })
+}
+
+/// By volume, so that the work spreads.
+fn choose(id: VolumeId, candidates: BTreeSet<ServerId>) -> Option<ServerId> {
+    let spread = u128::from_le_bytes(id.0) % u128::try_from(candidates.len().max(1)).ok()?;
+    candidates.into_iter().nth(usize::try_from(spread).ok()?)
 }
 
 impl Step<'_> {
@@ -121,6 +128,40 @@ impl Step<'_> {
         self.touch(id);
     }
 
+    /// A storaged had to make anew what its store had of a volume. A host that has the volume sees that by
+    /// itself; so does one that attaches it.
+    pub(super) fn report_blank_slice(
+        &mut self,
+        store: StoreId,
+        nsid: Nsid,
+    ) -> Result<Reply, Refusal> {
+        let slice = self.state.slices.get(&nsid).filter(|s| s.store == store);
+        let Some(slice) = slice else {
+            return Err(Refusal::not_found("slice", format!("{nsid} on {store}")));
+        };
+        let (id, due_index) = (slice.volume, self.turn());
+        let volume = &self.state.volumes[&id];
+        let before = volume.maintenance;
+        let at_work = before.is_some_and(|m| m.epoch.is_some() || m.blank);
+        let counts = slice.confirmed && volume.isr.contains(&store);
+        let counts = counts && stands(Mechanism::BlankReport);
+        if at_work || !counts || !is_eligible(volume) {
+            return Ok(Reply::Done);
+        }
+        let chosen = choose(id, candidates(self.state, volume));
+        let server = before.map(|m| m.server).or(chosen);
+        let server = server.expect("the reporting store is in sync");
+        let wanted = Maintenance {
+            server,
+            epoch: None,
+            due_index,
+            blank: true,
+        };
+        self.say(Change::SliceBlank(id, store));
+        self.set_maintenance(id, Some(wanted));
+        Ok(Reply::Done)
+    }
+
     /// A storaged takes the volume to bring it up to date.
     pub(super) fn maintain(&mut self, id: VolumeId, server: ServerId) -> Result<Reply, Refusal> {
         let lineage = self.state.cluster.as_ref().map_or(0, |c| c.lineage);
@@ -176,6 +217,7 @@ impl Step<'_> {
             server,
             epoch: None,
             due_index,
+            blank: before.blank,
         };
         self.set_maintenance(id, Some(to));
         if before.epoch.is_some() {

@@ -172,6 +172,7 @@ impl Step<'_> {
                 size_blocks,
             } => self.confirm_slice(store, nsid, size_blocks),
             Command::ConfirmSliceGone { store, nsid } => self.confirm_slice_gone(store, nsid),
+            Command::ReportBlankSlice { store, nsid } => self.report_blank_slice(store, nsid),
             Command::SetDesiredAttachment { volume, host } => self.set_desired(volume, host),
             Command::ClearDesiredAttachment { volume } => self.clear_desired(volume),
             Command::Attach { volume, host } => self.attach(volume, host),

@@ -3,7 +3,7 @@
 use crate::core::desire::{known_hosts, maintenance_of_server};
 use crate::core::test::{Cluster0, VOL, store, stores};
 use crate::core::{Command, HostId, Maintenance, RefusalCode, Reply};
-use shardmap::units::{Epoch, MembershipSeq, ServerId};
+use shardmap::units::{Epoch, MembershipSeq, Nsid, ServerId, StoreId};
 
 /// Detached with stores 1 and 3 in sync.
 fn degraded() -> Cluster0 {
@@ -84,6 +84,59 @@ fn a_volume_left_with_a_stale_replica_is_brought_up_to_date_and_let_go() {
     let kinds: Vec<_> = it.state.events.iter().map(|e| e.kind.as_str()).collect();
     let tail = ["MaintenanceBegan", "ReplicaInSync", "MaintenanceEnded"];
     assert_eq!(kinds[kinds.len() - 3..], tail);
+}
+
+/// Store 2 says that its slice is blank.
+fn report(it: &mut Cluster0) {
+    let all = &it.state.slices;
+    let of_two = all.iter().find(|(_, slice)| slice.store == StoreId(2));
+    let nsid = *of_two.expect("a slice each").0;
+    let (store, blank) = (StoreId(2), Reply::Done);
+    assert_eq!(it.run(Command::ReportBlankSlice { store, nsid }), blank);
+}
+
+#[test]
+fn a_volume_of_which_a_slice_is_lost_is_looked_at_although_all_are_in_sync() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    report(&mut it);
+    let wanted = maintenance(&it).expect("somebody has to look");
+    assert!(wanted.blank && wanted.epoch.is_none());
+    assert_eq!(woken(&it, wanted.server), it.state.applied_index);
+    report(&mut it);
+    assert_eq!(maintenance(&it), Some(wanted), "once is enough");
+    let assign = Command::AssignMaintenance {
+        volume: VOL,
+        server: ServerId(1 + wanted.server.0 % 3),
+    };
+    it.run(assign);
+    assert!(maintenance(&it).unwrap().blank, "for whoever does it");
+    let (_, epoch) = begun(&mut it);
+    it.run(isr(epoch, 1, &[1, 3]));
+    it.run(isr(epoch, 2, &[1, 2, 3]));
+    it.run(Command::Detach { volume: VOL, epoch });
+    assert_eq!(maintenance(&it), None, "it was seen");
+    let kinds: Vec<_> = it.state.events.iter().map(|e| e.kind.as_str()).collect();
+    assert_eq!(kinds.iter().filter(|k| **k == "ReplicaLost").count(), 1);
+}
+
+#[test]
+fn a_lost_slice_that_is_out_of_sync_or_of_an_attached_volume_is_no_news() {
+    let mut it = degraded();
+    let before = maintenance(&it);
+    report(&mut it);
+    assert_eq!(maintenance(&it), before, "it is to be resilvered anyway");
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let epoch = it.attach(1).epoch;
+    report(&mut it);
+    assert_eq!(maintenance(&it), None, "its host sees it");
+    it.run(Command::ClearDesiredAttachment { volume: VOL });
+    it.run(Command::Detach { volume: VOL, epoch });
+    assert_eq!(maintenance(&it), None);
+    let (store, nsid) = (StoreId(2), Nsid(999));
+    let unknown = Command::ReportBlankSlice { store, nsid };
+    assert_eq!(it.refused(unknown), RefusalCode::NotFound);
 }
 
 #[test]

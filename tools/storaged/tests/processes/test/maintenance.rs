@@ -127,6 +127,12 @@ impl Cluster {
 
     pub(super) fn kill(&mut self, number: usize) {
         self.servers.remove(&number).unwrap().kill_9();
+        // The kernel takes the dead one's ring apart in its own time; until then the ring has the port.
+        let since = std::time::Instant::now();
+        while let Err(why) = std::net::TcpListener::bind(&self.listen[&number]) {
+            assert!(since.elapsed() < PATIENCE, "{why}");
+            std::thread::yield_now();
+        }
     }
 
     /// Stops a storaged in order.
@@ -285,6 +291,36 @@ fn a_store_that_missed_writes_is_made_whole_with_nobody_attached() {
         let began = find(&events, "MaintenanceBegan", find(&events, "Detached", 0));
         let joined = find(&events, "ReplicaInSync", began);
         find(&events, "MaintenanceEnded", joined);
+        it.check_replicas();
+    });
+}
+
+#[test]
+fn a_disk_that_is_replaced_with_nobody_attached_is_brought_up_to_date() {
+    run(async |dir| {
+        let mut it = Cluster::begin(dir, "").await;
+        let mut client = Client::attach(&it.metad, VOLUME, "h1").await;
+        it.write(&mut client, 0..CHUNKS / 2, 1).await;
+        client.detach().await;
+        it.metad.volume_until("whole", is_whole).await;
+        it.kill(2);
+        it.blank(2);
+        it.start(2);
+        let report = it.resilvered().await;
+        assert_eq!(
+            (report.store, report.outcome),
+            (StoreId(2), ResilverOutcome::Complete)
+        );
+        let view = it.metad.volume_until("whole", is_whole).await;
+        assert_eq!(view.seq, MembershipSeq(3), "out once, in once");
+        let events = it.events().await;
+        let lost = find(&events, "ReplicaLost", find(&events, "Detached", 0));
+        let began = find(&events, "MaintenanceBegan", lost);
+        find(
+            &events,
+            "ReplicaInSync",
+            find(&events, "ReplicaOutOfSync", began),
+        );
         it.check_replicas();
     });
 }
