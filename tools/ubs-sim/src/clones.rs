@@ -97,6 +97,10 @@ impl Sim {
         let Some(image) = self.image_of(of, "when it is cloned") else {
             return;
         };
+        // Its stores may be down, so that nobody can look; the user comes by again.
+        if self.log.touched().any(|block| !image.contains_key(&block)) {
+            return;
+        }
         self.clones.made += 1;
         let name = format!("clone{}", self.clones.made);
         let mut id = *b"simulated clone ";
