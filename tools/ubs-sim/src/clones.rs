@@ -131,6 +131,13 @@ impl Sim {
         self.clones.all.remove(&id);
     }
 
+    /// Also deletes those that the user still has of a snapshot.
+    pub(crate) fn delete_clones_of(&mut self, of: Generation) {
+        let all = self.clones.all.iter();
+        let ids: Vec<VolumeId> = all.filter(|(_, c)| c.of == of).map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.delete_clone(id));
+    }
+
     /// What each clone shows, on every in-sync store that can be asked, is what its snapshot showed.
     pub(crate) fn check_clones(&mut self, when: &str) {
         let all = self.clones.all.iter();

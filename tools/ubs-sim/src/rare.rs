@@ -152,6 +152,8 @@ rare! {
     CloneResilvered = "clone brought up to date on a store that was away", true;
     /// A snapshot went while a clone showed it.
     KeptForClone = "snapshot with clones deleted", true;
+    /// A snapshot was deleted because a write into it had failed.
+    SnapshotGivenUp = "snapshot with a failed write given up", false;
     /// A disk spoiled a block, silently.
     Spoiled = "a block spoiled on its disk", true;
     /// It wrote a block over another one's place.

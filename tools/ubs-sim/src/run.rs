@@ -236,6 +236,7 @@ impl Sim {
         self.ask_who_is_superseded();
         self.reattach_the_forgotten();
         self.write_again_what_failed();
+        self.give_up_failed_snapshots();
         if self.plan.heals_alone && self.recorded().verified {
             self.prove_health_with_nobody();
         }

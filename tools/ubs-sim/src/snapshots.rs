@@ -207,6 +207,30 @@ impl Sim {
         }
     }
 
+    /// A snapshot with a block whose write had failed, and which nobody can write again, may be in the way of
+    /// stores that are to be given it: its user lets it go (docs/operations.md, known gaps).
+    pub(crate) fn give_up_failed_snapshots(&mut self) {
+        for generation in self.deletable_snapshots() {
+            if self.found.is_none() && self.has_failed_block(generation) {
+                self.rare.note(Rare::SnapshotGivenUp);
+                self.delete_clones_of(generation);
+                self.delete_snapshot(generation);
+            }
+        }
+    }
+
+    fn has_failed_block(&self, generation: Generation) -> bool {
+        let volume = self.recorded();
+        self.log.touched().any(|block| {
+            let shard = volume.map.shape.shard_of(Lba(block));
+            volume.map.shape.positions_of(shard).any(|position| {
+                let at = usize::from(position);
+                let (store, nsid) = (volume.map.stores[at], volume.slices[at]);
+                self.has_failed(store, nsid, block, generation)
+            })
+        })
+    }
+
     /// metad has recorded a snapshot as complete.
     pub(crate) fn on_snapshot_complete(&mut self, generation: Generation) {
         let (now, era) = (self.oracle.stamp(), self.oracle.era());
