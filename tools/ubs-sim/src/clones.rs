@@ -114,8 +114,9 @@ impl Sim {
         if reply == Reply::Volume(id) {
             self.rare.note(Rare::Cloned);
             self.clones.all.insert(id, Clone { of, image });
-        } else if self.recorded().verified {
-            self.find(format!("no clone of {of}: {reply:?}"));
+        } else {
+            // Its membership is not known at the moment, or stores may promise no more.
+            self.say(format_args!("no clone of {of}: {reply:?}"));
         }
     }
 

@@ -372,6 +372,34 @@ impl Sim {
         });
     }
 
+    /// A client has opened the stores and not written yet: what no in-sync store has marked is the same on
+    /// all of them.
+    pub(crate) fn prove_unmarked_equal(&mut self) {
+        let volume = self.recorded();
+        let counts = |(store, nsid): &(StoreId, Nsid)| {
+            volume.isr.contains(store) && self.slice_facts(*store, *nsid) == Some(false)
+        };
+        let differs = self.oracle.touched().into_iter().find(|block| {
+            let shard = volume.map.shape.shard_of(Lba(*block));
+            let positions = volume.map.shape.positions_of(shard).map(usize::from);
+            let all = positions.map(|at| (volume.map.stores[at], volume.slices[at]));
+            let members: Vec<_> = all.filter(counts).collect();
+            let unmarked = |(store, nsid): &(StoreId, Nsid)| {
+                let marked = self.with_store(*store, |it| it.is_marked(*nsid, Lba(*block)));
+                marked == Some(false) && !self.has_failed(*store, *nsid, *block, Generation(0))
+            };
+            let value = |(store, nsid): &(StoreId, Nsid)| {
+                self.peek(*store, *nsid, *block, Generation(0)).ok()
+            };
+            members.iter().all(unmarked) && members.iter().any(|m| value(m) != value(&members[0]))
+        });
+        if let Some(block) = differs {
+            self.find(format!(
+                "opened: block {block} differs and is marked nowhere"
+            ));
+        }
+    }
+
     /// Every replica of a block holds the same, and what may be read.
     pub(crate) fn prove_replicas_equal(&mut self) {
         if self.found.is_some() {

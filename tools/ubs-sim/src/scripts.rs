@@ -367,6 +367,9 @@ impl Sim {
         match (self.scripts.scene, what) {
             (Scene::Idle, TraceEvent::StartRs { .. }) if self.newcomer_is_due() => self.back_up(),
             (Scene::Awaited, TraceEvent::Establish { regions: 1.. }) => self.wait_in_the_disk(),
+            (_, TraceEvent::Establish { .. }) if self.scripts.look_at_all => {
+                self.prove_unmarked_equal();
+            }
             (Scene::Hushed, TraceEvent::Stable) => self.lose_a_disk_in_quiet(),
             (Scene::Blank(server), TraceEvent::StartRs { store })
                 if self.server_of(store) == server =>

@@ -10,7 +10,11 @@ impl World {
     pub(super) fn unsure(&self) -> usize {
         let in_flight = self.pending.values().map(|pending| match pending {
             Pending::Write { blocks, .. } => blocks.len(),
-            _ => 0,
+            Pending::Read { .. }
+            | Pending::MetaRead { .. }
+            | Pending::Copy { .. }
+            | Pending::Flush { .. }
+            | Pending::Discard { .. } => 0,
         });
         self.device.completed() + in_flight.sum::<usize>()
     }
