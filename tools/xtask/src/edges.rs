@@ -13,7 +13,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("nvmf", &["reactor"]),
     ("ublk", &["reactor"]),
     ("store", &["shardmap", "reactor"]),
-    // The oracle of its seeded worlds is the verifier's.
+    // Not only a program: its oracle judges volume's seeded worlds, too.
+    ("ubs-verify", &["shardmap", "store"]),
     ("volume", &["shardmap", "reactor", "nvmf", "ubs-verify"]),
     ("control", &["shardmap", "ubs-capnp"]),
     ("daemon", &["reactor"]),
@@ -48,7 +49,6 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "ubs-bench",
         &["shardmap", "reactor", "nvmf", "store", "volume", "control"],
     ),
-    ("ubs-verify", &["shardmap", "store"]),
     (
         "ubs-sim",
         &[
