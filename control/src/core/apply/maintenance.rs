@@ -34,30 +34,37 @@ pub(in crate::core) fn maintenance_of(
     index: u64,
     (id, volume): (VolumeId, &Volume),
 ) -> Option<Maintenance> {
+    let blank = volume.maintenance.is_some_and(|m| m.blank);
+    wanted_of(state, index, (id, volume), blank)
+}
+
+/// The same, if a slice is known to be `blank`, or not.
+fn wanted_of(
+    state: &State,
+    index: u64,
+    (id, volume): (VolumeId, &Volume),
+    blank: bool,
+) -> Option<Maintenance> {
     let before = volume.maintenance;
     let known = |server| state.servers.contains_key(&server);
     let at_work = before.is_some_and(|m| m.epoch.is_some() && known(m.server));
-    let blank = before.is_some_and(|m| m.blank);
     let whole = volume.out_of_sync().next().is_none() && !volume.has_unfinished_snapshot();
     if !is_eligible(volume) || (whole && !at_work && !blank) {
         return None;
     }
     let candidates = candidates(state, volume);
     if let Some(before) = before.filter(|m| at_work || candidates.contains(&m.server)) {
-        return Some(before);
+        return Some(Maintenance { blank, ..before });
     }
+    // By volume, so that the work spreads.
+    let spread = u128::from_le_bytes(id.0) % u128::try_from(candidates.len().max(1)).ok()?;
+    let chosen = candidates.into_iter().nth(usize::try_from(spread).ok()?)?;
     Some(Maintenance {
-        server: choose(id, candidates)?,
+        server: chosen,
         epoch: None,
         due_index: index,
         blank,
     })
-}
-
-/// By volume, so that the work spreads.
-fn choose(id: VolumeId, candidates: BTreeSet<ServerId>) -> Option<ServerId> {
-    let spread = u128::from_le_bytes(id.0) % u128::try_from(candidates.len().max(1)).ok()?;
-    candidates.into_iter().nth(usize::try_from(spread).ok()?)
 }
 
 impl Step<'_> {
@@ -141,24 +148,20 @@ impl Step<'_> {
         };
         let (id, due_index) = (slice.volume, self.turn());
         let volume = &self.state.volumes[&id];
-        let before = volume.maintenance;
-        let at_work = before.is_some_and(|m| m.epoch.is_some() || m.blank);
+        let seen = |m: Maintenance| m.epoch.is_some() || m.blank;
         let counts = slice.confirmed && volume.isr.contains(&store);
-        let counts = counts && stands(Mechanism::BlankReport);
-        if at_work || !counts || !is_eligible(volume) {
-            return Ok(Reply::Done);
+        let news = counts && !volume.maintenance.is_some_and(seen);
+        let wanted = wanted_of(self.state, due_index, (id, volume), true);
+        if let Some(wanted) = wanted.filter(|_| news && stands(Mechanism::BlankReport)) {
+            self.say(Change::SliceBlank(id, store));
+            self.set_maintenance(
+                id,
+                Some(Maintenance {
+                    due_index,
+                    ..wanted
+                }),
+            );
         }
-        let chosen = choose(id, candidates(self.state, volume));
-        let server = before.map(|m| m.server).or(chosen);
-        let server = server.expect("the reporting store is in sync");
-        let wanted = Maintenance {
-            server,
-            epoch: None,
-            due_index,
-            blank: true,
-        };
-        self.say(Change::SliceBlank(id, store));
-        self.set_maintenance(id, Some(wanted));
         Ok(Reply::Done)
     }
 
