@@ -18,12 +18,19 @@ use daemon::own::OwnDir;
 use daemon::{Cli, service};
 use nvmf::target::{Target, TargetConfig};
 use reactor::{Driver, Mailbox, UringConfig, UringDriver};
+use std::io::ErrorKind::AddrInUse;
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 use storaged::app::{CONTROL_TOKEN, ROOM_TARGET};
 use storaged::{Fill, Hosting, Look, Order, Storaged, hosting};
 use tokio::sync::{mpsc, oneshot};
+
+/// How long a predecessor's port is waited for, and how often it is tried.
+const PORT_WAIT: Duration = Duration::from_secs(10);
+const PORT_STEP: Duration = Duration::from_millis(20);
 
 fn main() -> ExitCode {
     service::abort_on_panic();
@@ -51,6 +58,7 @@ fn main() -> ExitCode {
 /// Starts both threads and waits for both.
 fn serve(config: StoragedConfig) -> Result<()> {
     let _own = OwnDir::take(&config.data_dir)?;
+    wait_for_port(config.listen)?;
     let identity = Identity::load_or_create(&config.data_dir)?;
     let mut arena = config.arena.to_reactor();
     let [_, _, large] = &mut arena.slot_counts;
@@ -87,6 +95,24 @@ fn serve(config: StoragedConfig) -> Result<()> {
     control
         .join()
         .map_err(|_| anyhow::anyhow!("the control thread panicked"))?
+}
+
+/// Waits until the port is free, for a while. The kernel takes the ring of a storaged that was killed apart
+/// in its own time, and until then that ring has it.
+fn wait_for_port(listen: SocketAddr) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        match TcpListener::bind(listen) {
+            Ok(_) => return Ok(()),
+            Err(why) if why.kind() == AddrInUse && since.elapsed() < PORT_WAIT => {
+                thread::sleep(PORT_STEP);
+            }
+            Err(why) => {
+                let what = format!("cannot listen on {listen} (`listen` in the configuration)");
+                return Err(why).context(what);
+            }
+        }
+    }
 }
 
 /// The control thread: metad, metrics, signals.

@@ -127,12 +127,6 @@ impl Cluster {
 
     pub(super) fn kill(&mut self, number: usize) {
         self.servers.remove(&number).unwrap().kill_9();
-        // The kernel takes the dead one's ring apart in its own time; until then the ring has the port.
-        let since = std::time::Instant::now();
-        while let Err(why) = std::net::TcpListener::bind(&self.listen[&number]) {
-            assert!(since.elapsed() < PATIENCE, "{why}");
-            std::thread::yield_now();
-        }
     }
 
     /// Stops a storaged in order.
