@@ -219,19 +219,9 @@ impl Storaged {
             }
             Notable::CloneWaits(nsid) => self.tell(News::CloneWaits(nsid)),
             Notable::SliceChanged(nsid) => self.tell(News::SliceChanged(nsid)),
-            Notable::SliceDone {
-                nsid,
-                removal,
-                incomplete,
-                refused,
-            } => {
+            Notable::SliceDone { nsid, end } => {
                 self.target.namespaces_changed(io);
-                self.tell(News::SliceDone {
-                    nsid,
-                    removal,
-                    incomplete,
-                    refused,
-                });
+                self.tell(News::SliceDone { nsid, end });
             }
         }
     }

@@ -272,10 +272,9 @@ impl Control {
                 }
                 news = self.next_news() => match news {
                     None => return Ok(()),
-                    Some(News::SliceDone { nsid, removal, incomplete, refused }) => {
-                        let told = self.wanted.done(nsid, removal, incomplete, refused.as_deref());
-                        for one in told {
-                            self.tell(nsid, one).await;
+                    Some(News::SliceDone { nsid, end }) => {
+                        for told in self.wanted.done(nsid, &end) {
+                            self.tell(nsid, told).await;
                         }
                     }
                     Some(News::CloneWaits(nsid)) => self.wanted.waits(nsid),
@@ -313,7 +312,6 @@ impl Control {
     async fn tell(&mut self, nsid: Nsid, told: Told) {
         let told = match told {
             Told::Blank(store, nsid) => {
-                tracing::error!(%nsid, %store, "what was here of the volume is lost; it is to be resilvered");
                 self.persist(|c| async move { c.report_blank_slice(store, nsid).await })
                     .await
             }

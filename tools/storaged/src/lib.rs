@@ -25,7 +25,7 @@ pub use healing::{Healing, Replica, Replicas};
 pub use hosting::{Hosting, MaintenanceCounters};
 pub use maintenance::{Ending, Maintenance, Step};
 pub use namespaces::Slices;
-pub use orders::{Figures, Fill, Look, MaintenanceNews, News, Order, Tell};
+pub use orders::{Figures, Fill, Look, MaintenanceNews, News, Order, SliceEnd, Tell};
 pub use tidy::DropCounters;
 pub use wanted::{Told, Wanted};
 

@@ -2,7 +2,7 @@
 
 use crate::faults::status_of;
 use crate::healing::{Finder, Healing, Looked, Place};
-use crate::orders::Fill;
+use crate::orders::{Fill, SliceEnd};
 use crate::tidy::{Ask, DropCounters, Tidy};
 use crate::vendor;
 use control::core::STORAGED_HOST_NQN_PREFIX;
@@ -115,12 +115,8 @@ pub(crate) enum Notable {
     SliceDone {
         /// The slice.
         nsid: Nsid,
-        /// It was to be removed.
-        removal: bool,
-        /// It is there, and incomplete.
-        incomplete: bool,
-        /// Why not.
-        refused: Option<String>,
+        /// How that ended.
+        end: SliceEnd,
     },
     /// A slice that control wants is a clone's, and what it begins with is not whole here.
     CloneWaits(Nsid),
@@ -416,22 +412,24 @@ impl Slices {
         let number = (id & !CONTROL_BIT) >> 1;
         let nsid = u32::try_from(number).expect("ids of control hold an NSID");
         let removal = id & 1 == 1;
-        if refused.is_none() {
-            if removal {
-                self.tidy.forget(Nsid(nsid));
-                self.homes.remove(&nsid);
-            } else {
-                self.homes.insert(nsid, index);
+        let end = if let Some(why) = refused {
+            SliceEnd::Refused(why)
+        } else if removal {
+            self.tidy.forget(Nsid(nsid));
+            self.homes.remove(&nsid);
+            SliceEnd::Removed
+        } else {
+            self.homes.insert(nsid, index);
+            let store = self.stores[index].as_ref();
+            let slice = store.and_then(|store| store.slice(Nsid(nsid)));
+            SliceEnd::Made {
+                incomplete: slice.is_some_and(|s| s.incomplete),
             }
-        }
+        };
         self.publish(index);
-        let store = self.stores[index].as_ref();
-        let slice = store.and_then(|store| store.slice(Nsid(nsid)));
         Notable::SliceDone {
             nsid: Nsid(nsid),
-            removal,
-            incomplete: slice.is_some_and(|s| s.incomplete),
-            refused,
+            end,
         }
     }
 

@@ -124,12 +124,8 @@ pub enum News {
     SliceDone {
         /// The slice.
         nsid: Nsid,
-        /// It was to be removed.
-        removal: bool,
-        /// It is there, and incomplete.
-        incomplete: bool,
-        /// Why not.
-        refused: Option<String>,
+        /// How that ended.
+        end: SliceEnd,
     },
     /// A slice of a clone cannot be made yet: what it begins with is not whole here.
     CloneWaits(Nsid),
@@ -141,6 +137,20 @@ pub enum News {
     /// Of a volume that is brought up to date. What is lost of it on the way is made good for: the
     /// volume repeats what it asks for, and is looked at.
     Maintenance(MaintenanceNews),
+}
+
+/// How an order about a slice ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SliceEnd {
+    /// It is there.
+    Made {
+        /// It has to be resilvered: what is there was made anew, and that has not ended yet.
+        incomplete: bool,
+    },
+    /// It is not there any more.
+    Removed,
+    /// It is as it was, for this reason.
+    Refused(String),
 }
 
 /// News of a volume that is brought up to date.

@@ -1,6 +1,6 @@
 //! Which slices a server should hold, and which it was told to make or remove.
 
-use crate::orders::Order;
+use crate::orders::{Order, SliceEnd};
 use control::core::DesiredSlice;
 use shardmap::generations::{FIRST_GENERATION, VolumeGenerations};
 use shardmap::units::{Nsid, StoreId};
@@ -127,28 +127,27 @@ impl Wanted {
     }
 
     /// An order was answered; what metad must hear of it.
-    pub fn done(
-        &mut self,
-        nsid: Nsid,
-        removal: bool,
-        incomplete: bool,
-        refused: Option<&str>,
-    ) -> Vec<Told> {
+    pub fn done(&mut self, nsid: Nsid, end: &SliceEnd) -> Vec<Told> {
         let Some(slice) = self.ordered.remove(&nsid) else {
             return Vec::new();
         };
-        if let Some(why) = refused {
-            tracing::error!(%nsid, volume = %slice.volume, why, "the slice could not be made or removed");
-            return Vec::new();
-        }
-        if removal {
-            self.made.remove(&nsid);
-            return vec![Told::Gone(slice.store, nsid)];
-        }
+        let incomplete = match end {
+            SliceEnd::Refused(why) => {
+                tracing::error!(%nsid, volume = %slice.volume, why, "the slice could not be made or removed");
+                return Vec::new();
+            }
+            SliceEnd::Removed => {
+                self.made.remove(&nsid);
+                return vec![Told::Gone(slice.store, nsid)];
+            }
+            SliceEnd::Made { incomplete } => *incomplete,
+        };
         self.made.insert(nsid, slice.size_blocks);
         let news = !slice.confirmed || slice.has_blocks < slice.size_blocks;
         let made = news.then_some(Told::Made(slice.store, nsid, slice.size_blocks));
-        let blank = incomplete.then_some(Told::Blank(slice.store, nsid));
+        // A clone's slice that comes late is incomplete too, and was never here.
+        let lost = incomplete && slice.has_blocks > 0;
+        let blank = lost.then_some(Told::Blank(slice.store, nsid));
         made.into_iter().chain(blank).collect()
     }
 }
@@ -169,6 +168,8 @@ mod test {
     use shardmap::map::{Layout, Shape};
     use shardmap::units::{Generation, VolumeId};
     use uuid::Uuid;
+
+    const WHOLE: SliceEnd = SliceEnd::Made { incomplete: false };
 
     fn desired(nsid: u32, confirmed: bool) -> DesiredSlice {
         DesiredSlice {
@@ -228,7 +229,7 @@ mod test {
             0,
             "on its way"
         );
-        let told = wanted.done(Nsid(5), false, false, None);
+        let told = wanted.done(Nsid(5), &WHOLE);
         assert_eq!(told, [Told::Made(StoreId(4), Nsid(5), 4096)]);
         assert_eq!(wanted.orders(vec![desired(5, true)]).len(), 0, "there");
         let larger = DesiredSlice {
@@ -236,21 +237,30 @@ mod test {
             ..desired(5, true)
         };
         assert_eq!(wanted.orders(vec![larger]).len(), 1);
-        let told = wanted.done(Nsid(5), false, false, None);
+        let told = wanted.done(Nsid(5), &WHOLE);
         assert_eq!(told, [Told::Made(StoreId(4), Nsid(5), 8192)], "grown");
     }
 
     #[test]
     fn a_slice_that_was_lost_is_reported_and_one_made_for_the_first_time_is_not_lost() {
         let mut wanted = wanted();
-        wanted.orders(vec![desired(5, true), desired(6, false), desired(7, true)]);
-        let told = wanted.done(Nsid(5), false, true, None);
-        assert_eq!(told, [Told::Blank(StoreId(4), Nsid(5))]);
-        assert_eq!(
-            wanted.done(Nsid(6), false, false, None),
-            [Told::Made(StoreId(4), Nsid(6), 4096)]
-        );
-        assert_eq!(wanted.done(Nsid(7), false, false, None), [], "whole");
+        let (lost, larger) = (desired(5, true), desired(6, true));
+        let larger = DesiredSlice {
+            size_blocks: 8192,
+            ..larger
+        };
+        let late = DesiredSlice {
+            has_blocks: 0,
+            ..desired(7, true)
+        };
+        wanted.orders(vec![lost, larger, late, desired(8, true)]);
+        let made = |nsid, blocks| Told::Made(StoreId(4), Nsid(nsid), blocks);
+        let blank = |nsid| Told::Blank(StoreId(4), Nsid(nsid));
+        let mut done = |nsid, incomplete| wanted.done(Nsid(nsid), &SliceEnd::Made { incomplete });
+        assert_eq!(done(5, true), [blank(5)]);
+        assert_eq!(done(6, true), [made(6, 8192), blank(6)]);
+        assert_eq!(done(7, true), [made(7, 4096)], "a clone's, never here");
+        assert_eq!(done(8, false), [], "whole");
     }
 
     fn with_generations(head: u32, snapshots: &[u32]) -> DesiredSlice {
@@ -317,7 +327,7 @@ mod test {
             generation: Generation(2),
         };
         assert_eq!(spec.parent, Some(parent));
-        wanted.done(Nsid(5), false, false, None);
+        wanted.done(Nsid(5), &WHOLE);
         wanted.waits(Nsid(6));
         assert_eq!(wanted.parent_changed(Nsid(4)).len(), 0);
         assert_eq!(wanted.parent_changed(Nsid(5)).len(), 1);
@@ -340,14 +350,17 @@ mod test {
     fn a_refused_order_is_given_again() {
         let mut wanted = wanted();
         assert_eq!(wanted.orders(vec![desired(5, false)]).len(), 1);
-        assert_eq!(wanted.done(Nsid(5), false, false, Some("no room")), []);
+        assert_eq!(
+            wanted.done(Nsid(5), &SliceEnd::Refused("no room".into())),
+            []
+        );
         assert_eq!(wanted.orders(vec![desired(5, false)]).len(), 1);
         let gone = DesiredSlice {
             remove: true,
             ..desired(6, true)
         };
         assert_eq!(wanted.orders(vec![gone]).len(), 1);
-        let told = wanted.done(Nsid(6), true, false, None);
+        let told = wanted.done(Nsid(6), &SliceEnd::Removed);
         assert_eq!(told, [Told::Gone(StoreId(4), Nsid(6))]);
     }
 }

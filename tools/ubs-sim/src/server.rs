@@ -301,14 +301,8 @@ impl Sim {
                 orders.into_iter().for_each(|o| self.order(index, o));
             }
             News::FindReplicas(_) => self.on_find_replicas(index),
-            News::SliceDone {
-                nsid,
-                removal,
-                incomplete,
-                refused,
-            } => {
-                let wanted = &mut self.servers[index].wanted;
-                let told = wanted.done(nsid, removal, incomplete, refused.as_deref());
+            News::SliceDone { nsid, end } => {
+                let told = self.servers[index].wanted.done(nsid, &end);
                 for one in told {
                     let command = match one {
                         Told::Made(store, nsid, size_blocks) => Command::ConfirmSlice {
