@@ -3,13 +3,13 @@
 //! itself was deleted. Stores that were away get their slice of a clone from their storaged, and have it
 //! brought up to date by one of the storageds.
 
-use crate::metad::VOLUME;
+use crate::metad::{VOLUME, replicas_of};
 use crate::plan::index;
 use crate::rare::Rare;
 use crate::sim::Sim;
-use control::core::{Command, NewSpaceLimits, Origin, Phase, Reply, Volume};
+use control::core::{Command, NewSpaceLimits, Origin, Phase, Refusal, RefusalCode, Reply, Volume};
 use reactor::sim::Prng;
-use shardmap::units::{Generation, Lba, VolumeId};
+use shardmap::units::{Generation, VolumeId};
 use std::collections::BTreeMap;
 
 /// Makes the user's chance of clones another one than the world's.
@@ -114,10 +114,14 @@ impl Sim {
         if reply == Reply::Volume(id) {
             self.rare.note(Rare::Cloned);
             self.clones.all.insert(id, Clone { of, image });
-        } else {
-            // Its membership is not known at the moment, or stores may promise no more.
-            self.say(format_args!("no clone of {of}: {reply:?}"));
+            return;
         }
+        // Clones that a store does not let go of count, too, until stores may promise no more.
+        let full = |r: &Refusal| r.code == RefusalCode::NoRoom;
+        if matches!(&reply, Reply::Refused(refusal) if full(refusal)) {
+            return self.say(format_args!("no clone of {of}: {reply:?}"));
+        }
+        self.find(format!("no clone of {of}: {reply:?}"));
     }
 
     /// Nobody looks at it any more, whether it goes at once or not.
@@ -152,12 +156,11 @@ impl Sim {
         let (volume, of) = (&self.metad.state.volumes[&id], self.recorded());
         for block in self.log.touched() {
             let wanted = clone.image.get(&block).copied().unwrap_or(0);
-            let shard = volume.map.shape.shard_of(Lba(block));
-            for position in volume.map.shape.positions_of(shard) {
-                let at = usize::from(position);
-                let (store, nsid) = (volume.map.stores[at], volume.slices[at]);
+            // On the same stores as what it was made from.
+            let slices = replicas_of(volume, block).zip(replicas_of(of, block));
+            for ((store, nsid), (_, parent)) in slices {
                 let whole = self.slice_facts(store, nsid) == Some(false);
-                let failed = || self.has_failed(store, of.slices[at], block, clone.of);
+                let failed = || self.has_failed(store, parent, block, clone.of);
                 if !whole || !volume.isr.contains(&store) || failed() {
                     continue;
                 }

@@ -5,9 +5,9 @@ use crate::rare::Rare;
 use crate::sim::{Party, Sim, Task};
 use crate::snapshots::generation_of;
 use control::core::{
-    Change, ClientId, Command, Envelope, HostId, Reply, SnapshotFate, State, apply,
+    Change, ClientId, Command, Envelope, HostId, Reply, SnapshotFate, State, Volume, apply,
 };
-use shardmap::units::{Epoch, ServerId, StoreId, VolumeId};
+use shardmap::units::{Epoch, Lba, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
@@ -284,9 +284,22 @@ impl Sim {
     }
 
     /// metad's record of the volume.
-    pub(crate) fn recorded(&self) -> &control::core::Volume {
+    pub(crate) fn recorded(&self) -> &Volume {
         &self.metad.state.volumes[&self.volume]
     }
+}
+
+/// The slices that should have a block of a volume.
+pub(crate) fn replicas_of(
+    volume: &Volume,
+    block: u64,
+) -> impl Iterator<Item = (StoreId, Nsid)> + '_ {
+    let shape = volume.map.shape;
+    let positions = shape.positions_of(shape.shard_of(Lba(block)));
+    positions.map(|position| {
+        let at = usize::from(position);
+        (volume.map.stores[at], volume.slices[at])
+    })
 }
 
 /// The volume of every seed.

@@ -1,7 +1,7 @@
 //! One seed: a cluster is made, lives in trouble, and must then heal and hold what it promised.
 
 use crate::faults::Ease;
-use crate::metad::VOLUME;
+use crate::metad::{VOLUME, replicas_of};
 use crate::plan::index;
 use crate::rare::{Counts, Rare};
 use crate::recorder::Recorder;
@@ -338,25 +338,21 @@ impl Sim {
         failed == Some(true)
     }
 
-    /// Blocks of the head of which a write has failed at any of their stores.
-    fn failed_blocks(&self) -> Vec<u64> {
+    /// Blocks of a generation (zero: the head) of which a write has failed at any of their stores.
+    pub(crate) fn failed_blocks(&self, generation: Generation) -> Vec<u64> {
         let volume = self.recorded();
-        let mut touched = self.oracle.touched();
-        touched.retain(|block| {
-            let shard = volume.map.shape.shard_of(Lba(*block));
-            volume.map.shape.positions_of(shard).any(|position| {
-                let at = usize::from(position);
-                let (store, nsid) = (volume.map.stores[at], volume.slices[at]);
-                self.has_failed(store, nsid, *block, Generation(0))
-            })
-        });
-        touched
+        let failed = |block: &u64| {
+            let mut slices = replicas_of(volume, *block);
+            slices.any(|(store, nsid)| self.has_failed(store, nsid, *block, generation))
+        };
+        let touched = self.oracle.touched().into_iter();
+        touched.filter(failed).collect()
     }
 
     /// Who uses the device writes again what could not be written: until then nobody may be able to read
     /// it, and no store can be given it.
     fn write_again_what_failed(&mut self) {
-        let failed = self.failed_blocks();
+        let failed = self.failed_blocks(Generation(0));
         if failed.is_empty() || self.found.is_some() {
             return;
         }
@@ -380,18 +376,15 @@ impl Sim {
             volume.isr.contains(store) && self.slice_facts(*store, *nsid) == Some(false)
         };
         let differs = self.oracle.touched().into_iter().find(|block| {
-            let shard = volume.map.shape.shard_of(Lba(*block));
-            let positions = volume.map.shape.positions_of(shard).map(usize::from);
-            let all = positions.map(|at| (volume.map.stores[at], volume.slices[at]));
-            let members: Vec<_> = all.filter(counts).collect();
+            let members: Vec<_> = replicas_of(volume, *block).filter(counts).collect();
             let unmarked = |(store, nsid): &(StoreId, Nsid)| {
                 let marked = self.with_store(*store, |it| it.is_marked(*nsid, Lba(*block)));
                 marked == Some(false) && !self.has_failed(*store, *nsid, *block, Generation(0))
             };
-            let value = |(store, nsid): &(StoreId, Nsid)| {
-                self.peek(*store, *nsid, *block, Generation(0)).ok()
-            };
-            members.iter().all(unmarked) && members.iter().any(|m| value(m) != value(&members[0]))
+            let value =
+                |(store, nsid): &(StoreId, Nsid)| self.peek(*store, *nsid, *block, Generation(0));
+            let differs = |m| value(m).is_err() || value(m) != value(&members[0]);
+            members.iter().all(unmarked) && members.iter().any(differs)
         });
         if let Some(block) = differs {
             self.find(format!(
@@ -407,11 +400,8 @@ impl Sim {
         }
         let volume = self.recorded().clone();
         for block in self.oracle.touched() {
-            let shard = volume.map.shape.shard_of(Lba(block));
             let mut first: Option<(usize, u64)> = None;
-            for position in volume.map.shape.positions_of(shard) {
-                let store = volume.map.stores[usize::from(position)];
-                let nsid = volume.slices[usize::from(position)];
+            for (store, nsid) in replicas_of(&volume, block) {
                 let index = self.server_of(store);
                 let value = match self.peek(store, nsid, block, Generation(0)) {
                     Ok(value) => value,

@@ -5,7 +5,7 @@
 
 use crate::faults::Prey;
 use crate::log::Log;
-use crate::metad::{VOLUME, Why};
+use crate::metad::{VOLUME, Why, replicas_of};
 use crate::plan::index;
 use crate::rare::Rare;
 use crate::sim::{Party, Sim, Task};
@@ -13,7 +13,7 @@ use crate::workload::Kind;
 use control::core::{Command, Reply};
 use reactor::sim::Prng;
 use shardmap::generations::{SnapshotStep, VolumeGenerations};
-use shardmap::units::{EXTENT_BYTES, Epoch, Generation, Lba, Nsid, StoreId};
+use shardmap::units::{EXTENT_BYTES, Epoch, Generation, Nsid, StoreId};
 use std::collections::BTreeMap;
 use ubs_verify::MayShow;
 
@@ -211,24 +211,12 @@ impl Sim {
     /// stores that are to be given it: its user lets it go (docs/operations.md, known gaps).
     pub(crate) fn give_up_failed_snapshots(&mut self) {
         for generation in self.deletable_snapshots() {
-            if self.found.is_none() && self.has_failed_block(generation) {
+            if self.found.is_none() && !self.failed_blocks(generation).is_empty() {
                 self.rare.note(Rare::SnapshotGivenUp);
                 self.delete_clones_of(generation);
                 self.delete_snapshot(generation);
             }
         }
-    }
-
-    fn has_failed_block(&self, generation: Generation) -> bool {
-        let volume = self.recorded();
-        self.log.touched().any(|block| {
-            let shard = volume.map.shape.shard_of(Lba(block));
-            volume.map.shape.positions_of(shard).any(|position| {
-                let at = usize::from(position);
-                let (store, nsid) = (volume.map.stores[at], volume.slices[at]);
-                self.has_failed(store, nsid, block, generation)
-            })
-        })
     }
 
     /// metad has recorded a snapshot as complete.
@@ -286,10 +274,7 @@ impl Sim {
     ) -> Result<(), String> {
         let volume = self.recorded();
         for block in self.log.touched() {
-            let shard = volume.map.shape.shard_of(Lba(block));
-            for position in volume.map.shape.positions_of(shard) {
-                let at = usize::from(position);
-                let (store, nsid) = (volume.map.stores[at], volume.slices[at]);
+            for (store, nsid) in replicas_of(volume, block) {
                 if !volume.isr.contains(&store) || self.slice_facts(store, nsid) != Some(false) {
                     continue;
                 }

@@ -6,12 +6,12 @@
 
 use crate::faults::{Ease, Prey};
 use crate::host::prey_of;
-use crate::metad::{Ask, VOLUME, Why};
+use crate::metad::{Ask, VOLUME, Why, replicas_of};
 use crate::rare::Rare;
 use crate::sim::{Party, Sim, Task};
 use control::core::desire::maintenance_of_server;
 use control::core::{AttachGrant, Command, Refusal, RefusalCode, Reply};
-use shardmap::units::{Epoch, Generation, Lba, Moment, ServerId, StoreId, VolumeId};
+use shardmap::units::{Epoch, Generation, Moment, ServerId, StoreId, VolumeId};
 use std::collections::BTreeMap;
 use storaged::{Ending, Maintenance, MaintenanceNews, Order, Step, hosting};
 use volume::{MetadAnswer, TraceEvent};
@@ -307,10 +307,7 @@ impl Sim {
         }
         for block in self.oracle.touched() {
             let mut first: Option<(StoreId, u64)> = None;
-            let shard = volume.map.shape.shard_of(Lba(block));
-            for position in volume.map.shape.positions_of(shard) {
-                let at = usize::from(position);
-                let (store, nsid) = (volume.map.stores[at], volume.slices[at]);
+            for (store, nsid) in replicas_of(&volume, block) {
                 let whole = self.slice_facts(store, nsid) == Some(false);
                 let failed = self.has_failed(store, nsid, block, Generation(0));
                 if !volume.isr.contains(&store) || !whole || failed {
