@@ -6,7 +6,8 @@
 //!   Checksums of marked regions may be anything: after an unclean stop they are doubtful, and forgotten.
 //!   So all that has changed in a region is durable before its mark goes ([`Batch`]).
 //! - *In memory*, a checksum is the content's as it was written by the last write to the block that did
-//!   not fail, or unknown if writes met. What a failed one left is in question ([`super::failed`]). A read is judged only if no write to the block was in flight meanwhile.
+//!   not fail, or unknown if writes met. What a failed one left is in question ([`super::failed`]). A read
+//!   is judged only if no write to the block was in flight meanwhile.
 
 use super::format::checksums::{CHECKSUM_EXTENTS, CHECKSUMS, Checksums as Values, UNKNOWN, encode};
 use super::io::CommandId;

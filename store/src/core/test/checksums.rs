@@ -8,19 +8,22 @@ use shardmap::units::{Generation, Lba, Nsid};
 
 const SIZE: u64 = 4096;
 
-fn world() -> World {
+/// With checksums, 64 blocks of which may be in memory.
+pub(super) fn world() -> World {
     World::with(32 << 20, SIZE, Some(64))
 }
 
-fn place(world: &World, lba: u64) -> u64 {
-    let runs = world
-        .core
-        .locate_range(Nsid(1), range(lba, 1), Generation(0));
-    runs.unwrap()[0].1.expect("present") / BLOCK
+impl World {
+    /// Block of the device that has a block of the first slice, as a generation (zero: the head) shows it.
+    pub(super) fn place(&self, lba: u64, generation: u32) -> Option<u64> {
+        let generation = Generation(generation);
+        let runs = self.core.locate_range(Nsid(1), range(lba, 1), generation);
+        runs.unwrap()[0].1.map(|offset| offset / BLOCK)
+    }
 }
 
-fn rot(world: &mut World, lba: u64) {
-    let block = place(world, lba);
+pub(super) fn rot(world: &mut World, lba: u64) {
+    let block = world.place(lba, 0).expect("present");
     world.device.write(block, b"rotten".to_vec(), true);
 }
 
@@ -77,18 +80,21 @@ fn rot_is_a_fault_at_its_block_until_it_is_written_again() {
 fn a_misdirected_write_is_found_at_both_places() {
     let mut world = world();
     world.ok(1, write(0, 16, true));
-    let before = world.device.read(place(&world, 3));
+    let before = world.device.read(world.place(3, 0).expect("present"));
     let id = world.submit(1, write(3, 1, false));
     // The device puts it elsewhere and says that it is done.
     let io = world.order[0];
-    let target = place(&world, 9);
+    let target = world.place(9, 0).expect("present");
     let Some(Pending::Write { blocks, .. }) = world.pending.get_mut(&io) else {
         panic!("a write")
     };
     blocks[0].0 = target;
     world.settle();
     assert_eq!(world.answers[&id], Ok(Answer::Done));
-    assert_eq!(world.device.read(place(&world, 3)), before);
+    assert_eq!(
+        world.device.read(world.place(3, 0).expect("present")),
+        before
+    );
     assert_rotten(&mut world, read(3, 1), 3);
     assert_rotten(&mut world, read(9, 1), 9);
     world.ok(1, read(4, 5));

@@ -1,25 +1,15 @@
 //! Writes that fail at the device: what they leave is read by nobody, whatever comes after.
 
+use super::checksums::world;
 use super::device::{BLOCK, Content};
-use super::world::{Pending, World, range, read, write, zero};
+use super::world::{Pending, World, read, write, zero};
 use crate::core::facts::{Healed, StoreFault};
 use crate::core::format::superblock::FAILED_EXTENTS_MAX;
 use crate::core::io::{Answer, Command, Event};
 use crate::hash::block_checksum;
-use shardmap::units::{Generation, Lba, Nsid};
+use shardmap::units::{Generation, Lba};
 
 const SIZE: u64 = 4096;
-
-fn world() -> World {
-    World::with(32 << 20, SIZE, Some(64))
-}
-
-fn place(world: &World, lba: u64) -> u64 {
-    let runs = world
-        .core
-        .locate_range(Nsid(1), range(lba, 1), Generation(0));
-    runs.unwrap()[0].1.expect("present") / BLOCK
-}
 
 fn is_data(pending: &Pending) -> bool {
     matches!(pending, Pending::Write { data: true, .. })
@@ -30,7 +20,7 @@ fn tear(world: &mut World, start: u64, blocks: u32) {
     let id = world.submit(1, write(start, blocks, false));
     assert!(world.fail(is_data));
     for lba in start..start + u64::from(blocks) {
-        let block = place(world, lba);
+        let block = world.place(lba, 0).expect("present");
         world.device.write(block, b"torn".to_vec(), true);
     }
     world.settle();
@@ -119,7 +109,7 @@ fn what_is_whole_is_read_also_after_a_crash() {
     // Of the others nothing is known now.
     let verified = world.core.counts().blocks_verified;
     assert_eq!(verified, 4);
-    let block = place(&world, 5);
+    let block = world.place(5, 0).expect("present");
     world.device.write(block, b"torn".to_vec(), true);
     assert_unreadable(&mut world, 5);
 }
@@ -212,7 +202,7 @@ fn a_heal_mends_and_one_that_fails_does_not() {
             },
         )
     };
-    let block = place(&world, 4);
+    let block = world.place(4, 0).expect("present");
     world.device.write(block, b"rotten".to_vec(), true);
     let id = heal(&mut world);
     assert!(world.fail(is_data));

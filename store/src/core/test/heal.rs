@@ -1,29 +1,14 @@
 //! Healing: only what was written there is written again, whatever happens beside it.
 
-use super::device::{BLOCK, Coin, Content};
+use super::checksums::{rot, world};
+use super::device::{Coin, Content};
 use super::world::{Pending, World, range, read, write, zero};
 use crate::core::facts::{Healed, StoreFault};
 use crate::core::io::{Answer, Command, Event, IoId};
 use crate::hash::block_checksum;
-use shardmap::units::{Generation, Lba, Nsid};
+use shardmap::units::{Generation, Lba};
 
 const SIZE: u64 = 4096;
-
-fn world() -> World {
-    World::with(32 << 20, SIZE, Some(64))
-}
-
-fn place(world: &World, lba: u64, generation: u32) -> Option<u64> {
-    let runs = world
-        .core
-        .locate_range(Nsid(1), range(lba, 1), Generation(generation));
-    runs.unwrap()[0].1.map(|offset| offset / BLOCK)
-}
-
-fn rot(world: &mut World, lba: u64) {
-    let block = place(world, lba, 0).expect("present");
-    world.device.write(block, b"rotten".to_vec(), true);
-}
 
 fn right(world: &World, lba: u64) -> Content {
     let head = world.model.head(1);
@@ -70,16 +55,16 @@ fn only_what_was_written_there_heals_and_it_is_durable() {
     world.ok(1, write(0, 16, true));
     let content = right(&world, 7);
     rot(&mut world, 7);
-    let before = world.device.read(place(&world, 7, 0).unwrap());
+    let before = world.device.read(world.place(7, 0).unwrap());
     for wrong in [right(&world, 6), Vec::new(), b"rotten".to_vec()] {
         assert_eq!(heal(&mut world, 7, &wrong), Healed::Other);
-        assert_eq!(world.device.read(place(&world, 7, 0).unwrap()), before);
+        assert_eq!(world.device.read(world.place(7, 0).unwrap()), before);
     }
     assert_rotten(&mut world, 7);
     assert_eq!(heal(&mut world, 7, &content), Healed::Written);
     assert_eq!(world.core.counts().blocks_healed, 1);
     world.ok(1, read(0, 16));
-    let block = place(&world, 7, 0).unwrap();
+    let block = world.place(7, 0).unwrap();
     world.lose_power(|| false);
     assert_eq!(world.device.read(block), content);
 }
@@ -380,7 +365,7 @@ fn nothing_heals_from_a_bad_copy_whatever_happens_beside_it() {
                 6 => {
                     // Where nothing is being written, so that the checksum is known.
                     world.settle();
-                    if let Some(block) = place(&world, lba, 0) {
+                    if let Some(block) = world.place(lba, 0) {
                         old.push((lba, 0, right(&world, lba)));
                         world.device.write(block, b"rotten".to_vec(), true);
                     }

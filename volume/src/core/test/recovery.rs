@@ -5,7 +5,7 @@ use crate::core::{
     Answer, AttachFault, Command, Config, Effect, Event, FailReason, Fault, Grant, HostFault,
     HostWhat, OpId, RequestId, Timer, TraceEvent,
 };
-use shardmap::units::{Incarnation, MembershipSeq, RegionIndex, StoreId};
+use shardmap::units::{Incarnation, MembershipSeq, StoreId};
 
 const CONFIG: fn() -> Config = || Config {
     stable_period_ms: 0,
@@ -303,7 +303,6 @@ fn a_write_that_failed_everywhere_is_flushed_before_its_region_is_compared() {
     assert_eq!(script.machine.regions_to_reconcile(), 0);
     let again = script.host(2, write(5, false));
     assert_eq!(sends(&again).len(), 2);
-    let _: RegionIndex = RegionIndex(0);
 }
 
 /// A write failed everywhere; both members have been flushed and are asked for their digests.
