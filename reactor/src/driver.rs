@@ -308,6 +308,12 @@ pub trait Driver {
     /// [`SetupError::Call`] with the path in its text.
     fn open(&mut self, path: &Path, how: OpenFile) -> Result<(Handle, FileFacts), SetupError>;
 
+    /// The size of an open file or block device now, in bytes.
+    ///
+    /// # Errors
+    /// What the kernel said; [`Errno::BAD_HANDLE`] if that is nothing open.
+    fn size_bytes(&self, file: Handle) -> Result<u64, Errno>;
+
     /// Takes over an open descriptor (the ublk character device).
     ///
     /// # Errors

@@ -327,6 +327,7 @@ impl Script {
             } = facts;
             self.note(DISK, format!("{kind:?} {size_bytes} {volatile_cache}"));
             let again = io.open(&self.path, how).unwrap_err();
+            assert_eq!(io.size_bytes(file), Ok(size_bytes));
             assert!(
                 again.to_string().contains("another process has it open"),
                 "{again}"

@@ -185,6 +185,17 @@ impl Disk {
         }
     }
 
+    /// How large it is, in bytes.
+    pub const fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Whoever runs the machine makes it larger, durably.
+    pub fn enlarge(&mut self, size_bytes: u64) {
+        assert!(size_bytes >= self.size_bytes);
+        self.size_bytes = size_bytes;
+    }
+
     /// What the device writes or does not write as one, in bytes.
     pub fn set_sector_bytes(&mut self, sector_bytes: usize) {
         assert!(sector_bytes > 0);

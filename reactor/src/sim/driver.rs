@@ -276,6 +276,15 @@ impl Driver for SimDriver {
         self.state.borrow_mut().open_disk(self.node, path, how)
     }
 
+    fn size_bytes(&self, file: Handle) -> Result<u64, Errno> {
+        let state = self.state.borrow();
+        let node = &state.nodes[self.node];
+        match node.handles.get(slot(file)).map(|open| &open.place) {
+            Some(Place::File(path)) => Ok(node.disks[path].size_bytes()),
+            Some(_) | None => Err(Errno::BAD_HANDLE),
+        }
+    }
+
     fn adopt(&mut self, _fd: OwnedFd) -> Result<Handle, SetupError> {
         Err(SetupError::NotWithThisDriver {
             what: "adopting a descriptor",

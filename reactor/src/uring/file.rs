@@ -4,7 +4,7 @@ use crate::driver::{FileFacts, FileKind, OpenFile};
 use crate::error::{Errno, SetupError};
 use rustix::fs::{self, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno as Os;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub(super) fn open(path: &Path, how: OpenFile) -> Result<(OwnedFd, FileFacts), S
             failed("lock (another process has it open)", errno)
         })?;
     }
-    let size_bytes = fs::seek(&fd, SeekFrom::End(0)).map_err(|e| failed("size", e))?;
+    let size_bytes = size(fd.as_fd()).map_err(|e| failed("size", e))?;
     let queue = queue_folder(stat.st_rdev);
     let (volatile_cache, can_discard) = match kind {
         FileKind::File => (true, how.writable && can_punch(&fd, size_bytes)),
@@ -45,6 +45,11 @@ pub(super) fn open(path: &Path, how: OpenFile) -> Result<(OwnedFd, FileFacts), S
             direct,
         },
     ))
+}
+
+/// Of a file or block device, in bytes. Positions of descriptors mean nothing here.
+pub(super) fn size(fd: BorrowedFd<'_>) -> Result<u64, Os> {
+    fs::seek(fd, SeekFrom::End(0))
 }
 
 fn call(what: &str, path: &Path, errno: Os) -> SetupError {

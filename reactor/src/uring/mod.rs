@@ -331,6 +331,11 @@ impl Driver for UringDriver {
         Ok((handle, facts))
     }
 
+    fn size_bytes(&self, file: Handle) -> Result<u64, Errno> {
+        let open = self.handles.get(file).ok_or(Errno::BAD_HANDLE)?;
+        file::size(open.fd.as_fd()).map_err(Errno::from)
+    }
+
     fn adopt(&mut self, fd: OwnedFd) -> Result<Handle, SetupError> {
         self.adopt_as(fd, Kind::Adopted)
             .map_err(|errno| SetupError::Call {

@@ -57,6 +57,12 @@ fn what_was_written_is_read_back_from_another_open() {
     let folder = folder();
     let mut bench = Bench::new();
     let (file, path) = create(&mut bench, &folder, 1 << 20);
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .and_then(|f| f.set_len(2 << 20))
+        .unwrap();
+    assert_eq!(bench.io.size_bytes(file), Ok(2 << 20));
     let (small, large) = (pattern(4096, 1), pattern(128 * 1024, 2));
     write(&mut bench, file, 8192, &small, false);
     write(&mut bench, file, 256 * 1024, &large, true);
@@ -79,7 +85,7 @@ fn what_was_written_is_read_back_from_another_open() {
             },
         )
         .unwrap();
-    assert_eq!(facts.size_bytes, 1 << 20);
+    assert_eq!(facts.size_bytes, 2 << 20);
     assert!(read(&mut bench, file, 8192, 4096) == small);
     assert!(read(&mut bench, file, 256 * 1024, 128 * 1024) == large);
     assert!(read(&mut bench, file, 0, 4096).iter().all(|b| *b == 0));
