@@ -1,8 +1,10 @@
 //! What storaged asks of a store and what it gets.
 
 use crate::core::facts::{
-    GenerationState, Healed, OpenFacts, Rot, SliceSpace, SliceSpec, SliceState, Stamp, StoreFault,
+    GenerationState, Growth, Healed, OpenFacts, Rot, SliceSpace, SliceSpec, SliceState, Stamp,
+    StoreFault,
 };
+use crate::core::format::geometry::GROWTH_BYTES_MIN;
 use reactor::{Buf, BufMut};
 use roaring::RoaringBitmap;
 use shardmap::units::{BlockRange, Epoch, Generation, Lba, Nsid, RegionIndex, VolumeId, WriteTick};
@@ -178,6 +180,9 @@ pub enum StoreOp {
         /// One block.
         data: Buf,
     },
+    /// Control. The store takes in what its device has become larger by; the slice does not matter. Durable
+    /// when answered, by [`StoreReply::Grown`].
+    Grow,
     /// Control. Which blocks were written or zeroed in generations after one up to another, as the
     /// maps have it. Answer: [`StoreReply::Presence`].
     Diff {
@@ -230,6 +235,8 @@ pub enum StoreReply {
     Space(SliceSpace),
     /// What became of bytes for a block.
     Healed(Healed),
+    /// What the store has of its device now, and had before.
+    Grown(Growth),
 }
 
 /// What a store tells its program.
@@ -283,8 +290,12 @@ pub struct StoreInfo {
     pub cluster: Uuid,
     /// The store's identity.
     pub store: Uuid,
-    /// Device size when prepared, in bytes.
+    /// Bytes of the device that the store uses.
     pub device_bytes: u64,
+    /// Bytes that the device has.
+    pub device_bytes_now: u64,
+    /// How often it has grown.
+    pub growths: u32,
     /// Capacity for data, in bytes.
     pub capacity_bytes: u64,
     /// Journal ring, in bytes.
@@ -299,4 +310,12 @@ pub struct StoreInfo {
     pub lost_at: u64,
     /// It was stopped cleanly.
     pub clean: bool,
+}
+
+impl StoreInfo {
+    /// Bytes of the device that a growth would take in; zero if these are too few.
+    pub const fn unused_bytes(&self) -> u64 {
+        let unused = self.device_bytes_now.saturating_sub(self.device_bytes);
+        if unused < GROWTH_BYTES_MIN { 0 } else { unused }
+    }
 }

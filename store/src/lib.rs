@@ -38,8 +38,8 @@ mod store;
 mod test;
 
 pub use crate::core::facts::{
-    GenerationState, Healed, OpenFacts, OpenFault, Parent, Rot, SliceSpace, SliceSpec, SliceState,
-    Stamp, StoreFault, StoreUsage,
+    GenerationState, Growth, GrowthFault, Healed, OpenFacts, OpenFault, Parent, Rot, SliceSpace,
+    SliceSpec, SliceState, Stamp, StoreFault, StoreUsage,
 };
 pub use api::{PrepareOptions, StoreEvent, StoreInfo, StoreOp, StoreReply, StoreRequest};
 pub use counters::Counters;

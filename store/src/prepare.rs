@@ -6,7 +6,7 @@ use crate::core::format::geometry::{
     DEVICE_BYTES_MIN, Geometry, JOURNAL_BYTES_RANGE, Misfit, SUPERBLOCK_OFFSETS,
 };
 use crate::core::format::superblock::{SUPERBLOCK_BYTES, Superblock};
-use crate::core::format::{VERSION, directory};
+use crate::core::format::{Corrupt, VERSION, directory, tracts};
 use crate::core::io::{Effect, Event};
 use crate::core::{Core, CoreConfig};
 use crate::signature::{HEAD_BYTES, TAIL_BYTES, find};
@@ -124,6 +124,16 @@ pub enum PrepareError {
         /// In the superblock.
         found: u16,
     },
+    /// The table of what growths have added is damaged.
+    #[error(
+        "{path}: the tract table is damaged ({why}); the store must be prepared anew and resilvered"
+    )]
+    TractsDamaged {
+        /// The device.
+        path: String,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// Both copies are damaged.
     #[error("{path}: both superblocks are damaged ({why})")]
     Damaged {
@@ -196,7 +206,7 @@ impl Store {
             geometry,
         );
         write_store(&target, &sb)?;
-        Ok(info_of(&sb))
+        Ok(info_of(&sb, target.bytes))
     }
 
     /// Whether a device or file could be prepared without losing anything; changes nothing. Blocking.
@@ -247,11 +257,11 @@ impl Store {
         let b = target.read(SUPERBLOCK_OFFSETS[1], SUPERBLOCK_BYTES)?;
         let version = Superblock::peek_version(&a).max(Superblock::peek_version(&b));
         match Superblock::choose(&a, &b) {
-            Ok((sb, _)) => Ok(info_of(&sb)),
+            Ok((sb, _)) => inspect_growths(&target, sb),
             Err(_) if version.is_none() => Err(PrepareError::NotAStore {
                 path: target.name(),
             }),
-            Err(crate::core::format::Corrupt::Unknown) => {
+            Err(Corrupt::Unknown) => {
                 let found = version.unwrap_or(0);
                 Err(PrepareError::Version {
                     path: target.name(),
@@ -500,7 +510,7 @@ fn plan(
 
 /// The directory of a store without pages, with its places.
 fn directory_of(sb: &Superblock) -> impl Iterator<Item = (u64, Vec<u8>)> {
-    (0..sb.geometry.directory_pages).map(|index| {
+    (0..sb.geometry.directory_pages()).map(|index| {
         let bytes = directory::encode(sb.store, index, 0, std::iter::empty());
         (sb.geometry.directory_page_offset(index, 0), bytes.to_vec())
     })
@@ -534,15 +544,30 @@ fn write_store(target: &Target<'_>, sb: &Superblock) -> Result<(), PrepareError>
     target.io("flush", target.file.sync_all())
 }
 
-fn info_of(sb: &Superblock) -> StoreInfo {
+/// Of a store that has grown, the tract table tells the rest.
+fn inspect_growths(target: &Target<'_>, mut sb: Superblock) -> Result<StoreInfo, PrepareError> {
+    if sb.growths > 0 {
+        let bytes = target.read(tracts::table_offset(sb.growths), SUPERBLOCK_BYTES)?;
+        let damaged = |corrupt: Corrupt| PrepareError::TractsDamaged {
+            path: target.name(),
+            why: corrupt.why(),
+        };
+        sb.complete(&bytes).map_err(damaged)?;
+    }
+    Ok(info_of(&sb, target.bytes))
+}
+
+fn info_of(sb: &Superblock, device_bytes_now: u64) -> StoreInfo {
     StoreInfo {
         version: VERSION,
         cluster: Uuid::from_bytes(sb.cluster),
         store: Uuid::from_bytes(sb.store),
         device_bytes: sb.geometry.device_bytes,
+        device_bytes_now,
+        growths: sb.growths,
         capacity_bytes: sb.geometry.capacity_bytes(),
         journal_bytes: sb.geometry.journal_bytes,
-        pages: sb.geometry.pages,
+        pages: sb.geometry.pages(),
         checksums: sb.geometry.has_checksums(),
         incarnation: sb.incarnation,
         lost_at: sb.lost_at,

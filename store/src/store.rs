@@ -219,6 +219,11 @@ impl Store {
         self.core.generations_of(nsid)
     }
 
+    /// Its identity; nil until its superblock is read.
+    pub const fn uuid(&self) -> Uuid {
+        Uuid::from_bytes(self.core.store())
+    }
+
     /// Space and other figures.
     pub fn usage(&self) -> StoreUsage {
         self.core.usage()
@@ -250,7 +255,8 @@ impl Store {
             self.submit_hash(io, job, out);
             return;
         }
-        let (sort, bytes, body, command) = sort_out(op);
+        let size = || io.size_bytes(self.file).map_err(|errno| errno.0);
+        let (sort, bytes, body, command) = sort_out(op, size);
         if !body_fits(&body, bytes) {
             let blocks = u32::try_from(bytes / u64::from(BLOCK_BYTES)).unwrap_or(u32::MAX);
             let result = Err(StoreFault::TooLong {
@@ -708,6 +714,7 @@ impl Store {
             (Answer::Presence { blocks, next }, _) => StoreReply::Presence { blocks, next },
             (Answer::Generations(all), _) => StoreReply::Generations(all),
             (Answer::Space(space), _) => StoreReply::Space(space),
+            (Answer::Grown(growth), _) => StoreReply::Grown(growth),
             (Answer::Healed(healed), _) => StoreReply::Healed(healed),
             (Answer::Scrubbed(_), _) => unreachable!("nobody requests a scrub"),
         });
@@ -736,7 +743,10 @@ fn rejoin(parts: SmallVec<[Option<BufMut>; 2]>, rest: BufMut) -> BufMut {
 }
 
 #[allow(clippy::too_many_lines, reason = "one arm per command")]
-fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
+fn sort_out(
+    op: StoreOp,
+    device_bytes: impl FnOnce() -> Result<u64, i32>,
+) -> (Sort, u64, Body, Command) {
     let control = |command| (Sort::Control, 0, Body::None, command);
     match op {
         StoreOp::Read {
@@ -819,6 +829,9 @@ fn sort_out(op: StoreOp) -> (Sort, u64, Body, Command) {
         StoreOp::CompleteGeneration(g) => control(Command::CompleteGeneration(g)),
         StoreOp::DropGeneration(g) => control(Command::DropGeneration(g)),
         StoreOp::ReadGenerations => control(Command::ReadGenerations),
+        StoreOp::Grow => control(Command::Grow {
+            device_bytes: device_bytes(),
+        }),
         StoreOp::ReadSpace { from } => control(Command::ReadSpace { from }),
         StoreOp::Diff {
             after,

@@ -456,6 +456,59 @@ fn a_store_is_opened_once_by_its_own_cluster_and_at_full_size() {
 }
 
 #[test]
+fn a_file_that_became_larger_is_taken_in_while_the_store_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = prepared(dir.path());
+    let mut rig = Rig::open(&path).unwrap();
+    let before = rig.store.usage().capacity_bytes;
+    let mut large = spec(4);
+    large.size_blocks = (96 << 20) / 4096;
+    let create = StoreOp::CreateSlice {
+        spec: large,
+        incomplete: false,
+    };
+    rig.run(4, create).unwrap();
+    rig.open_session(4, 1);
+    let refused = rig.run(0, StoreOp::Grow).unwrap_err();
+    assert!(refused.to_string().contains("enlarge it"), "{refused}");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(128 << 20).unwrap();
+    assert_eq!(Store::inspect(&path).unwrap().unused_bytes(), 64 << 20);
+    let Ok(StoreReply::Grown(grown)) = rig.run(0, StoreOp::Grow) else {
+        panic!("it grows")
+    };
+    assert_eq!(grown.capacity_bytes_before, before);
+    assert_eq!(
+        (grown.device_bytes_before, grown.device_bytes),
+        (64 << 20, 128 << 20)
+    );
+    assert_eq!(grown.capacity_bytes, rig.store.usage().capacity_bytes);
+    for start in (0..large.size_blocks).step_by(32) {
+        let write = rig.write_op(start, 32, 5, false);
+        rig.run(4, write).unwrap();
+    }
+    rig.run(4, StoreOp::Flush).unwrap();
+    drop(rig);
+    let facts = Store::check(&path).unwrap();
+    assert_eq!(facts.capacity_bytes, grown.capacity_bytes);
+    let mut rig = Rig::open(&path).unwrap();
+    rig.open_session(4, 2);
+    for start in (0..large.size_blocks).step_by(32) {
+        let found = rig.read(4, start, 32).unwrap();
+        let wanted: Vec<u8> = (start..start + 32)
+            .flat_map(|lba| pattern(lba, 5))
+            .collect();
+        assert!(found == wanted, "block {start}");
+    }
+    rig.stop();
+    let info = Store::inspect(&path).unwrap();
+    assert_eq!(
+        (info.capacity_bytes, info.growths),
+        (grown.capacity_bytes, 1)
+    );
+}
+
+#[test]
 fn a_check_reads_everything_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = prepared(dir.path());

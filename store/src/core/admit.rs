@@ -59,6 +59,7 @@ impl Core {
             }
             Command::ReadGenerations => self.read_generations(id, nsid, out),
             Command::ReadSpace { from } => self.read_space(id, nsid, from, out),
+            Command::Grow { device_bytes } => self.grow(id, device_bytes),
             Command::Scrub => {
                 self.scrub(id, out);
                 Ok(())
@@ -173,6 +174,7 @@ impl Core {
             | Command::ReadGenerations
             | Command::ReadSpace { .. }
             | Command::Scrub
+            | Command::Grow { .. }
             | Command::ReadReplica { .. }
             | Command::Heal { .. }
             | Command::Diff { .. } => unreachable!("needs no session"),

@@ -44,7 +44,8 @@ pub(super) struct Checkpoint {
 
 impl Core {
     pub(super) fn start_checkpoint_if_due(&mut self, out: &mut Outbox) {
-        let busy = self.checkpoint.is_some() || self.merge.is_unsettled();
+        let busy = self.checkpoint.is_some() || self.growing.is_some();
+        let busy = busy || self.merge.is_unsettled();
         if busy || !self.journal.is_filling() {
             return;
         }

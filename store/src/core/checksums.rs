@@ -221,7 +221,6 @@ impl Checksums {
         }
     }
 
-    #[cfg(test)]
     pub(super) const fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
     }

@@ -1,5 +1,7 @@
 //! What is said about stores and slices: descriptions, states, refusals.
 
+use super::format::geometry::GROWTH_BYTES_MIN;
+use super::format::tracts::GROWTHS_MAX;
 use shardmap::map::Shape;
 use shardmap::units::{BlockRange, MembershipSeq, ShardIndex};
 use shardmap::units::{Epoch, Generation, Incarnation, Lba, Nsid, VolumeId, WriteTick};
@@ -214,6 +216,68 @@ pub struct StoreUsage {
     pub journal_used_bytes: u64,
 }
 
+/// What a store has of its device, before and after a growth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Growth {
+    /// Bytes of the device that it used.
+    pub device_bytes_before: u64,
+    /// Bytes of the device.
+    pub device_bytes: u64,
+    /// Capacity for data before, in bytes.
+    pub capacity_bytes_before: u64,
+    /// Capacity for data, in bytes.
+    pub capacity_bytes: u64,
+}
+
+/// Why a store does not grow. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GrowthFault {
+    /// The device is not larger than what the store uses, or not by much.
+    #[error(
+        "the device has {device_bytes} bytes and the store uses {used_bytes} of them; enlarge it by at least {GROWTH_BYTES_MIN} bytes"
+    )]
+    TooLittle {
+        /// Of the device.
+        device_bytes: u64,
+        /// By the store.
+        used_bytes: u64,
+    },
+    /// The device is smaller than what the store uses.
+    #[error(
+        "the device has {device_bytes} bytes but the store uses {used_bytes}; it shrank: what was behind its end is lost, and the store will not open again before it has its size back"
+    )]
+    Shrank {
+        /// Of the device.
+        device_bytes: u64,
+        /// By the store.
+        used_bytes: u64,
+    },
+    /// No more tracts fit into their table.
+    #[error(
+        "the store has grown {GROWTHS_MAX} times, more cannot be; prepare another one, or this one anew"
+    )]
+    TooOften,
+    /// More extents than can be numbered.
+    #[error(
+        "the device has {device_bytes} bytes; one store holds at most 256 TiB, make another one of the rest"
+    )]
+    TooLarge {
+        /// Of the device.
+        device_bytes: u64,
+    },
+    /// One at a time.
+    #[error("the store is growing already; wait for that")]
+    Running,
+    /// What is new of the device cannot be used, or its size is not known.
+    #[error(
+        "the device failed with errno {errno}; the store is as it was, see that the device is sound"
+    )]
+    Device {
+        /// What the kernel said.
+        errno: i32,
+    },
+}
+
 /// Why a command, an open or a whole store failed. Every number is in the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreFault {
@@ -354,7 +418,7 @@ pub enum StoreFault {
     },
     /// No extent is free.
     #[error(
-        "the store is full: {needed} extents of 64 KiB needed, {free} free; delete or add a store"
+        "the store is full: {needed} extents of 64 KiB needed, {free} free; delete, add a store, or enlarge its device and `ubsctl store grow`"
     )]
     NoSpace {
         /// Extents the command needs.
@@ -414,6 +478,9 @@ pub enum StoreFault {
         /// What the kernel said.
         errno: i32,
     },
+    /// The store does not grow.
+    #[error(transparent)]
+    Growth(#[from] GrowthFault),
     /// The store cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenFault),
@@ -458,9 +525,9 @@ pub enum OpenFault {
         /// Ours.
         wanted: uuid::Uuid,
     },
-    /// The device is smaller than when it was prepared.
+    /// The device is smaller than what the store uses of it.
     #[error(
-        "{path}: the device has {now_bytes} bytes but was prepared with {then_bytes}; it shrank, refusing to open"
+        "{path}: the device has {now_bytes} bytes but the store uses {then_bytes}; it shrank, refusing to open: give it its size back"
     )]
     Shrank {
         /// The device.

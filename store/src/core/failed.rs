@@ -223,7 +223,8 @@ impl Core {
     /// Writes a superblock with the list if somebody waits for it.
     pub(super) fn start_list(&mut self, out: &mut Outbox) {
         let wanted = !self.failed.waiting.is_empty() || self.failed.run_waits;
-        if !wanted || self.failed.is_writing() || self.is_switching() {
+        let busy = self.is_switching() || self.is_growth_switching();
+        if !wanted || self.failed.is_writing() || busy {
             return;
         }
         self.failed.writing = Some(Writing {

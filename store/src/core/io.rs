@@ -2,7 +2,7 @@
 
 use super::checksums::Span;
 use super::facts::{
-    GenerationState, Healed, OpenFacts, Scrubbed, SliceSpace, SliceSpec, SliceState, Stamp,
+    GenerationState, Growth, Healed, OpenFacts, Scrubbed, SliceSpace, SliceSpec, SliceState, Stamp,
     StoreFault,
 };
 use roaring::RoaringBitmap;
@@ -79,6 +79,10 @@ pub enum Command {
     ReadGenerations,
     ReadSpace {
         from: u64,
+    },
+    /// The device has so many bytes, or does not say: its errno.
+    Grow {
+        device_bytes: Result<u64, i32>,
     },
     /// Not a request: reads the next cell of the scrub into a buffer of an extent.
     Scrub,
@@ -289,6 +293,7 @@ pub enum Answer {
     /// Nothing: the scrub has come to its end and begins again.
     Scrubbed(Option<Scrubbed>),
     Healed(Healed),
+    Grown(Growth),
 }
 
 /// What a device operation is for.
@@ -314,6 +319,10 @@ pub(super) enum IoKind {
     Checkpoint,
     /// The superblock.
     Superblock,
+    /// A write of a growth, to where nothing counts.
+    Growth,
+    /// The flush of a growth.
+    GrowthFlush,
     /// A part of the copy of a merge, and its turn among the data operations.
     Copy {
         turn: u64,

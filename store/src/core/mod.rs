@@ -28,6 +28,7 @@ mod control;
 mod failed;
 mod flush;
 mod generations;
+mod grow;
 mod heal;
 mod journal;
 mod leaf;
@@ -193,6 +194,7 @@ pub struct Core {
     flusher: Flusher,
     reclaim: Reclaim,
     checkpoint: Option<checkpoint::Checkpoint>,
+    growing: Option<grow::Growing>,
     merge: merge::Merge,
     checksums: Option<Checksums>,
     failed: Failed,
@@ -283,9 +285,10 @@ impl Core {
         }
         self.pump_checksums(out);
         self.start_flush_run(out);
-        self.start_list(out);
         self.start_journal_record(out);
         self.start_checkpoint_if_due(out);
+        self.continue_growth(out);
+        self.start_list(out);
         self.continue_merge(out);
         self.start_trims(out);
         if let Phase::Stopping(_) = self.phase {
@@ -346,6 +349,9 @@ impl Core {
             (IoKind::Journal, Err(errno)) => self.poison("journal write", errno, out),
             (IoKind::Checkpoint, Ok(())) => self.on_checkpoint_io(out),
             (IoKind::Checkpoint, Err(errno)) => self.poison("checkpoint write", errno, out),
+            (IoKind::Growth, result) => self.on_growth_io(result),
+            (IoKind::GrowthFlush, Ok(())) => self.on_growth_flushed(),
+            (IoKind::GrowthFlush, Err(errno)) => self.poison("device flush", errno, out),
             (IoKind::Superblock, result) => self.on_superblock(result, out),
             (IoKind::Trim { first, count }, _) => self.on_trimmed(first, count, out),
             (IoKind::Open(what), Ok(())) => unreachable!("open read {what} without bytes"),
@@ -364,6 +370,9 @@ impl Core {
             return;
         }
         self.sb_next = 1 - self.sb_next;
+        if self.is_growth_switching() {
+            return self.finish_growth(out);
+        }
         if self.failed.is_writing() {
             return self.on_listed(out);
         }
@@ -400,6 +409,7 @@ impl Core {
         out.push(Effect::Poisoned(fault.clone()));
         self.parked.clear();
         self.failed.give_up();
+        self.end_growth(Err(fault.clone()), out);
         for (_, waiter) in std::mem::take(&mut self.waiters) {
             if let Waiter::Answer(command, _) = waiter {
                 out.push(Effect::Answer {
@@ -637,6 +647,11 @@ impl Core {
         slice.state(self.sb.incarnation, self.sb.lost_at, self.was_clean)
     }
 
+    /// Identity of the store; zeroes until its superblock is read.
+    pub const fn store(&self) -> [u8; 16] {
+        self.sb.store
+    }
+
     /// Space and other figures.
     pub fn usage(&self) -> StoreUsage {
         StoreUsage {
@@ -662,6 +677,20 @@ impl Core {
     fn generations(&self, nsid: u32) -> Option<BTreeMap<u32, bool>> {
         let slice = self.slices.get(&nsid)?;
         Some(slice.generations.snapshots().clone())
+    }
+
+    #[cfg(test)]
+    const fn growths(&self) -> u32 {
+        self.sb.growths
+    }
+
+    /// Extents in use that growths have brought.
+    #[cfg(test)]
+    fn extents_used_of_growths(&self) -> u64 {
+        let first = self.sb.geometry.first().extents;
+        let leaves = self.slices.values().flat_map(|s| s.leaves.values());
+        let used = leaves.flat_map(leaf::Leaf::physical);
+        used.filter(|extent| *extent >= first).count() as u64
     }
 
     /// Few checksum blocks in memory, so that they come and go.

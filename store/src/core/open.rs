@@ -8,7 +8,7 @@ use super::format::directory::{self, PAGES_PER_DIRECTORY_PAGE, PagePlace};
 use super::format::geometry::{DEVICE_BYTES_MIN, Geometry, JOURNAL_OFFSET, SUPERBLOCK_OFFSETS};
 use super::format::page::{CellRecord, MARK_REGIONS, PAGE_BYTES, PageKind, PageView};
 use super::format::superblock::{SUPERBLOCK_BYTES, Superblock};
-use super::format::{Corrupt, NO_EXTENT, VERSION};
+use super::format::{Corrupt, NO_EXTENT, VERSION, tracts};
 use super::generations::Generations;
 use super::io::{Effect, IoId, IoKind, IoTable, Outbox};
 use super::journal::{Journal, Tail};
@@ -28,6 +28,7 @@ use std::collections::{BTreeMap, VecDeque};
 #[derive(Clone, Copy, Debug)]
 enum What {
     Superblock(usize),
+    Tracts,
     Directory(u32),
     /// So many consecutive pages, all in the same place.
     Pages {
@@ -71,6 +72,7 @@ pub(super) struct Opening {
 enum Stage {
     #[default]
     Superblocks,
+    Tracts,
     Directory,
     Pages,
     Journal,
@@ -88,18 +90,19 @@ impl Core {
         Self {
             config,
             phase: Phase::Opening(Box::default()),
-            sb: Superblock::new([0; 16], [0; 16], nothing),
+            sb: Superblock::new([0; 16], [0; 16], nothing.clone()),
             sb_next: 0,
             was_clean: false,
             slices: BTreeMap::new(),
-            space: Space::new(nothing.extents),
-            pages: Pages::new(nothing.pages),
+            space: Space::new(nothing.extents()),
+            pages: Pages::new(nothing.pages()),
             journal: Journal::new(nothing.journal_bytes, tail, tail, 0),
             waiters: BTreeMap::new(),
             waiter_count: 0,
             flusher: Flusher::default(),
             reclaim: Reclaim::default(),
             checkpoint: None,
+            growing: None,
             merge: super::merge::Merge::default(),
             checksums: None,
             failed: super::failed::Failed::default(),
@@ -179,6 +182,7 @@ impl Core {
                 opening.supers[copy] = bytes.to_vec();
                 Ok(())
             }
+            What::Tracts => self.load_tracts(bytes),
             What::Directory(index) => self.load_directory(index, bytes),
             What::Pages { first, place } => self.load_pages(first, place, bytes),
             What::Journal => self.replay_chunk(bytes),
@@ -200,6 +204,10 @@ impl Core {
             match opening.stage {
                 Stage::Superblocks => {
                     self.choose_superblock()?;
+                    self.opening().stage = Stage::Tracts;
+                }
+                Stage::Tracts => {
+                    self.queue_directory();
                     self.opening().stage = Stage::Directory;
                 }
                 Stage::Directory => {
@@ -272,15 +280,9 @@ impl Core {
         }
         self.sb_next = 1 - copy;
         self.was_clean = sb.clean;
-        self.space = Space::new(sb.geometry.extents);
-        self.pages = Pages::new(sb.geometry.pages);
-        self.checksums = checksums_of(&sb.geometry);
-        self.failed = super::failed::Failed::load(&sb.failed);
-        for index in 0..sb.geometry.directory_pages {
-            let offset_bytes = sb
-                .geometry
-                .directory_page_offset(index, sb.directory_place(index));
-            let what = What::Directory(index);
+        if sb.growths > 0 {
+            let offset_bytes = tracts::table_offset(sb.growths);
+            let what = What::Tracts;
             let read = MetaRead {
                 what,
                 offset_bytes,
@@ -290,6 +292,30 @@ impl Core {
         }
         self.sb = sb;
         Ok(())
+    }
+
+    fn load_tracts(&mut self, bytes: &[u8]) -> Result<(), OpenFault> {
+        let growths = self.sb.growths.into();
+        let complete = self.sb.complete(bytes);
+        complete.map_err(|corrupt| self.damaged("tract table of growth", growths, corrupt))
+    }
+
+    /// The region table is known.
+    fn queue_directory(&mut self) {
+        let geometry = &self.sb.geometry;
+        self.space = Space::new(geometry.extents());
+        self.pages = Pages::new(geometry.pages());
+        self.checksums = checksums_of(geometry);
+        self.failed = super::failed::Failed::load(&self.sb.failed);
+        for index in 0..geometry.directory_pages() {
+            let place = self.sb.directory_place(index);
+            let read = MetaRead {
+                what: What::Directory(index),
+                offset_bytes: self.sb.geometry.directory_page_offset(index, place),
+                len_bytes: BLOCK_BYTES,
+            };
+            self.opening().queue.push_back(read);
+        }
     }
 
     fn damaged(&self, what: &'static str, index: u64, corrupt: Corrupt) -> OpenFault {
@@ -304,7 +330,7 @@ impl Core {
     fn load_directory(&mut self, index: u32, bytes: &[u8]) -> Result<(), OpenFault> {
         let places = directory::decode(bytes, self.sb.store, index)
             .map_err(|corrupt| self.damaged("directory page", index.into(), corrupt))?;
-        let (count, first) = (self.sb.geometry.pages, index * PAGES_PER_DIRECTORY_PAGE);
+        let (count, first) = (self.sb.geometry.pages(), index * PAGES_PER_DIRECTORY_PAGE);
         for (page, place) in (first..).zip(places).filter(|(_, p)| *p != PagePlace::Free) {
             if page >= count {
                 return Err(self.damaged("directory page", index.into(), Corrupt::Value));
@@ -316,7 +342,7 @@ impl Core {
 
     /// Reads of pages that lie side by side are joined.
     fn queue_pages(&mut self) {
-        let geometry = self.sb.geometry;
+        let geometry = self.sb.geometry.clone();
         let opening = self.opening();
         for (page, place) in &opening.places {
             let PagePlace::At(place) = *place else {
@@ -370,7 +396,7 @@ impl Core {
             }
             PageKind::Layer => {
                 let number = slice.leaf_of(head.shard, head.part).ok_or(Corrupt::Value)?;
-                let extents = self.sb.geometry.extents;
+                let extents = self.sb.geometry.extents();
                 let leaf = load_leaf(&view, page, slice.leaf_extents(), extents)?;
                 if self.opening().leaves.insert((nsid, number), leaf).is_some() {
                     return Err(Corrupt::Value);
@@ -379,7 +405,7 @@ impl Core {
             }
             PageKind::Cells => {
                 let number = slice.leaf_of(head.shard, head.part).ok_or(Corrupt::Value)?;
-                let extents = self.sb.geometry.extents;
+                let extents = self.sb.geometry.extents();
                 let exists = |c: &CellRecord| c.physical == NO_EXTENT || c.physical < extents;
                 let cells = view.cells()?;
                 if !cells.iter().all(exists) {

@@ -44,8 +44,20 @@ impl Pages {
             ],
             free: (0..count).collect(),
             dirty: BTreeSet::new(),
-            reserve: (count as usize / 16).max(8),
+            reserve: reserve(count),
         }
+    }
+
+    /// There are so many pages from now on; the new ones are free.
+    pub(super) fn grow(&mut self, count: u32) {
+        let before = self.count();
+        let slot = Slot {
+            of: None,
+            place: PagePlace::Free,
+        };
+        self.slots.resize(count as usize, slot);
+        self.free.append(&mut (before..count).collect());
+        self.reserve = reserve(count);
     }
 
     /// A page read during open: it holds `of` and lies at `place`.
@@ -121,4 +133,8 @@ impl Pages {
     pub(super) fn used(&self) -> u32 {
         self.count() - u32::try_from(self.free.len()).expect("part of the count")
     }
+}
+
+fn reserve(count: u32) -> usize {
+    (count as usize / 16).max(8)
 }

@@ -86,7 +86,11 @@ impl Core {
                 return;
             };
             let mut count = 1;
-            while count < TRIM_EXTENTS_MAX && self.reclaim.trim.remove(&(first + count)) {
+            while count < TRIM_EXTENTS_MAX
+                && self.reclaim.trim.contains(&(first + count))
+                && self.sb.geometry.is_behind_the_last(first + count)
+            {
+                self.reclaim.trim.remove(&(first + count));
                 count += 1;
             }
             self.reclaim.trims += 1;

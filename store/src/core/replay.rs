@@ -244,7 +244,7 @@ impl Core {
         };
         let (number, index) = slice.locate_extent(change.extent).ok_or(Corrupt::Value)?;
         let named = change.physical != NO_EXTENT;
-        if named && change.physical >= self.sb.geometry.extents {
+        if named && change.physical >= self.sb.geometry.extents() {
             return Err(Corrupt::Value);
         }
         if !slice.leaves.contains_key(&number) {

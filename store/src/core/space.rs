@@ -43,6 +43,24 @@ impl Space {
         }
     }
 
+    /// There are so many extents from now on; the new ones are free.
+    pub(super) fn grow(&mut self, extents: u32) {
+        assert!(extents >= self.extents, "{} to {extents}", self.extents);
+        let grown = Self::new(extents);
+        let old = std::mem::replace(&mut self.words, grown.words);
+        self.words[..old.len()].copy_from_slice(&old);
+        // The word in which they begin.
+        let (index, bit) = (self.extents as usize / 64, self.extents % 64);
+        if bit > 0 && extents > self.extents {
+            let upto = (extents - self.extents).min(64 - bit);
+            self.words[index] |= (u64::MAX >> (64 - upto)) << bit;
+        }
+        self.free += extents - self.extents;
+        // What is new is free in one piece.
+        self.cursor = self.extents % extents;
+        self.extents = extents;
+    }
+
     pub(super) const fn free(&self) -> u32 {
         self.free
     }
@@ -153,6 +171,23 @@ mod test {
                 prop_assert_eq!(space.free() as usize + taken.len(), extents as usize);
                 prop_assert!(pool.len() <= (extents / POOL_SHARE) as usize);
             }
+        }
+    }
+
+    #[test]
+    fn what_is_new_is_free_and_nothing_else() {
+        for (before, after) in [(1, 2), (63, 64), (64, 65), (70, 700), (128, 128)] {
+            let mut space = Space::new(before);
+            let taken: Vec<_> = (0..before).map(|_| extent(&mut space, None)).collect();
+            assert_eq!((space.free(), space.allocate(None)), (0, None));
+            space.grow(after);
+            assert_eq!(space.free(), after - before);
+            let mut new: Vec<_> = (before..after)
+                .map(|_| extent(&mut space, None).unwrap())
+                .collect();
+            new.sort_unstable();
+            assert!(new.into_iter().eq(before..after), "{before} to {after}");
+            assert_eq!((space.allocate(None), taken.len()), (None, before as usize));
         }
     }
 

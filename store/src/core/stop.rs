@@ -42,7 +42,7 @@ impl Core {
             }
         }
         let busy = self.checkpoint.is_some() || self.reclaim.is_trimming();
-        let busy = busy || self.merge.is_copying();
+        let busy = busy || self.merge.is_copying() || self.growing.is_some();
         if !self.journal.is_idle() || busy || !self.ios.is_idle() {
             return;
         }

@@ -11,11 +11,16 @@ use super::{Core, Kind, Phase};
 use crate::limits::{CHECKSUM_BLOCKS_RANGE, CHECKSUM_EXTENTS_PER_BLOCK_IN_MEMORY};
 use shardmap::units::{Lba, Nsid, REGION_BLOCKS};
 
+/// Most checksum blocks in memory.
+pub(super) fn checksums_limit(geometry: &Geometry) -> usize {
+    let wanted = geometry.extents() / CHECKSUM_EXTENTS_PER_BLOCK_IN_MEMORY;
+    let (least, most) = CHECKSUM_BLOCKS_RANGE.into_inner();
+    (wanted as usize).clamp(least, most)
+}
+
 /// The checksums of a store whose superblock was read; `None` if it keeps none.
 pub(super) fn checksums_of(geometry: &Geometry) -> Option<Checksums> {
-    let wanted = geometry.extents / CHECKSUM_EXTENTS_PER_BLOCK_IN_MEMORY;
-    let (least, most) = CHECKSUM_BLOCKS_RANGE.into_inner();
-    let limit = (wanted as usize).clamp(least, most);
+    let limit = checksums_limit(geometry);
     geometry.has_checksums().then(|| Checksums::new(limit))
 }
 

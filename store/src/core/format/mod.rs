@@ -3,11 +3,13 @@
 //! ```text
 //! 0        superblock A (4 KiB)
 //! 64 KiB   superblock B (4 KiB)
+//! 128 KiB  tract table, of a store that has grown (4 KiB); 192 KiB: its other place
 //! 1 MiB    journal ring
 //! …        directory: place A of every directory page, then place B
 //! …        metadata pages: place A of every page, then place B
 //! …        checksum blocks, if the store has them
 //! …        data extents (aligned to 1 MiB)
+//! …        of every growth: directory, metadata pages, checksum blocks and extents, like these
 //! ```
 //! Every structure carries a CRC32C over all its bytes after the checksum field, the store's UUID and
 //! its own position, so that a misplaced or foreign block is never believed.
@@ -19,6 +21,7 @@ pub mod geometry;
 pub mod journal;
 pub mod page;
 pub mod superblock;
+pub mod tracts;
 
 /// Version of the whole format, as written. A store of a newer version is refused.
 pub const VERSION: u16 = 3;

@@ -1,6 +1,7 @@
 //! The superblock: identity, region table, life, and which checkpoint counts.
 
-use super::geometry::Geometry;
+use super::geometry::{Geometry, Tract};
+use super::tracts::{self, GROWTHS_MAX};
 use super::{Corrupt, VERSION, is_known, is_sealed, seal};
 use crate::core::survey::Spot;
 use shardmap::units::{BLOCK_BYTES, EXTENT_BYTES};
@@ -41,6 +42,10 @@ const NO_FAILED: RawFailed = RawFailed {
     blocks: U16::ZERO,
     reserved: U16::ZERO,
 };
+/// Feature: the store has grown; most of its region table is in the tract table.
+const GROWN: u64 = 4;
+/// All that are known.
+const FEATURES: u64 = CHECKSUMS | FAILED | GROWN;
 
 /// The bytes. Two copies; the valid one with the larger `update` wins, the other is overwritten next.
 #[derive(Clone, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -63,14 +68,14 @@ struct Raw {
     directory_pages: U32,
     pages: U32,
     extents: U32,
-    reserved_a: U32,
+    growths: U32, // tracts in the tract table
     incarnation: U64,
     lost_at: U64,
     checkpoint: U64,    // counts checkpoints
     tail_sequence: U64, // first journal record to replay
     tail_offset: U64,   // its byte offset in the ring
     proven: U64,        // highest journal sequence known durable when this was written
-    features: U64, // without which this store must not be opened; bit 0: checksum blocks; bit 1: failed
+    features: U64, // without which it must not be opened; bit 0: checksums; 1: failed; 2: grown
     checksums_offset: U64,
     checksum_blocks: U32,
     scrub_nsid: U32, // where the scrub goes on: this cell, or the next after it
@@ -85,6 +90,7 @@ const _: () = assert!(size_of::<Raw>() == SUPERBLOCK_BYTES);
 const _: () = assert!(offset_of!(Raw, magic) == 8);
 const _: () = assert!(offset_of!(Raw, update) == 48);
 const _: () = assert!(offset_of!(Raw, journal_bytes) == 72);
+const _: () = assert!(offset_of!(Raw, growths) == 116);
 const _: () = assert!(offset_of!(Raw, incarnation) == 120);
 const _: () = assert!(offset_of!(Raw, features) == 168);
 const _: () = assert!(offset_of!(Raw, checksum_blocks) == 184);
@@ -102,8 +108,10 @@ pub struct Superblock {
     pub cluster: [u8; 16],
     /// Counts superblock writes.
     pub update: u64,
-    /// The region table.
+    /// The region table; without what growths have added until the tract table is read.
     pub geometry: Geometry,
+    /// How often the store has grown: so many tracts are in the tract table.
+    pub growths: u32,
     /// Stopped cleanly.
     pub clean: bool,
     /// The checksums of marked regions are not to be believed, even if it was stopped cleanly.
@@ -149,6 +157,7 @@ impl Superblock {
             cluster,
             update: 1,
             geometry,
+            growths: 0,
             clean: true,
             doubt: false,
             incarnation: 1,
@@ -175,7 +184,8 @@ impl Superblock {
 
     fn features(&self) -> u64 {
         let checksums = u64::from(self.geometry.has_checksums()) * CHECKSUMS;
-        checksums | (u64::from(!self.failed.is_empty()) * FAILED)
+        let grown = u64::from(self.growths > 0) * GROWN;
+        checksums | grown | (u64::from(!self.failed.is_empty()) * FAILED)
     }
 
     fn raw_failed(&self) -> [RawFailed; FAILED_EXTENTS_MAX] {
@@ -190,6 +200,7 @@ impl Superblock {
     /// The bytes, sealed.
     pub fn encode(&self) -> Vec<u8> {
         let g = &self.geometry;
+        let first = g.first();
         let raw = Raw {
             checksum: 0.into(),
             version: VERSION.into(),
@@ -202,13 +213,13 @@ impl Superblock {
             block_bytes: BLOCK_BYTES.into(),
             extent_bytes: EXTENT_BYTES.into(),
             journal_bytes: g.journal_bytes.into(),
-            directory_offset: g.directory_offset.into(),
-            pages_offset: g.pages_offset.into(),
-            data_offset: g.data_offset.into(),
-            directory_pages: g.directory_pages.into(),
-            pages: g.pages.into(),
-            extents: g.extents.into(),
-            reserved_a: 0.into(),
+            directory_offset: first.directory_offset.into(),
+            pages_offset: first.pages_offset.into(),
+            data_offset: first.data_offset.into(),
+            directory_pages: first.directory_pages.into(),
+            pages: first.pages.into(),
+            extents: first.extents.into(),
+            growths: self.growths.into(),
             incarnation: self.incarnation.into(),
             lost_at: self.lost_at.into(),
             checkpoint: self.checkpoint.into(),
@@ -216,8 +227,8 @@ impl Superblock {
             tail_offset: self.tail_offset.into(),
             proven: self.proven.into(),
             features: self.features().into(),
-            checksums_offset: g.checksums_offset.into(),
-            checksum_blocks: g.checksum_blocks.into(),
+            checksums_offset: first.checksums_offset.into(),
+            checksum_blocks: first.checksum_blocks.into(),
             scrub_nsid: self.scrub.nsid.into(),
             scrub_extent: self.scrub.extent.into(),
             scrub_generation: self.scrub.generation.into(),
@@ -243,15 +254,15 @@ impl Superblock {
         if !is_sealed(bytes) {
             return Err(Corrupt::Checksum);
         }
-        if !is_known(raw.version.get()) || raw.features.get() & !(CHECKSUMS | FAILED) != 0 {
+        if !is_known(raw.version.get()) || raw.features.get() & !FEATURES != 0 {
             return Err(Corrupt::Unknown);
         }
         let checksums = raw.features.get() & CHECKSUMS != 0;
-        let geometry = Geometry {
+        let growths = raw.growths.get();
+        let grown = raw.features.get() & GROWN != 0;
+        let first = Tract {
             checksums_offset: raw.checksums_offset.get(),
             checksum_blocks: raw.checksum_blocks.get(),
-            device_bytes: raw.device_bytes.get(),
-            journal_bytes: raw.journal_bytes.get(),
             directory_offset: raw.directory_offset.get(),
             directory_pages: raw.directory_pages.get(),
             pages_offset: raw.pages_offset.get(),
@@ -259,20 +270,27 @@ impl Superblock {
             data_offset: raw.data_offset.get(),
             extents: raw.extents.get(),
         };
+        let (device_bytes, journal_bytes) = (raw.device_bytes.get(), raw.journal_bytes.get());
+        let geometry = Geometry::new(device_bytes, journal_bytes, first);
         let units = raw.block_bytes.get() == BLOCK_BYTES && raw.extent_bytes.get() == EXTENT_BYTES;
         let tail = raw.tail_offset.get();
         let tail_fits = tail < geometry.journal_bytes && tail.is_multiple_of(BLOCK_BYTES.into());
-        let agree = checksums == geometry.has_checksums();
+        let agree = checksums == geometry.has_checksums()
+            && grown == (growths > 0)
+            && growths <= GROWTHS_MAX;
         if !units || !geometry.is_consistent() || !tail_fits || !agree {
             return Err(Corrupt::Value);
         }
-        let failed = failed_of(raw, geometry.extents)?;
+        // What growths have brought is not known yet.
+        let extents = if grown { u32::MAX } else { geometry.extents() };
+        let failed = failed_of(raw, extents)?;
         Ok(Self {
             store: raw.store,
             cluster: raw.cluster,
             update: raw.update.get(),
             failed,
             geometry,
+            growths,
             clean: raw.flags.get() & CLEAN != 0,
             doubt: raw.flags.get() & DOUBT != 0,
             incarnation: raw.incarnation.get(),
@@ -288,6 +306,21 @@ impl Superblock {
             },
             directory_current: Box::new(raw.directory_current),
         })
+    }
+
+    /// Completes the region table of a store that has grown by its tract table.
+    ///
+    /// # Errors
+    /// [`Corrupt`].
+    pub fn complete(&mut self, table: &[u8]) -> Result<(), Corrupt> {
+        let tracts = tracts::decode(table, self.store, self.growths)?;
+        let grown = self.geometry.clone().with_growths(&tracts);
+        let grown = grown.ok_or(Corrupt::Value)?;
+        if self.failed.keys().any(|extent| *extent >= grown.extents()) {
+            return Err(Corrupt::Value);
+        }
+        self.geometry = grown;
+        Ok(())
     }
 
     /// The version field of something that carries our magic.
@@ -364,12 +397,14 @@ mod test {
         fn what_was_written_is_read_and_no_flipped_bit_passes(
             update: u64, incarnation: u64, tail in 0u64..256, clean: bool, doubt: bool,
             failed in proptest::collection::btree_map(0u32..500, 1u16.., 0..=FAILED_EXTENTS_MAX),
+            growths in 0..=GROWTHS_MAX,
             at in 0usize..4096, bit in 0u8..8
         ) {
             let mut s = superblock(update);
             (s.incarnation, s.tail_offset, s.clean) = (incarnation, tail * 4096, clean);
             s.doubt = doubt;
             s.failed = failed;
+            s.growths = growths;
             s.scrub = Spot { nsid: 7, extent: incarnation, generation: u32::MAX };
             let mut bytes = s.encode();
             prop_assert_eq!(&Superblock::decode(&bytes).unwrap(), &s);

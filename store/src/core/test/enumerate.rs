@@ -84,6 +84,9 @@ struct Tally {
     verified: AtomicU64,
     merges: AtomicU64,
     clones: AtomicU64,
+    growths: AtomicU64,
+    /// Extents in use when a history ended that a growth has brought.
+    grown_used: AtomicU64,
 }
 
 /// Says where it was if it is dropped by a panic.
@@ -159,6 +162,11 @@ fn history(seed: u64, tally: &Tally, wanted: u64) {
     tally.unmarked.fetch_add(counts.unmarked, Relaxed);
     tally.clones.fetch_add(world.clones().into(), Relaxed);
     tally
+        .growths
+        .fetch_add(world.core.growths().into(), Relaxed);
+    let used = world.core.extents_used_of_growths();
+    tally.grown_used.fetch_add(used, Relaxed);
+    tally
         .merges
         .fetch_add(counts.cells_moved + counts.cells_copied, Relaxed);
 }
@@ -207,7 +215,7 @@ fn every_crash_state_opens_with_what_was_promised() {
     });
     let count = |counter: &AtomicU64| counter.load(Relaxed);
     println!(
-        "crash: {} states at {} points of {} histories with {} checkpoints, {} merges, {} clones and {} regions unmarked; \
+        "crash: {} states at {} points of {} histories with {} checkpoints, {} merges, {} clones, {} growths ({} extents of them in use) and {} regions unmarked; \
          all subsets at {} of the points; cut again while opening {} times; {} blocks verified",
         count(&tally.states),
         count(&tally.points),
@@ -215,6 +223,8 @@ fn every_crash_state_opens_with_what_was_promised() {
         count(&tally.checkpoints),
         count(&tally.merges),
         count(&tally.clones),
+        count(&tally.growths),
+        count(&tally.grown_used),
         count(&tally.unmarked),
         count(&tally.exhaustive_points),
         count(&tally.cut_again),
@@ -227,6 +237,7 @@ fn every_crash_state_opens_with_what_was_promised() {
     if wanted >= 20_000 {
         assert!(count(&tally.checkpoints) > 0 && count(&tally.merges) > 0);
         assert!(count(&tally.clones) > 0);
+        assert!(count(&tally.growths) > 0 && count(&tally.grown_used) > 0);
         assert!(count(&tally.unmarked) > 0 && count(&tally.verified) > 0);
     }
 }

@@ -268,3 +268,36 @@ fn a_store_with_more_failed_blocks_than_can_be_noted_is_poisoned() {
     assert!(matches!(world.poisoned, Some(StoreFault::Poisoned { .. })));
     assert!(world.answer(id).is_err());
 }
+
+/// A growth and the list both write superblocks: one after the other, whichever is first. And the list
+/// has blocks that a growth has brought.
+#[test]
+fn a_growth_and_the_list_take_turns() {
+    for (steps, growth_first) in (0..6).flat_map(|s| [(s, true), (s, false)]) {
+        let mut world = world();
+        world.ok(1, write(0, 16, true));
+        let mut growth = growth_first.then(|| world.grow(20 << 20));
+        (0..steps).for_each(|_| drop(world.complete(0)));
+        let failing = world.submit(1, write(4, 2, false));
+        assert!(world.fail(is_data));
+        for lba in 4..6 {
+            let block = place(&world, lba);
+            world.device.write(block, b"torn".to_vec(), true);
+        }
+        (0..steps).for_each(|_| drop(world.complete(0)));
+        let growth = growth.take().unwrap_or_else(|| world.grow(20 << 20));
+        world.settle();
+        let answers = (world.answer(growth), world.answer(failing));
+        let done = matches!(
+            answers,
+            (Ok(Answer::Grown(_)), Err(StoreFault::Medium { .. }))
+        );
+        assert!(done && is_listed(&world), "{answers:?} after {steps} steps");
+        world.ok(1, write(1600, 16, true));
+        assert!(world.core.extents_used_of_growths() > 0);
+        tear(&mut world, 1601, 1);
+        crash(&mut world, steps % 2 == 0);
+        [4, 5, 1601].map(|lba| assert_unreadable(&mut world, lba));
+        world.ok(1, read(1602, 14));
+    }
+}

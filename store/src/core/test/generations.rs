@@ -381,6 +381,9 @@ pub(super) fn script(world: &mut World, (seed, steps): (u64, u64), look: &mut dy
             12 => ticked.take().into_iter().for_each(|t| unmark(world, 1, t)),
             _ => {}
         }
+        if i % 64 == 25 && !world.is_growing() {
+            world.grow(17 << 20);
+        }
         while world.order.len() as u64 > i % 5 {
             look(world);
             world.complete(nth % 3);

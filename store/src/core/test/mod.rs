@@ -8,6 +8,7 @@ mod device;
 mod enumerate;
 mod failed;
 mod generations;
+mod grow;
 mod heal;
 mod model;
 mod record;

@@ -9,7 +9,7 @@ use super::world::{Outstanding, World, range, write, zero};
 use crate::core::format::geometry::JOURNAL_OFFSET;
 use crate::core::io::Command;
 use crate::core::leaf::Cell;
-use shardmap::units::{BlockRange, EXTENT_BYTES, Generation};
+use shardmap::units::{BlockRange, EXTENT_BLOCKS, Generation};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -114,13 +114,12 @@ impl World {
 
     pub(super) fn record_write(&mut self, io: u32, out: &Outstanding, offset_bytes: u64) {
         let head = self.model.head(NSID);
-        let data = self.core.sb.geometry.data_offset;
+        let physical = self.core.sb.geometry.data_block(offset_bytes) / u64::from(EXTENT_BLOCKS);
         let (Some(recorder), Command::Write { range, .. }) = (&mut self.recorder, &out.command)
         else {
             return;
         };
         recorder.spoiled |= recorder.heads.get(&out.version) != Some(&head);
-        let physical = (offset_bytes - data) / u64::from(EXTENT_BYTES);
         let extent = recorder.extent(u32::try_from(physical).expect("small"));
         let (block, number) = (block_of(range), recorder.begins(out.version));
         recorder
@@ -161,7 +160,7 @@ impl World {
 
     /// Metadata is written; records of the journal count.
     pub(super) fn record_meta(&mut self, io: u32, offset_bytes: u64) {
-        let journal = JOURNAL_OFFSET..self.core.sb.geometry.directory_offset;
+        let journal = JOURNAL_OFFSET..self.core.sb.geometry.first().directory_offset;
         if let Some(recorder) = self.recorder.as_mut().filter(|r| !r.opening)
             && journal.contains(&offset_bytes)
         {

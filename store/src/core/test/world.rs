@@ -164,7 +164,7 @@ impl World {
     pub(super) fn with(device_bytes: u64, size_blocks: u64, checksums: Option<usize>) -> Self {
         let geometry = Geometry::plan(device_bytes, 1 << 20, checksums.is_some()).unwrap();
         let mut device = Device::default();
-        for index in 0..geometry.directory_pages {
+        for index in 0..geometry.directory_pages() {
             let bytes = directory::encode(STORE, index, 0, std::iter::empty::<PagePlace>());
             device.write(
                 geometry.directory_page_offset(index, 0) / BLOCK,
@@ -536,6 +536,19 @@ impl World {
             result: Err(5),
         });
         true
+    }
+
+    /// The device is larger by so many bytes, and the store is told to take them. Returns the command's id.
+    pub(super) fn grow(&mut self, more_bytes: u64) -> u32 {
+        self.device_bytes += more_bytes;
+        let device_bytes = Ok(self.device_bytes);
+        self.submit(0, Command::Grow { device_bytes })
+    }
+
+    /// Whether a growth is under way.
+    pub(super) fn is_growing(&self) -> bool {
+        let grows = |out: &Outstanding| matches!(out.command, Command::Grow { .. });
+        self.outstanding.values().any(grows)
     }
 
     pub(super) fn settle(&mut self) {
