@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 
 mod association;
 mod connection;
+mod errand;
 pub mod limits;
 mod receiver;
 mod request;
@@ -24,6 +25,7 @@ mod sender;
 
 pub use crate::proto::host::Facts;
 use association::{Association, Purpose, World, unpack};
+pub use errand::{Errand, ErrandFault};
 pub use request::{Failure, Reply, Request};
 
 /// What all associations of an initiator share.

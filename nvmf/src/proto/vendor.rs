@@ -57,8 +57,12 @@ pub mod opcode {
     /// CDW11: the snapshot takes no more writes, durable before the reply, and has what it took.
     pub const COMPLETE_GENERATION: u8 = 0xd8;
 
+    /// The store with the UUID in CDW11-14 takes in what its device has become larger by, durable before the
+    /// reply: [`StoreGrowth`](super::StoreGrowth) out. No slice, no session; for `ubsctl` only.
+    pub const GROW_STORE: u8 = 0xe2;
+
     /// All of them.
-    pub const ALL: [u8; 18] = [
+    pub const ALL: [u8; 19] = [
         OPEN_SLICE,
         SLICE_STATE,
         CLOSE_SLICE,
@@ -77,6 +81,7 @@ pub mod opcode {
         BEGIN_GENERATION,
         READ_REPLICA,
         COMPLETE_GENERATION,
+        GROW_STORE,
     ];
 }
 
@@ -206,6 +211,61 @@ pub struct SpaceExclusive {
 const _: () = assert!(size_of::<SpaceExclusive>() == 16);
 const _: () = assert!(std::mem::offset_of!(SpaceExclusive, bytes) == 8);
 
+/// Refusals of [`StoreGrowth`]; 0: it has grown.
+pub mod growth {
+    /// The device is not larger than what the store uses, or not by much.
+    pub const TOO_LITTLE: u32 = 1;
+    /// The device is smaller than what the store uses.
+    pub const SHRANK: u32 = 2;
+    /// It has grown as often as can be.
+    pub const TOO_OFTEN: u32 = 3;
+    /// The device has more than a store can use.
+    pub const TOO_LARGE: u32 = 4;
+    /// Another growth is under way.
+    pub const RUNNING: u32 = 5;
+    /// The device has failed: see the errno.
+    pub const DEVICE: u32 = 6;
+}
+
+/// Data of GrowStore. What is not known, or not of interest to the refusal, is zero.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct StoreGrowth {
+    /// [`PROTOCOL_VERSION`].
+    pub version: U16,
+    /// Zero.
+    pub flags: U16,
+    /// 0, or why it has not grown: [`growth`].
+    pub refusal: U32,
+    /// Bytes of the device that the store used before.
+    pub device_bytes_before: U64,
+    /// Bytes of the device.
+    pub device_bytes: U64,
+    /// Capacity for data before, in bytes.
+    pub capacity_bytes_before: U64,
+    /// Capacity for data, in bytes.
+    pub capacity_bytes: U64,
+    /// What the kernel said.
+    pub errno: U32,
+    /// Zero.
+    pub reserved: U32,
+}
+const _: () = assert!(size_of::<StoreGrowth>() == 48);
+const _: () = assert!(std::mem::offset_of!(StoreGrowth, device_bytes_before) == 8);
+const _: () = assert!(std::mem::offset_of!(StoreGrowth, errno) == 40);
+
 /// Data of StampSlice and CompleteSlice.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
@@ -260,6 +320,7 @@ mod test {
             READ_GENERATIONS,
             READ_SPACE,
             READ_REPLICA,
+            GROW_STORE,
         ];
         for op in ALL {
             let expected = if into.contains(&op) {

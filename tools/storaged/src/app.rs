@@ -218,6 +218,16 @@ impl Storaged {
                 }
             }
             Notable::CloneWaits(nsid) => self.tell(News::CloneWaits(nsid)),
+            Notable::Grown(store_index, growth) => {
+                let path = self.paths[store_index].display();
+                tracing::info!(%path, before = growth.capacity_bytes_before, bytes = growth.capacity_bytes,
+                    device = growth.device_bytes, "store grown");
+                let capacity_bytes = growth.capacity_bytes;
+                self.tell(News::StoreGrown {
+                    store_index,
+                    capacity_bytes,
+                });
+            }
             Notable::SliceChanged(nsid) => self.tell(News::SliceChanged(nsid)),
             Notable::SliceDone { nsid, end } => {
                 self.target.namespaces_changed(io);

@@ -130,6 +130,13 @@ impl Control {
             News::StoreFailed { store_index, why } => {
                 self.stores[*store_index].failure = Some(why.clone());
             }
+            News::StoreGrown {
+                store_index,
+                capacity_bytes,
+            } => {
+                let facts = &mut self.stores[*store_index].facts;
+                facts.as_mut().expect("it is open").capacity_bytes = *capacity_bytes;
+            }
             News::Listening { .. }
             | News::SliceDone { .. }
             | News::CloneWaits(_)
@@ -164,26 +171,40 @@ impl Control {
         let server = server.await.context("metad refused this server")?;
         tracing::info!(%server, %address, "registered");
         for index in 0..self.stores.len() {
-            let Some(facts) = &self.stores[index].facts else {
+            let Some(id) = self.register_store(cluster, server, index).await? else {
                 continue;
             };
-            let new = NewStore {
-                cluster,
-                server,
-                uuid: Uuid::from_bytes(facts.store),
-                size_bytes: facts.capacity_bytes,
-            };
-            let id = self
-                .persist(|c| async move { c.register_store(new).await })
-                .await;
             let path = self.config.stores[index].path.display();
-            let id = id.with_context(|| format!("metad refused the store {path}"))?;
             tracing::info!(store = %id, %path, "registered");
             self.stores[index].id = Some(id);
             self.wanted.registered(index, id);
         }
         self.name_failed_stores(cluster, server).await?;
         Ok(server)
+    }
+
+    /// Tells metad of a store and of its size, if it is open.
+    async fn register_store(
+        &self,
+        cluster: Uuid,
+        server: ServerId,
+        index: usize,
+    ) -> Result<Option<StoreId>> {
+        let Some(facts) = &self.stores[index].facts else {
+            return Ok(None);
+        };
+        let new = NewStore {
+            cluster,
+            server,
+            uuid: Uuid::from_bytes(facts.store),
+            size_bytes: facts.capacity_bytes,
+        };
+        let id = self
+            .persist(|c| async move { c.register_store(new).await })
+            .await;
+        let path = self.config.stores[index].path.display();
+        let id = id.with_context(|| format!("metad refused the store {path}"))?;
+        Ok(Some(id))
     }
 
     /// Finds out which stores of metad those are that did not open, so that they are reported as
@@ -276,6 +297,14 @@ impl Control {
                         for told in self.wanted.done(nsid, &end) {
                             self.tell(nsid, told).await;
                         }
+                    }
+                    Some(News::StoreGrown { store_index, .. }) => {
+                        let cluster = self.identity.cluster.expect("registered");
+                        let told = self.register_store(cluster, server, store_index).await;
+                        if let Err(error) = told {
+                            tracing::warn!(%error, "metad did not take the store's new size");
+                        }
+                        self.report(&reporter, &upkeep);
                     }
                     Some(News::CloneWaits(nsid)) => self.wanted.waits(nsid),
                     Some(News::SliceChanged(nsid)) => {

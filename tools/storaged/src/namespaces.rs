@@ -1,5 +1,7 @@
 //! Slices as NVMe namespaces: commands of the target become requests to stores, answers find back.
 
+mod growth;
+
 use crate::faults::status_of;
 use crate::healing::{Finder, Healing, Looked, Place};
 use crate::orders::{Fill, SliceEnd};
@@ -7,7 +9,7 @@ use crate::tidy::{Ask, DropCounters, Tidy};
 use crate::vendor;
 use control::core::STORAGED_HOST_NQN_PREFIX;
 use nvmf::proto::status::Status;
-use nvmf::proto::vendor::opcode::READ_REPLICA;
+use nvmf::proto::vendor::opcode::{GROW_STORE, READ_REPLICA};
 use nvmf::target::{
     AssociationId, Command, CommandId, CommandKind, NamespaceFacts, Namespaces, Reply, ReplyData,
 };
@@ -18,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use store::{
-    Healed, Rot, ScrubPace, SliceSpec, SliceState, Store, StoreEvent, StoreFault, StoreOp,
+    Growth, Healed, Rot, ScrubPace, SliceSpec, SliceState, Store, StoreEvent, StoreFault, StoreOp,
     StoreReply, StoreRequest,
 };
 use uuid::Uuid;
@@ -63,6 +65,8 @@ struct Pending {
     completes: Option<Nsid>,
     /// Of a read: which store and generation.
     reads: Option<(usize, Generation)>,
+    /// Of a growth: which store.
+    grows: Option<usize>,
 }
 
 /// A Deallocate of several ranges is answered once, when the last range is.
@@ -122,6 +126,8 @@ pub(crate) enum Notable {
     CloneWaits(Nsid),
     /// A slice is whole, or has another complete snapshot, and clones wait for that.
     SliceChanged(Nsid),
+    /// A store has grown.
+    Grown(usize, Growth),
 }
 
 impl Slices {
@@ -402,6 +408,9 @@ impl Slices {
                     .pending
                     .remove(&id)
                     .expect("a store answers each request once");
+                if let Some(store_index) = pending.grows {
+                    return self.on_grown(store_index, &pending, result);
+                }
                 self.on_answer(pending, result);
                 None
             }
@@ -668,6 +677,7 @@ impl Slices {
                 group: Some(group),
                 completes: None,
                 reads: None,
+                grows: None,
             };
             let op = StoreOp::Zero {
                 range,
@@ -693,6 +703,7 @@ fn looked(fault: &StoreFault) -> Looked {
         | StoreFault::Stopping
         | StoreFault::Poisoned { .. }
         | StoreFault::Open(_)
+        | StoreFault::Growth(_)
         | StoreFault::WrongVolume { .. }
         | StoreFault::SliceExists { .. }
         | StoreFault::BadSpec { .. }
@@ -863,6 +874,19 @@ impl Namespaces for Slices {
             nsid,
             kind,
         } = command;
+        if let CommandKind::Vendor {
+            opcode: GROW_STORE,
+            cdw10_15,
+            reply_len_bytes,
+            ..
+        } = kind
+        {
+            let asked = (cdw10_15, reply_len_bytes);
+            if let Err(status) = self.begin_growth(io, (id, association), asked) {
+                self.replies.push(refusal(id, status));
+            }
+            return;
+        }
         let home = self.homes.get(&nsid).copied();
         let Some(home) = home.filter(|_| !self.is_closed_to(association, nsid)) else {
             self.replies.push(refusal(id, Status::INVALID_NAMESPACE));
@@ -887,6 +911,7 @@ impl Namespaces for Slices {
                     group: None,
                     completes: completes.then_some(Nsid(nsid)),
                     reads: reads.map(|generation| (home, generation)),
+                    grows: None,
                 };
                 self.begin(io, &head, op, pending);
             }

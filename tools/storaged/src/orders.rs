@@ -115,6 +115,13 @@ pub enum News {
         /// Why, in a sentence.
         why: String,
     },
+    /// A store has taken in what its device has become larger by.
+    StoreGrown {
+        /// Its place in the configuration.
+        store_index: usize,
+        /// Its capacity for data now, in bytes.
+        capacity_bytes: u64,
+    },
     /// Every store is open or failed, and the target listens.
     Listening {
         /// Where.

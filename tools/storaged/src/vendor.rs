@@ -7,7 +7,10 @@ use roaring::RoaringBitmap;
 use shardmap::units::{
     BlockRange, Blocks, Epoch, Generation, Lba, MembershipSeq, RegionIndex, VolumeId, WriteTick,
 };
-use store::{GenerationState, SliceSpace, SliceState, Stamp, StoreOp, StoreReply};
+use store::{
+    GenerationState, Growth, GrowthFault, SliceSpace, SliceState, Stamp, StoreOp, StoreReply,
+};
+use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Reads a command. CDW10 (version) to CDW15 as given, `data` as transferred.
@@ -80,6 +83,54 @@ pub(crate) fn replica(cdws: [u32; 6]) -> Result<(Lba, Generation), Status> {
     Ok((lba, Generation(generation)))
 }
 
+/// The store of a growth.
+pub(crate) fn store(cdws: [u32; 6]) -> Result<Uuid, Status> {
+    let [version, words @ .., _] = cdws;
+    if version & 0xffff != u32::from(vendor::PROTOCOL_VERSION) {
+        return Err(Status::PROTOCOL_VERSION);
+    }
+    let mut bytes = [0; 16];
+    for (to, word) in bytes.chunks_exact_mut(4).zip(words) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    Ok(Uuid::from_bytes(bytes))
+}
+
+/// The answer to a growth: what came of it.
+pub(crate) fn growth(outcome: Result<Growth, GrowthFault>) -> Vec<u8> {
+    use vendor::growth::{DEVICE, RUNNING, SHRANK, TOO_LARGE, TOO_LITTLE, TOO_OFTEN};
+    let mut wire = vendor::StoreGrowth {
+        version: vendor::PROTOCOL_VERSION.into(),
+        ..vendor::StoreGrowth::default()
+    };
+    let sizes = match outcome {
+        Ok(growth) => {
+            wire.capacity_bytes_before = growth.capacity_bytes_before.into();
+            wire.capacity_bytes = growth.capacity_bytes.into();
+            (0, growth.device_bytes_before, growth.device_bytes)
+        }
+        Err(GrowthFault::TooLittle {
+            device_bytes,
+            used_bytes,
+        }) => (TOO_LITTLE, used_bytes, device_bytes),
+        Err(GrowthFault::Shrank {
+            device_bytes,
+            used_bytes,
+        }) => (SHRANK, used_bytes, device_bytes),
+        Err(GrowthFault::TooOften) => (TOO_OFTEN, 0, 0),
+        Err(GrowthFault::TooLarge { device_bytes }) => (TOO_LARGE, 0, device_bytes),
+        Err(GrowthFault::Running) => (RUNNING, 0, 0),
+        Err(GrowthFault::Device { errno }) => {
+            wire.errno = errno.unsigned_abs().into();
+            (DEVICE, 0, 0)
+        }
+    };
+    wire.refusal = sizes.0.into();
+    wire.device_bytes_before = sizes.1.into();
+    wire.device_bytes = sizes.2.into();
+    wire.as_bytes().to_vec()
+}
+
 fn fixed<T: FromBytes>(data: &[u8]) -> Result<T, Status> {
     let (value, _) = T::read_from_prefix(data).map_err(|_| Status::SGL_LENGTH_INVALID)?;
     Ok(value)
@@ -104,7 +155,7 @@ pub(crate) fn answer(
     reply_bytes_max: u32,
 ) -> Result<(u64, Vec<u8>), Status> {
     let (result, data) = match reply {
-        StoreReply::Done | StoreReply::Healed(_) => (0, Vec::new()),
+        StoreReply::Done | StoreReply::Healed(_) | StoreReply::Grown(_) => (0, Vec::new()),
         StoreReply::Read(block) => (0, block.bytes().to_vec()),
         StoreReply::Generations(all) => (0, all.iter().flat_map(generation).collect()),
         StoreReply::Space(part) => (part.next.unwrap_or(0), space(part)),
@@ -296,6 +347,35 @@ mod test {
             (result, &words[..]),
             (77, &[2 | 1 << 32, 1, 2, 3, 4, 65536][..])
         );
+    }
+
+    #[test]
+    fn a_growth_names_its_store_and_tells_sizes_or_why_not() {
+        let uuid = Uuid::from_u128(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
+        let word = |at: usize| u32::from_le_bytes(uuid.as_bytes()[at..at + 4].try_into().unwrap());
+        let cdws = [OURS, word(0), word(4), word(8), word(12), 0];
+        assert_eq!(store(cdws), Ok(uuid));
+        assert_eq!(store([1, 0, 0, 0, 0, 0]), Err(Status::PROTOCOL_VERSION));
+        let words = |bytes: &[u8]| -> Vec<u64> {
+            let words = bytes.chunks(8);
+            words
+                .map(|c| u64::from_le_bytes(c.try_into().unwrap()))
+                .collect()
+        };
+        let grown = Growth {
+            device_bytes_before: 1,
+            device_bytes: 2,
+            capacity_bytes_before: 3,
+            capacity_bytes: 4,
+        };
+        assert_eq!(words(&growth(Ok(grown))), [2, 1, 2, 3, 4, 0]);
+        let refused = GrowthFault::TooLittle {
+            device_bytes: 7,
+            used_bytes: 6,
+        };
+        assert_eq!(words(&growth(Err(refused))), [2 | 1 << 32, 6, 7, 0, 0, 0]);
+        let failed = GrowthFault::Device { errno: 5 };
+        assert_eq!(words(&growth(Err(failed))), [2 | 6 << 32, 0, 0, 0, 0, 5]);
     }
 
     #[test]

@@ -300,6 +300,7 @@ impl Sim {
                 let orders = self.servers[index].wanted.parent_changed(nsid);
                 orders.into_iter().for_each(|o| self.order(index, o));
             }
+            News::StoreGrown { .. } => unreachable!("nobody enlarges a disk here"),
             News::FindReplicas(_) => self.on_find_replicas(index),
             News::SliceDone { nsid, end } => {
                 let told = self.servers[index].wanted.done(nsid, &end);

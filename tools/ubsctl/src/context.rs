@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::output::Format;
-use control::api::{Filter, HostView, ServerView, SnapshotView, Versioned, VolumeView};
+use control::api::{Filter, HostView, ServerView, SnapshotView, StoreView, Versioned, VolumeView};
 use control::client::{ClientConfig, MetadClient, MetadError};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -156,6 +156,16 @@ impl Context {
         mut done: impl FnMut(Option<&VolumeView>) -> Result<Option<T>, Failure>,
     ) -> Result<Option<T>, Failure> {
         let look = |filter| self.client.volumes(filter);
+        self.follow(name, look, |list| done(list.first())).await
+    }
+
+    /// Follows a store (`None`: it is forgotten) until `done` gives something or the time is up.
+    pub(crate) async fn follow_store<T>(
+        &self,
+        name: &str,
+        done: impl Fn(Option<&StoreView>) -> Result<Option<T>, Failure>,
+    ) -> Result<Option<T>, Failure> {
+        let look = |filter| self.client.stores(filter);
         self.follow(name, look, |list| done(list.first())).await
     }
 

@@ -14,6 +14,7 @@ mod events;
 mod explain;
 mod failure;
 mod fsck;
+mod grow;
 mod host;
 mod meta;
 mod output;

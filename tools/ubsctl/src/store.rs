@@ -3,6 +3,7 @@
 use crate::context::{Context, named};
 use crate::failure::Failure;
 use crate::fsck;
+use crate::grow;
 use crate::output::Format;
 use crate::output::{Listing, Row, document, one, or_dash, parse_size, say, size};
 use crate::space;
@@ -26,6 +27,15 @@ pub(crate) enum Verb {
     Space {
         /// Id or uuid [default: all stores]
         store: Option<String>,
+    },
+    /// Let a store take in what its device has become larger by, while it serves.
+    #[command(
+        after_help = "Enlarge the device first, on its server: `lvextend`, a larger partition, \
+        `fallocate -l` for a file. A store does not shrink."
+    )]
+    Grow {
+        /// Id or uuid.
+        store: String,
     },
     /// Forget a store that is gone for good and that no volume needs.
     Rm {
@@ -73,6 +83,7 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         Verb::Show { store } if store.contains('/') => inspect(context, Path::new(&store)),
         Verb::Show { store } => show(context, &store).await,
         Verb::Space { store } => space::stores(context, store.as_deref()).await,
+        Verb::Grow { store } => grow::run(context, &find(context, &store).await?).await,
         Verb::Rm { store } => rm(context, &store).await,
         Verb::Fsck { path, data } => fsck::run(context, &path, data),
         Verb::Prepare {
@@ -205,7 +216,7 @@ fn inspect(context: &Context, path: &Path) -> Result<(), Failure> {
         ("uuid", info.store.to_string()),
         ("cluster", info.cluster.to_string()),
         ("format", info.version.to_string()),
-        ("device", size(info.device_bytes)),
+        ("device", device(&info)),
         ("capacity", size(info.capacity_bytes)),
         ("checksums", info.checksums.to_string()),
     ];
@@ -220,6 +231,18 @@ fn inspect(context: &Context, path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// `100 GiB`, and what of it is not used.
+fn device(info: &StoreInfo) -> String {
+    match info.unused_bytes() {
+        0 => size(info.device_bytes_now),
+        unused => format!(
+            "{}, {} of it not used: see `ubsctl store grow`",
+            size(info.device_bytes_now),
+            size(unused)
+        ),
+    }
+}
+
 fn info_json(path: &Path, info: &StoreInfo) -> Value {
     json!({
         "path": path.display().to_string(),
@@ -227,6 +250,8 @@ fn info_json(path: &Path, info: &StoreInfo) -> Value {
         "cluster": info.cluster,
         "formatVersion": info.version,
         "deviceBytes": info.device_bytes,
+        "deviceBytesNow": info.device_bytes_now,
+        "growths": info.growths,
         "capacityBytes": info.capacity_bytes,
         "checksums": info.checksums,
     })

@@ -7,6 +7,7 @@ mod test {
     mod client;
     mod clones;
     mod groups;
+    mod growth;
     mod healing;
     mod lab;
     mod maintenance;

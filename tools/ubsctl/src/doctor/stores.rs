@@ -64,14 +64,20 @@ pub(super) fn store(configured: &StorePath, cluster: Option<Uuid>) -> Finding {
         Err(PrepareError::InUse { .. }) => ", in use",
         Ok(()) | Err(_) => "",
     };
-    Finding::ok(
-        CHECK,
-        format!(
-            "{path}: store {}, {} for data{in_use}",
-            info.store,
-            size(info.capacity_bytes)
+    let found = format!(
+        "{path}: store {}, {} for data{in_use}",
+        info.store,
+        size(info.capacity_bytes)
+    );
+    match info.unused_bytes() {
+        0 => Finding::ok(CHECK, found),
+        unused => Finding::new(
+            Level::Hint,
+            CHECK,
+            format!("{found}; its device has {} more than it uses", size(unused)),
+            format!("`ubsctl store grow {}` takes them in", info.store),
         ),
-    )
+    }
 }
 
 /// Whether the absence of the path is an absence, and not a lack of rights.
@@ -148,6 +154,21 @@ mod test {
             found.level == Level::Ok && found.found.ends_with("in use"),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn a_device_that_is_larger_than_its_store_is_a_hint() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = prepared(dir.path(), Uuid::from_u128(1));
+        let file = std::fs::OpenOptions::new().write(true).open(&disk.path);
+        let file = file.unwrap();
+        file.set_len((80 << 20) - 1).unwrap();
+        assert_eq!(store(&disk, None).level, Level::Ok);
+        file.set_len(80 << 20).unwrap();
+        let found = store(&disk, None);
+        assert_eq!(found.level, Level::Hint);
+        assert!(found.found.contains("16.0 MiB more"), "{found:?}");
+        assert!(found.remedy.contains("store grow"), "{found:?}");
     }
 
     #[test]
