@@ -105,9 +105,12 @@ fn ask_now(
     let to = (server.address, server.subsystem_nqn.as_str());
     let mut errand = Errand::begin(&mut driver, config, to, request(store));
     driver.run(&mut errand);
-    let reply = errand
-        .answer()
-        .map_err(|fault| format!("storaged at {} {fault}", server.address))?;
+    let reply = errand.answer().map_err(|fault| {
+        format!(
+            "storaged at {} {fault}; see `ubsctl server ls`",
+            server.address
+        )
+    })?;
     let outcome = read(&reply.data).ok_or_else(|| {
         format!(
             "storaged at {} gives an answer that makes no sense; see its version",

@@ -1,6 +1,6 @@
 //! Growth: the device became larger, and the store takes that in, whatever happens meanwhile.
 
-use super::world::{Pending, World, create, range, read, spec, write, zero};
+use super::world::{Outstanding, Pending, World, create, range, read, spec, write, zero};
 use crate::core::facts::{GrowthFault, OpenFault, StoreFault};
 use crate::core::format::geometry::SUPERBLOCK_OFFSETS;
 use crate::core::format::tracts::{GROWTHS_MAX, table_offset};
@@ -11,6 +11,21 @@ const MIB: u64 = 1 << 20;
 const DEVICE: u64 = 32 * MIB;
 /// More than the device has room for.
 const BLOCKS: u64 = 96 * MIB / 4096;
+
+impl World {
+    /// The device is larger by so many bytes, and the store is told to take them. Returns the command's id.
+    pub(super) fn grow(&mut self, more_bytes: u64) -> u32 {
+        self.device_bytes += more_bytes;
+        let device_bytes = Ok(self.device_bytes);
+        self.submit(0, Command::Grow { device_bytes })
+    }
+
+    /// Whether a growth is under way.
+    pub(super) fn is_growing(&self) -> bool {
+        let grows = |out: &Outstanding| matches!(out.command, Command::Grow { .. });
+        self.outstanding.values().any(grows)
+    }
+}
 
 fn capacity(world: &World) -> u64 {
     world.core.usage().capacity_bytes

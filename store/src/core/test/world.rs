@@ -538,19 +538,6 @@ impl World {
         true
     }
 
-    /// The device is larger by so many bytes, and the store is told to take them. Returns the command's id.
-    pub(super) fn grow(&mut self, more_bytes: u64) -> u32 {
-        self.device_bytes += more_bytes;
-        let device_bytes = Ok(self.device_bytes);
-        self.submit(0, Command::Grow { device_bytes })
-    }
-
-    /// Whether a growth is under way.
-    pub(super) fn is_growing(&self) -> bool {
-        let grows = |out: &Outstanding| matches!(out.command, Command::Grow { .. });
-        self.outstanding.values().any(grows)
-    }
-
     pub(super) fn settle(&mut self) {
         while self.complete(0) {}
     }

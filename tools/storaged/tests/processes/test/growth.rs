@@ -56,16 +56,17 @@ fn volume(id: VolumeId, name: &str, size_bytes: u64) -> NewVolume {
 async fn ask(metad: &Metad, host_nqn: String, store: Uuid) -> Result<Reply, ErrandFault> {
     let servers = metad.client.servers(Filter::default()).await.unwrap().list;
     let server = servers.into_iter().next().unwrap();
-    let word = |at: usize| u32::from_le_bytes(store.as_bytes()[at..at + 4].try_into().unwrap());
+    let word =
+        move |at: usize| u32::from_le_bytes(store.as_bytes()[at..at + 4].try_into().unwrap());
     let version = PROTOCOL_VERSION.into();
-    let request = Request::Vendor {
-        nsid: 0,
-        opcode: opcode::GROW_STORE,
-        cdw10_15: [version, word(0), word(4), word(8), word(12), 0],
-        data: None,
-        reply_len_bytes: 48,
-    };
     let asked = tokio::task::spawn_blocking(move || {
+        let request = Request::Vendor {
+            nsid: 0,
+            opcode: opcode::GROW_STORE,
+            cdw10_15: [version, word(0), word(4), word(8), word(12), 0],
+            data: None,
+            reply_len_bytes: 48,
+        };
         let arena = ArenaConfig {
             slot_counts: [64, 32, 48],
             huge_pages: false,

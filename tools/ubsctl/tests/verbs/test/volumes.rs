@@ -226,10 +226,10 @@ fn space_of_stores_that_do_not_answer_is_missing_and_said_to_be() {
 fn a_store_that_does_not_answer_or_is_not_there_does_not_grow() {
     let lab = Lab::begin();
     // The servers are played, and nobody listens at their addresses.
-    let (code, said) = lab.fails(&["store", "grow", "1"]);
+    let (code, said) = lab.fails(&["store", "grow", "store-1"]);
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("does not answer"), "{said}");
     assert!(said.contains("on s1"), "{said}");
-    let (code, said) = lab.fails(&["store", "grow", "77"]);
+    let (code, said) = lab.fails(&["store", "grow", "store-77"]);
     assert_eq!(code, 5, "{said}");
 }
