@@ -9,7 +9,6 @@ use control::api::{ServerView, StoreView};
 use control::core::reader_host_nqn;
 use nvmf::initiator::{Config, Errand, Request};
 use nvmf::proto::vendor::{PROTOCOL_VERSION, StoreGrowth, growth, opcode};
-use reactor::Driver as _;
 use serde_json::json;
 use std::time::Duration;
 use tokio::sync::oneshot;
