@@ -277,14 +277,18 @@ fn a_growth_and_the_list_take_turns() {
         let mut world = world();
         world.ok(1, write(0, 16, true));
         let mut growth = growth_first.then(|| world.grow(20 << 20));
-        (0..steps).for_each(|_| drop(world.complete(0)));
+        (0..steps).for_each(|_| {
+            world.complete(0);
+        });
         let failing = world.submit(1, write(4, 2, false));
         assert!(world.fail(is_data));
         for lba in 4..6 {
             let block = place(&world, lba);
             world.device.write(block, b"torn".to_vec(), true);
         }
-        (0..steps).for_each(|_| drop(world.complete(0)));
+        (0..steps).for_each(|_| {
+            world.complete(0);
+        });
         let growth = growth.take().unwrap_or_else(|| world.grow(20 << 20));
         world.settle();
         let answers = (world.answer(growth), world.answer(failing));
@@ -297,7 +301,9 @@ fn a_growth_and_the_list_take_turns() {
         assert!(world.core.extents_used_of_growths() > 0);
         tear(&mut world, 1601, 1);
         crash(&mut world, steps % 2 == 0);
-        [4, 5, 1601].map(|lba| assert_unreadable(&mut world, lba));
+        for lba in [4, 5, 1601] {
+            assert_unreadable(&mut world, lba);
+        }
         world.ok(1, read(1602, 14));
     }
 }
