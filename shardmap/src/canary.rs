@@ -86,6 +86,8 @@ mechanisms! {
     CloneParent = "clone-parent";
     /// Hazard: a store of a volume that nobody has loses its slice, and counts as in sync.
     BlankReport = "blank-report";
+    /// Hazard: a superblock counts on what a growth has written and a power cut takes away.
+    GrowthFlush = "growth-flush";
     /// Hazard: writes carry a generation that a store has not begun, which takes them into the one before.
     BeginAll = "begin-all";
     /// Hazard: a snapshot is complete while writes to it are under way.

@@ -12,6 +12,15 @@ use shardmap::map::Shape;
 use shardmap::units::{Epoch, Generation, Nsid, ServerId, StoreId, VolumeId};
 use uuid::Uuid;
 
+/// Of a `desired_index`; the lineage is above them.
+pub(super) const TURN_BITS: u32 = 48;
+
+/// Whether metad was restored from a backup between two changes of a list: what was registered since the
+/// backup is forgotten.
+pub const fn was_restored_between(before: u64, after: u64) -> bool {
+    before >> TURN_BITS != after >> TURN_BITS
+}
+
 /// A slice that a store should hold, or should let go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredSlice {

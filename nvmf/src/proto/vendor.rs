@@ -211,8 +211,27 @@ pub struct SpaceExclusive {
 const _: () = assert!(size_of::<SpaceExclusive>() == 16);
 const _: () = assert!(std::mem::offset_of!(SpaceExclusive, bytes) == 8);
 
-/// Refusals of [`StoreGrowth`]; 0: it has grown.
+/// GrowStore: the words of its command, and the refusals of [`StoreGrowth`]; 0: it has grown.
 pub mod growth {
+    /// CDW10-15 that ask a store to grow: the version, and its UUID.
+    pub fn cdw10_15(store: [u8; 16]) -> [u32; 6] {
+        let mut cdws = [super::PROTOCOL_VERSION.into(), 0, 0, 0, 0, 0];
+        for (cdw, word) in cdws[1..].iter_mut().zip(store.as_chunks().0) {
+            *cdw = u32::from_le_bytes(*word);
+        }
+        cdws
+    }
+
+    /// The UUID that CDW10-15 name.
+    pub fn store([_, words @ .., _]: [u32; 6]) -> [u8; 16] {
+        let mut store = [0; 16];
+        store
+            .as_chunks_mut()
+            .0
+            .copy_from_slice(&words.map(u32::to_le_bytes));
+        store
+    }
+
     /// The device is not larger than what the store uses, or not by much.
     pub const TOO_LITTLE: u32 = 1;
     /// The device is smaller than what the store uses.

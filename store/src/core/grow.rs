@@ -17,6 +17,7 @@ use super::format::{directory, directory::PagePlace};
 use super::io::{Answer, CommandId, Effect, IoKind, Outbox};
 use super::verify::checksums_limit;
 use crate::limits::CHECKPOINT_WRITES_MAX;
+use shardmap::canary::{Mechanism, stands};
 use std::collections::VecDeque;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +144,10 @@ impl Core {
         }
         match growing.failed {
             Some(errno) => self.end_growth(Err(GrowthFault::Device { errno }.into()), out),
+            None if !stands(Mechanism::GrowthFlush) => {
+                growing.stage = Stage::Ready;
+                self.continue_growth(out);
+            }
             None => {
                 growing.stage = Stage::Flushing;
                 // Even without a cache: the size of a file must be durable, too.

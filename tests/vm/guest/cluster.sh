@@ -74,6 +74,14 @@ moves() {
 done_count() { awk '{print $1 + $5 + $12}' /sys/block/${dev##*/}/stat; }
 goes_on() { [ "$(done_count)" -gt "$((_before + 40))" ]; }
 
+# Bytes that all stores have in use: as their servers reported last; as they say when they are asked.
+reported() { ubsctl store ls -o json | awk -F'[:,]' '/"usedBytes"/ {sum += $2} END {print sum + 0}'; }
+allocated() { ubsctl store space -o json | awk -F'[:,]' '/"allocatedBytes"/ {sum += $2} END {print sum + 0}'; }
+
+# count_used: sets $used, once the reports say what the stores say.
+count_used() { wait_for 60 "reports of what is in use" agree; }
+agree() { used=$(reported) && [ "$used" = "$(allocated)" ]; }
+
 # same_replicas NAME: detached before; stops the storage servers and compares their stores.
 same_replicas() {
     _volume=$(ubsctl volume show "$1" -o json | field id)

@@ -14,8 +14,6 @@ ubsctl volume create v1 --size 64MiB --replicas 3 --wait
 attach v1 dev
 
 now_ms() { cut -d. -f1,2 /proc/uptime | sed 's/ .*//; s/\.//; s/$/0/'; }
-# Bytes that all stores have in use, as their servers reported last.
-used() { ubsctl store ls -o json | awk -F'[:,]' '/"usedBytes"/ {sum += $2} END {print sum + 0}'; }
 whole() { state_is v1 online; }
 snap() { # snap NAME: under load, and how long it took
     _begin=$(now_ms)
@@ -26,8 +24,8 @@ snap() { # snap NAME: under load, and how long it took
 say "the volume is full once"
 fio --name=fill --filename=$dev --size=64M --rw=write --bs=128k --direct=1 --ioengine=libaio --iodepth=4 --eta=never > /tmp/fill.out 2>&1 \
     || { cat /tmp/fill.out; lose "fill"; }
-sleep 6 # the next report
-plain=$(used)
+count_used
+plain=$used
 [ "$plain" -ge $((3 * 64 * 1024 * 1024)) ] || lose "only $plain bytes are in use"
 
 say "snapshots under fio"
@@ -50,8 +48,8 @@ same "snapshots" 4 "$(ubsctl volume show v1 -o json | field snapshots)"
 ends $fio 0 "fio"
 grep -E 'err=|IOPS=' /tmp/fio.out
 grep -q 'err= 0' /tmp/fio.out || lose "fio saw errors"
-sleep 6
-with=$(used)
+count_used
+with=$used
 say "$plain bytes in use, $with with snapshots"
 [ "$with" -gt "$plain" ] || lose "the snapshots keep nothing"
 ubsctl volume space v1
@@ -148,7 +146,7 @@ for name in c a end e; do ubsctl snapshot rm v1@$name; done
 ubsctl volume delete c1 --yes --with-snapshots --wait || lose "deletion of the clone"
 for name in d b; do ubsctl snapshot rm v1@$name; done
 same "snapshots left" 0 "$(ubsctl volume show v1 -o json | field snapshots)"
-back() { [ "$(used)" -le "$plain" ]; }
+back() { [ "$(reported)" -le "$plain" ]; }
 wait_for 60 "the space of $with bytes to come back" back
 all_live() { [ "$(space allocatedBytes)" = "$live" ]; }
 wait_for 60 "nothing but what was live before, $live bytes" all_live

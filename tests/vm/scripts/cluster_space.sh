@@ -8,10 +8,7 @@
 . /usr/lib/ubs/cluster.sh
 
 new_cluster
-# Bytes that all stores have in use, as their servers reported last.
-used() { ubsctl store ls -o json | awk -F'[:,]' '/"usedBytes"/ {sum += $2} END {print sum + 0}'; }
-more() { [ "$(used)" -ge "$1" ]; }
-less() { [ "$(used)" -lt "$1" ]; }
+less() { [ "$(reported)" -lt "$1" ]; }
 mkdir -p /mnt/v
 
 # trims KIND SIZE: 40 MB are written, removed and trimmed.
@@ -21,15 +18,17 @@ trims() {
     mkfs.$1 $dev > /tmp/mkfs.out 2>&1 || { cat /tmp/mkfs.out; lose "mkfs.$1"; }
     mount $dev /mnt/v
     sync
-    _empty=$(used)
+    count_used
+    _empty=$used
     dd if=/dev/urandom of=/mnt/v/file bs=1M count=40 conv=fsync 2> /dev/null
-    wait_for 60 "the report of 3 x 40 MiB" more $((_empty + 3 * 40000000))
-    _full=$(used)
+    count_used
+    _full=$used
+    [ "$_full" -ge $((_empty + 3 * 40000000)) ] || lose "3 x 40 MB are written, and $_full bytes in use, $_empty before"
     rm /mnt/v/file
     sync
     fstrim /mnt/v || lose "fstrim"
     wait_for 60 "the space of what $1 has trimmed" less $((_full - 3 * 38000000))
-    say "$1: $_empty bytes in use, $_full with a file, $(used) after fstrim"
+    say "$1: $_empty bytes in use, $_full with a file, $(reported) after fstrim"
 }
 
 say "ext4"

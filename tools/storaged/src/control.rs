@@ -4,9 +4,10 @@ use crate::bridge::{MaintenanceReceiver, NewsReceiver, send};
 use crate::config::{StoragedConfig, StoreConfig};
 use crate::upkeep::Upkeep;
 use crate::{hosts, remembered};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use control::api::{Filter, ReportContents, Reporter, StoreHealth, StoreReport};
 use control::client::{ClientConfig, MetadClient, MetadError, ReportHandle};
+use control::core::desire::was_restored_between;
 use control::core::{NewServer, NewStore};
 use daemon::identity::Identity;
 use daemon::service;
@@ -92,7 +93,7 @@ impl Control {
             self.stores.len()
         ));
         let server = self.register(cluster, address).await?;
-        self.follow(server, maintenance).await
+        self.follow((cluster, server, address), maintenance).await
     }
 
     /// A data directory that has joined a cluster serves it without asking metad.
@@ -259,7 +260,11 @@ impl Control {
     }
 
     /// Follows the desired state and reports, until the reactor is gone.
-    async fn follow(&mut self, server: ServerId, maintenance: MaintenanceReceiver) -> Result<()> {
+    async fn follow(
+        &mut self,
+        (cluster, server, address): (Uuid, ServerId, SocketAddr),
+        maintenance: MaintenanceReceiver,
+    ) -> Result<()> {
         let reporter = self.client.reporter(Reporter::Server(server));
         let every = Duration::from_millis(self.config.report_interval_ms);
         let mut report_due = tokio::time::interval(every);
@@ -277,6 +282,10 @@ impl Control {
             tokio::select! {
                 desire = &mut watch => {
                     let desire = desire.context("metad ended the watch")?;
+                    if was_restored_between(after, desire.index) {
+                        let again = self.register(cluster, address).await?;
+                        ensure!(again == server, "metad was restored and knows {server} as {again}");
+                    }
                     after = desire.index;
                     watch.set(client.watch_slices(server, after));
                     hosts::save(&self.config.data_dir, &desire.host_nqns)?;
@@ -299,7 +308,6 @@ impl Control {
                         }
                     }
                     Some(News::StoreGrown { store_index, .. }) => {
-                        let cluster = self.identity.cluster.expect("registered");
                         let told = self.register_store(cluster, server, store_index).await;
                         if let Err(error) = told {
                             tracing::warn!(%error, "metad did not take the store's new size");

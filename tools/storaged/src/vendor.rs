@@ -85,15 +85,10 @@ pub(crate) fn replica(cdws: [u32; 6]) -> Result<(Lba, Generation), Status> {
 
 /// The store of a growth.
 pub(crate) fn store(cdws: [u32; 6]) -> Result<Uuid, Status> {
-    let [version, words @ .., _] = cdws;
-    if version & 0xffff != u32::from(vendor::PROTOCOL_VERSION) {
+    if cdws[0] & 0xffff != u32::from(vendor::PROTOCOL_VERSION) {
         return Err(Status::PROTOCOL_VERSION);
     }
-    let mut bytes = [0; 16];
-    for (to, word) in bytes.chunks_exact_mut(4).zip(words) {
-        to.copy_from_slice(&word.to_le_bytes());
-    }
-    Ok(Uuid::from_bytes(bytes))
+    Ok(Uuid::from_bytes(vendor::growth::store(cdws)))
 }
 
 /// The answer to a growth: what came of it.
@@ -352,8 +347,11 @@ mod test {
     #[test]
     fn a_growth_names_its_store_and_tells_sizes_or_why_not() {
         let uuid = Uuid::from_u128(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
-        let word = |at: usize| u32::from_le_bytes(uuid.as_bytes()[at..at + 4].try_into().unwrap());
-        let cdws = [OURS, word(0), word(4), word(8), word(12), 0];
+        let cdws = vendor::growth::cdw10_15(*uuid.as_bytes());
+        assert_eq!(
+            cdws,
+            [OURS, 0x0403_0201, 0x0807_0605, 0x0c0b_0a09, 0x100f_0e0d, 0]
+        );
         assert_eq!(store(cdws), Ok(uuid));
         assert_eq!(store([1, 0, 0, 0, 0, 0]), Err(Status::PROTOCOL_VERSION));
         let words = |bytes: &[u8]| -> Vec<u64> {

@@ -11,6 +11,7 @@ mod canary;
 mod clones;
 mod device;
 mod faults;
+mod growth;
 mod host;
 mod log;
 mod metad;

@@ -94,6 +94,10 @@ rare! {
     StoreNotOpened = "store not opened", false;
     /// A store came back blank.
     StoreWiped = "store wiped", true;
+    /// A store took in what its disk had become larger by.
+    StoreGrown = "store grown", true;
+    /// It did, and was killed before anybody heard of it.
+    GrownUnheard = "store grown, its word lost", false;
     /// metad committed a snapshot.
     SnapshotMade = "snapshot made", true;
     /// One was complete on every in-sync store.

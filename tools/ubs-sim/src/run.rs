@@ -126,11 +126,13 @@ fn live(sim: &mut Sim) {
     sim.user_pauses();
     sim.rot_later();
     sim.backup_later();
+    sim.grow_later();
     sim.run_for(TROUBLE_S);
     sim.heal();
     sim.prove_nothing_is_spoiled();
     sim.prove_replicas_equal();
     sim.prove_generations_equal();
+    sim.prove_capacities();
     sim.prove_a_detach_in_order();
     sim.prove_nothing_is_lost_without_power();
     sim.prove_clones();

@@ -5,10 +5,10 @@ use crate::plan::{DEVICE_BYTES, JOURNAL_BYTES};
 use crate::rare::Rare;
 use crate::sim::{CLUSTER, Item, Party, Sim, Task};
 use crate::upkeep::Upkeep;
-use control::core::desire::{known_hosts, slices_of_server};
+use control::core::desire::{known_hosts, slices_of_server, was_restored_between};
 use control::core::{Command, NewServer, NewStore, RefusalCode, Reply};
 use nvmf::target::{Target, TargetConfig};
-use reactor::sim::NodeId;
+use reactor::sim::{NodeId, SimWorld};
 use reactor::{FileKind, Mailbox};
 use shardmap::units::{BLOCK_BYTES, ServerId, StoreId};
 use std::cell::RefCell;
@@ -35,6 +35,8 @@ pub(crate) struct Server {
     orders: Option<Arc<Mailbox<Order>>>,
     wanted: Wanted,
     facts: Option<OpenFacts>,
+    /// What its store has said that it holds, since its disk is what it is.
+    pub(crate) capacity_bytes: u64,
     pub(crate) id: Option<ServerId>,
     pub(crate) store: Option<StoreId>,
     /// Hosts that it remembers over restarts.
@@ -69,6 +71,7 @@ impl Server {
             orders: None,
             wanted: Wanted::default(),
             facts: None,
+            capacity_bytes: 0,
             id: None,
             store: None,
             host_nqns: Vec::new(),
@@ -85,12 +88,19 @@ impl Server {
     pub(crate) fn is_up(&self) -> bool {
         self.app.is_some()
     }
+
+    /// Where it listens, as what, and its store.
+    pub(crate) fn target(&self, world: &SimWorld) -> (SocketAddr, Uuid, Uuid) {
+        let address = SocketAddr::new(world.ip(self.node), PORT);
+        (address, self.uuid, self.store_uuid)
+    }
 }
 
 impl Sim {
     /// Puts a disk that holds an empty store into a server.
     pub(crate) fn give_blank_store(&mut self, index: usize) {
-        let server = &self.servers[index];
+        let server = &mut self.servers[index];
+        server.capacity_bytes = 0;
         let kind = if self.control.chance(1, 2) {
             FileKind::BlockDevice
         } else {
@@ -127,7 +137,7 @@ impl Sim {
         (server.facts, server.seen, server.registered) = (None, 0, false);
         (server.wanted, server.upkeep) = (Wanted::default(), Upkeep::default());
         let (node, life, uuid) = (server.node, server.life, server.uuid);
-        let listen = SocketAddr::new(self.world.ip(node), PORT);
+        let (listen, ..) = server.target(&self.world);
         let inbox = self.inbox.clone();
         let heals = self.rotting.is_on();
         let mut orders = None;
@@ -270,6 +280,7 @@ impl Sim {
                     facts.replayed
                 ));
                 let clean = facts.clean;
+                self.check_capacity(index, facts.capacity_bytes);
                 self.servers[index].facts = Some(*facts);
                 if !clean {
                     self.record_crash(index);
@@ -300,7 +311,7 @@ impl Sim {
                 let orders = self.servers[index].wanted.parent_changed(nsid);
                 orders.into_iter().for_each(|o| self.order(index, o));
             }
-            News::StoreGrown { .. } => unreachable!("nobody enlarges a disk here"),
+            News::StoreGrown { capacity_bytes, .. } => self.on_grown(index, capacity_bytes),
             News::FindReplicas(_) => self.on_find_replicas(index),
             News::SliceDone { nsid, end } => {
                 let told = self.servers[index].wanted.done(nsid, &end);
@@ -339,20 +350,28 @@ impl Sim {
         self.ask(Party::Server(index), Why::RegisterServer, command);
     }
 
+    /// Once metad knows its server.
+    pub(crate) fn register_store(&mut self, index: usize) {
+        let server = &self.servers[index];
+        let (Some(id), Some(facts)) = (server.id, &server.facts) else {
+            return;
+        };
+        let new = NewStore {
+            cluster: CLUSTER,
+            server: id,
+            uuid: Uuid::from_bytes(facts.store),
+            size_bytes: server.capacity_bytes,
+        };
+        let command = Command::RegisterStore(new);
+        self.ask(Party::Server(index), Why::RegisterStore, command);
+    }
+
     pub(crate) fn on_server_reply(&mut self, index: usize, ask: &Ask, reply: Reply) {
         let server = &mut self.servers[index];
         match (ask.why, &reply) {
             (Why::RegisterServer, Reply::Server(id)) => {
                 server.id = Some(*id);
-                let Some(facts) = &server.facts else { return };
-                let new = NewStore {
-                    cluster: CLUSTER,
-                    server: *id,
-                    uuid: Uuid::from_bytes(facts.store),
-                    size_bytes: facts.capacity_bytes,
-                };
-                let command = Command::RegisterStore(new);
-                self.ask(Party::Server(index), Why::RegisterStore, command);
+                self.register_store(index);
             }
             (Why::RegisterStore, Reply::Store(id)) => {
                 (server.store, server.registered) = (Some(*id), true);
@@ -371,12 +390,17 @@ impl Sim {
         let Some(id) = server.id else { return };
         server.looking = false;
         let state = &self.metad.state;
-        server.seen = server_index(state, id);
+        let seen = std::mem::replace(&mut server.seen, server_index(state, id));
+        let was_restored = was_restored_between(seen, server.seen);
         let (slices, nqns) = (slices_of_server(state, id), known_hosts(state));
         server.host_nqns.clone_from(&nqns);
         let orders = server.wanted.orders(slices);
         self.order(index, Order::Hosts(nqns));
         orders.into_iter().for_each(|o| self.order(index, o));
         self.upkeep_looks(index, id);
+        if was_restored {
+            let (address, ..) = self.servers[index].target(&self.world);
+            self.register_server(index, address);
+        }
     }
 }

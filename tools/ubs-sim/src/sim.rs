@@ -2,6 +2,7 @@
 
 use crate::clones::Clones;
 use crate::faults::{Ease, Prey};
+use crate::growth::Growths;
 use crate::host::Host;
 use crate::log::Log;
 use crate::metad::{Ask, Metad, VOLUME, Why};
@@ -92,6 +93,8 @@ pub(crate) enum Task {
     Backup,
     /// metad is restored from it.
     Restore,
+    /// The operator enlarges a disk.
+    Grow,
     /// The next scene of a script, if it is still that one's turn.
     Script(u64),
 }
@@ -159,6 +162,8 @@ pub(crate) struct Sim {
     pub(crate) scripts: Scripts,
     pub(crate) rotting: Rotting,
     pub(crate) clones: Clones,
+    /// If there is somebody who lets stores grow.
+    pub(crate) growths: Option<Growths>,
     /// When eras began, in the oracle's time.
     pub(crate) eras: BTreeMap<u32, u64>,
     pub(crate) next_op: u64,
@@ -202,6 +207,7 @@ impl Sim {
         let servers = servers.collect();
         let hosts = (0..plan.hosts).map(|n| Host::new(world.add_node(), n));
         let hosts = hosts.collect();
+        let growths = Growths::draw(seed, &mut world);
         let scripts = Scripts::draw(Prng::new(seed ^ SCRIPT_SEED));
         let mut sim = Self {
             world,
@@ -223,6 +229,7 @@ impl Sim {
             snapshots,
             rotting: Rotting::draw(seed),
             clones: Clones::draw(seed),
+            growths,
             upkept: Upkept::default(),
             backups: Backups::draw(Prng::new(seed ^ BACKUP_SEED), scripts.restores()),
             scripts,
@@ -365,6 +372,7 @@ impl Sim {
                 self.on_item(item);
             }
             self.reap_servers();
+            self.reap_growth();
             if done(self) {
                 return true;
             }
@@ -438,6 +446,7 @@ impl Sim {
             Task::UserActs => self.use_snapshots(),
             Task::Rot => self.on_rot(),
             Task::WriteOver(block) => self.write_over(block),
+            Task::Grow => self.on_grow(),
             Task::Script(of) => self.on_script(of),
             Task::Boot(Party::Operator) => unreachable!("people do not boot"),
         }
@@ -480,6 +489,7 @@ impl Sim {
             | Task::Replicas(..)
             | Task::Backup
             | Task::Restore
+            | Task::Grow
             | Task::Script(_) => {
                 return None;
             }

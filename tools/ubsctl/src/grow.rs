@@ -120,21 +120,10 @@ fn ask_now(
 }
 
 fn request(store: Uuid) -> Request {
-    let word = |at: usize| {
-        let bytes = store.as_bytes()[at..at + 4].try_into();
-        u32::from_le_bytes(bytes.expect("four bytes"))
-    };
     Request::Vendor {
         nsid: 0,
         opcode: opcode::GROW_STORE,
-        cdw10_15: [
-            PROTOCOL_VERSION.into(),
-            word(0),
-            word(4),
-            word(8),
-            word(12),
-            0,
-        ],
+        cdw10_15: growth::cdw10_15(*store.as_bytes()),
         data: None,
         reply_len_bytes: u32::try_from(size_of::<StoreGrowth>()).expect("small"),
     }

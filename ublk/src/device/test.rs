@@ -62,6 +62,9 @@ impl Driver for Bench {
     fn open(&mut self, _: &Path, _: OpenFile) -> Result<(Handle, FileFacts), SetupError> {
         unreachable!("no files here")
     }
+    fn size_bytes(&self, _: Handle) -> Result<u64, Errno> {
+        unreachable!("no files here")
+    }
     fn adopt(&mut self, _: OwnedFd) -> Result<Handle, SetupError> {
         if self.can_adopt {
             Ok(FILE)

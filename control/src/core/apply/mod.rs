@@ -21,6 +21,7 @@ pub(in crate::core) use maintenance::maintenance_of;
 pub use volume::plan_volume;
 
 use super::command::{Change, ClientId, Command, Envelope, Reply};
+use super::desire::TURN_BITS;
 use super::limits;
 use super::model::{HostId, State};
 use super::refusal::{Refusal, RefusalCode};
@@ -231,7 +232,7 @@ impl Step<'_> {
     /// log may be shorter than what daemons have seen of the one before.
     fn turn(&self) -> u64 {
         let lineage = self.state.cluster.as_ref().map_or(1, |c| c.lineage);
-        (u64::from(lineage.saturating_sub(1)) << 48) + self.index
+        (u64::from(lineage.saturating_sub(1)) << TURN_BITS) + self.index
     }
 
     /// The storaged of this store has something new to do.

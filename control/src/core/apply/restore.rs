@@ -39,8 +39,11 @@ impl Step<'_> {
         self.state.clients.clear();
         let hosts: Vec<_> = self.state.hosts.keys().copied().collect();
         hosts.into_iter().for_each(|host| self.wake_host(host));
-        let stores: Vec<_> = self.state.stores.keys().copied().collect();
-        stores.into_iter().for_each(|store| self.wake_store(store));
+        // Their storageds register again: what they and their stores were may be older than it is.
+        let servers: Vec<_> = self.state.servers.keys().copied().collect();
+        servers
+            .into_iter()
+            .for_each(|server| self.wake_server(server));
         self.say(Change::LineageBegan(lineage));
         let groups: Vec<_> = self.state.groups.keys().copied().collect();
         groups.into_iter().for_each(|group| self.abandon(group));

@@ -283,7 +283,7 @@ fn a_growth_and_the_list_take_turns() {
         let failing = world.submit(1, write(4, 2, false));
         assert!(world.fail(is_data));
         for lba in 4..6 {
-            let block = place(&world, lba);
+            let block = world.place(lba, 0).expect("present");
             world.device.write(block, b"torn".to_vec(), true);
         }
         (0..steps).for_each(|_| {

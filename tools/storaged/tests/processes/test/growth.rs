@@ -7,7 +7,7 @@ use control::api::{Filter, StoreView, VolumeView};
 use control::core::{Domain, NewVolume, reader_host_nqn};
 use nvmf::initiator::{Config, Errand, ErrandFault, Reply, Request};
 use nvmf::proto::status::Status;
-use nvmf::proto::vendor::{PROTOCOL_VERSION, StoreGrowth, growth, opcode};
+use nvmf::proto::vendor::{StoreGrowth, growth, opcode};
 use reactor::{ArenaConfig, UringConfig, UringDriver};
 use shardmap::map::Layout;
 use shardmap::units::VolumeId;
@@ -56,14 +56,11 @@ fn volume(id: VolumeId, name: &str, size_bytes: u64) -> NewVolume {
 async fn ask(metad: &Metad, host_nqn: String, store: Uuid) -> Result<Reply, ErrandFault> {
     let servers = metad.client.servers(Filter::default()).await.unwrap().list;
     let server = servers.into_iter().next().unwrap();
-    let word =
-        move |at: usize| u32::from_le_bytes(store.as_bytes()[at..at + 4].try_into().unwrap());
-    let version = PROTOCOL_VERSION.into();
     let asked = tokio::task::spawn_blocking(move || {
         let request = Request::Vendor {
             nsid: 0,
             opcode: opcode::GROW_STORE,
-            cdw10_15: [version, word(0), word(4), word(8), word(12), 0],
+            cdw10_15: growth::cdw10_15(*store.as_bytes()),
             data: None,
             reply_len_bytes: 48,
         };
