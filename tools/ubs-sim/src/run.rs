@@ -365,7 +365,9 @@ impl Sim {
         for run in runs_of(&failed) {
             self.start(host, era, Kind::Write { fua: false }, run);
         }
-        self.must_soon("what failed is written again", |s| {
+        // Where two must be in sync, a write waits for a resilver.
+        let seconds = SOON_S + self.plan.copies_s();
+        self.must(seconds, "what failed is written again", |s| {
             s.hosts[host].ops.is_empty()
         });
     }
