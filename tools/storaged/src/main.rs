@@ -10,7 +10,7 @@ mod remembered;
 mod upkeep;
 
 use crate::bridge::{MAINTENANCE_NEWS_MAX, NEWS_MAX, ORDERS_MAX};
-use crate::config::StoragedConfig;
+use crate::config::{StoragedConfig, StoreConfig};
 use crate::control::Control;
 use anyhow::{Context, Result};
 use daemon::identity::Identity;
@@ -26,11 +26,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 use storaged::app::{CONTROL_TOKEN, ROOM_TARGET};
 use storaged::{Fill, Hosting, Look, Order, Storaged, hosting};
+use store::{PrepareError, Store};
 use tokio::sync::{mpsc, oneshot};
 
-/// How long a predecessor's port is waited for, and how often it is tried.
-const PORT_WAIT: Duration = Duration::from_secs(10);
-const PORT_STEP: Duration = Duration::from_millis(20);
+/// How long what a predecessor has is waited for, and how often it is tried. The kernel takes the ring of a
+/// storaged that was killed apart in its own time, and until then that ring has its port and its stores.
+const PREDECESSOR_WAIT: Duration = Duration::from_secs(10);
+const PREDECESSOR_STEP: Duration = Duration::from_millis(20);
 
 fn main() -> ExitCode {
     service::abort_on_panic();
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
 fn serve(config: StoragedConfig) -> Result<()> {
     let _own = OwnDir::take(&config.data_dir)?;
     wait_for_port(config.listen)?;
+    wait_for_stores(&config.stores);
     let identity = Identity::load_or_create(&config.data_dir)?;
     let mut arena = config.arena.to_reactor();
     let [_, _, large] = &mut arena.slot_counts;
@@ -97,21 +100,32 @@ fn serve(config: StoragedConfig) -> Result<()> {
         .map_err(|_| anyhow::anyhow!("the control thread panicked"))?
 }
 
-/// Waits until the port is free, for a while. The kernel takes the ring of a storaged that was killed apart
-/// in its own time, and until then that ring has it.
+/// Waits until the port is free, for a while.
 fn wait_for_port(listen: SocketAddr) -> Result<()> {
     let since = Instant::now();
     loop {
         match TcpListener::bind(listen) {
             Ok(_) => return Ok(()),
-            Err(why) if why.kind() == AddrInUse && since.elapsed() < PORT_WAIT => {
-                thread::sleep(PORT_STEP);
+            Err(why) if why.kind() == AddrInUse && since.elapsed() < PREDECESSOR_WAIT => {
+                thread::sleep(PREDECESSOR_STEP);
             }
             Err(why) => {
                 let what = format!("cannot listen on {listen} (`listen` in the configuration)");
                 return Err(why).context(what);
             }
         }
+    }
+}
+
+/// Waits until nobody else has the stores, for a while. One that somebody keeps does not open, and that says why.
+fn wait_for_stores(stores: &[StoreConfig]) {
+    let since = Instant::now();
+    let in_use = |store: &StoreConfig| {
+        let vacancy = Store::vacancy(&store.path);
+        matches!(vacancy, Err(PrepareError::InUse { .. }))
+    };
+    while since.elapsed() < PREDECESSOR_WAIT && stores.iter().any(in_use) {
+        thread::sleep(PREDECESSOR_STEP);
     }
 }
 

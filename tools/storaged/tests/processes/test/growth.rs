@@ -3,7 +3,7 @@
 use super::client::{CHUNK_BLOCKS, Client};
 use super::lab::{Metad, Setup, Storaged, run};
 use super::maintenance::{VOLUME, check_chunks};
-use control::api::{Filter, StoreView, VolumeView};
+use control::api::{Filter, Liveness, StoreView, VolumeView};
 use control::core::{Domain, NewVolume, reader_host_nqn};
 use nvmf::initiator::{Config, Errand, ErrandFault, Reply, Request};
 use nvmf::proto::status::Status;
@@ -141,10 +141,14 @@ fn a_store_takes_in_what_its_file_became_larger_by_while_a_host_uses_it() {
         client.flush().await;
         client.detach().await;
         server.kill_9();
+        metad
+            .stores_until(|s| s[0].liveness != Liveness::Online)
+            .await;
         let server = launch(dir, &metad);
         let used = |stores: &[StoreView]| {
             let report = stores[0].report.as_ref();
-            report.is_some_and(|r| r.used_bytes >= VOLUME_BYTES) && known(stores)
+            let used = report.is_some_and(|r| r.used_bytes >= VOLUME_BYTES);
+            used && stores[0].liveness == Liveness::Online && known(stores)
         };
         metad.stores_until(used).await;
         server.stop();
