@@ -350,8 +350,13 @@ impl Sim {
         self.ask(Party::Server(index), Why::RegisterServer, command);
     }
 
-    /// Once metad knows its server.
+    /// Once metad knows its server; one word after the other.
     pub(crate) fn register_store(&mut self, index: usize) {
+        let party = Party::Server(index);
+        let mut asks = self.asks.values();
+        if asks.any(|ask| ask.party == party && ask.why == Why::RegisterStore) {
+            return;
+        }
         let server = &self.servers[index];
         let (Some(id), Some(facts)) = (server.id, &server.facts) else {
             return;
@@ -362,8 +367,7 @@ impl Sim {
             uuid: Uuid::from_bytes(facts.store),
             size_bytes: server.capacity_bytes,
         };
-        let command = Command::RegisterStore(new);
-        self.ask(Party::Server(index), Why::RegisterStore, command);
+        self.ask(party, Why::RegisterStore, Command::RegisterStore(new));
     }
 
     pub(crate) fn on_server_reply(&mut self, index: usize, ask: &Ask, reply: Reply) {
@@ -376,6 +380,11 @@ impl Sim {
             (Why::RegisterStore, Reply::Store(id)) => {
                 (server.store, server.registered) = (Some(*id), true);
                 server.wanted.registered(0, *id);
+                let has_bytes = server.capacity_bytes;
+                if matches!(&ask.command, Command::RegisterStore(new) if new.size_bytes != has_bytes)
+                {
+                    self.register_store(index);
+                }
                 self.look_soon(Party::Server(index));
             }
             (Why::Confirm, Reply::Done) => {}
