@@ -24,9 +24,10 @@ snap() { # snap NAME: under load, and how long it took
 say "the volume is full once"
 fio --name=fill --filename=$dev --size=64M --rw=write --bs=128k --direct=1 --ioengine=libaio --iodepth=4 --eta=never > /tmp/fill.out 2>&1 \
     || { cat /tmp/fill.out; lose "fill"; }
+full() { [ "$(reported)" -ge $((3 * 64 * 1024 * 1024)) ]; }
+wait_for 60 "the report of 3 x 64 MiB" full
 count_used
 plain=$used
-[ "$plain" -ge $((3 * 64 * 1024 * 1024)) ] || lose "only $plain bytes are in use"
 
 say "snapshots under fio"
 fio --name=v --filename=$dev --size=64M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=8 --rate_iops=600 \
@@ -48,6 +49,7 @@ same "snapshots" 4 "$(ubsctl volume show v1 -o json | field snapshots)"
 ends $fio 0 "fio"
 grep -E 'err=|IOPS=' /tmp/fio.out
 grep -q 'err= 0' /tmp/fio.out || lose "fio saw errors"
+wait_for 90 "a whole volume" whole
 count_used
 with=$used
 say "$plain bytes in use, $with with snapshots"

@@ -8,6 +8,7 @@
 . /usr/lib/ubs/cluster.sh
 
 new_cluster
+more() { [ "$(reported)" -ge "$1" ]; }
 less() { [ "$(reported)" -lt "$1" ]; }
 mkdir -p /mnt/v
 
@@ -21,9 +22,9 @@ trims() {
     count_used
     _empty=$used
     dd if=/dev/urandom of=/mnt/v/file bs=1M count=40 conv=fsync 2> /dev/null
+    wait_for 60 "the report of 3 x 40 MB" more $((_empty + 3 * 40000000))
     count_used
     _full=$used
-    [ "$_full" -ge $((_empty + 3 * 40000000)) ] || lose "3 x 40 MB are written, and $_full bytes in use, $_empty before"
     rm /mnt/v/file
     sync
     fstrim /mnt/v || lose "fstrim"
