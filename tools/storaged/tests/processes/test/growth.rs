@@ -88,6 +88,13 @@ async fn grow(metad: &Metad, store: Uuid) -> StoreGrowth {
     StoreGrowth::read_from_prefix(&reply.data).unwrap().0
 }
 
+/// It was heard of in this life, and has a whole volume in use.
+fn is_full(stores: &[StoreView]) -> bool {
+    let report = stores[0].report.as_ref();
+    let used = report.is_some_and(|r| r.used_bytes >= VOLUME_BYTES);
+    used && stores[0].liveness == Liveness::Online
+}
+
 #[test]
 fn a_store_takes_in_what_its_file_became_larger_by_while_a_host_uses_it() {
     run(async |dir| {
@@ -145,12 +152,7 @@ fn a_store_takes_in_what_its_file_became_larger_by_while_a_host_uses_it() {
             .stores_until(|s| s[0].liveness != Liveness::Online)
             .await;
         let server = launch(dir, &metad);
-        let used = |stores: &[StoreView]| {
-            let report = stores[0].report.as_ref();
-            let used = report.is_some_and(|r| r.used_bytes >= VOLUME_BYTES);
-            used && stores[0].liveness == Liveness::Online && known(stores)
-        };
-        metad.stores_until(used).await;
+        metad.stores_until(|s| is_full(s) && known(s)).await;
         server.stop();
         let info = Store::inspect(&path).unwrap();
         assert_eq!((info.capacity_bytes, info.growths), (capacity, 1));
