@@ -62,6 +62,10 @@ pub(crate) enum EngineEvent {
         /// Why it failed, if it did.
         fault: Option<String>,
     },
+    /// The volume has heard of a snapshot that is to be made.
+    SnapshotBegan,
+    /// It is complete on every in-sync store.
+    SnapshotEnded,
     /// A replica is being brought up to date.
     ResilverBegan,
     /// It is in sync.

@@ -2,7 +2,7 @@
 
 use crate::cpu;
 use crate::engine::{ROOM_INITIATOR, ROOM_LOAD, ROOM_VOLUMES, VolumeOptions};
-use crate::metad::{Metad, Request};
+use crate::metad::{Metad, Request, Word};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nvmf::initiator;
@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use shardmap::units::VolumeId;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use volume::{AttachGrant, MetadAnswer, VolumeEvent, Volumes, VolumesConfig};
+use volume::{AttachGrant, VolumeEvent, Volumes, VolumesConfig};
 
 /// Answers of metad that may wait for the reactor.
-const ANSWERS_MAX: usize = 64;
+const WORDS_MAX: usize = 64;
 /// Volumes that may be held at once.
 const VOLUMES_MAX: usize = 1000;
 const TIMER_STAGE: u64 = 0;
@@ -153,7 +153,7 @@ fn look(options: &IdleOptions) -> Result<BTreeMap<String, (u64, u64)>> {
 struct Holder {
     volumes: Volumes,
     held: BTreeMap<VolumeId, (AttachGrant, Metad)>,
-    answers: Mailbox<MetadAnswer>,
+    words: Mailbox<Word>,
     attached: usize,
     detached: usize,
     /// The stage's time is over.
@@ -165,7 +165,7 @@ struct Holder {
 impl Holder {
     fn take(options: &IdleOptions, driver: &mut UringDriver) -> Result<Self> {
         let bell = driver.doorbell(token(1)).context("no doorbell")?;
-        let answers = Mailbox::new(ANSWERS_MAX, bell);
+        let words = Mailbox::new(WORDS_MAX, bell);
         let mut held = BTreeMap::new();
         let mut identity = None;
         for name in &options.volumes {
@@ -173,8 +173,9 @@ impl Holder {
                 metad: options.metad.clone(),
                 volume: name.clone(),
                 host: options.host.clone(),
+                snapshot_every: None,
             };
-            let (metad, taken) = Metad::take(&one, answers.clone())
+            let (metad, taken) = Metad::take(&one, words.clone())
                 .with_context(|| format!("cannot take volume {name}"))?;
             identity.get_or_insert((taken.host_nqn, taken.host_id));
             held.insert(taken.grant.volume, (taken.grant, metad));
@@ -191,7 +192,7 @@ impl Holder {
         Ok(Self {
             volumes,
             held,
-            answers,
+            words,
             attached: 0,
             detached: 0,
             rung: false,
@@ -282,8 +283,11 @@ impl App for Holder {
         match (completion.token.room, &completion.event) {
             (ROOM_LOAD, Event::Timer(_)) => self.rung = true,
             (ROOM_LOAD, _) => {
-                while let Some(answer) = self.answers.recv() {
-                    self.volumes.on_metad(io, answer);
+                while let Some(word) = self.words.recv() {
+                    match word {
+                        Word::Answer(answer) => self.volumes.on_metad(io, answer),
+                        Word::Generations(_) => unreachable!("no snapshots are made here"),
+                    }
                 }
             }
             _ => self.volumes.on_completion(io, completion, &mut self.events),

@@ -167,6 +167,8 @@ impl<E: Engine> Load<E> {
                 match event {
                     EngineEvent::Ready { size_blocks } => self.on_ready(io, size_blocks),
                     EngineEvent::Done { slot, body, fault } => self.on_done(io, slot, body, fault),
+                    EngineEvent::SnapshotBegan => self.tally.snapshot_began(io.now_ns()),
+                    EngineEvent::SnapshotEnded => self.tally.snapshot_ended(io.now_ns()),
                     EngineEvent::ResilverBegan => self.tally.resilver_began(io.now_ns()),
                     EngineEvent::ResilverEnded {
                         bytes_missed,

@@ -3,10 +3,11 @@
 use crate::engine::VolumeOptions;
 use anyhow::{Context, Result, anyhow};
 use control::api::Filter;
-use control::client::{ClientConfig, MetadClient};
-use control::core::NewHost;
+use control::client::{ClientConfig, MetadClient, MetadError};
+use control::core::{HostId, NewHost};
 use reactor::Mailbox;
-use shardmap::units::{Epoch, MembershipSeq, StoreId, VolumeId};
+use shardmap::generations::{SnapshotStep, VolumeGenerations};
+use shardmap::units::{Epoch, Generation, MembershipSeq, StoreId, VolumeId};
 use std::collections::BTreeSet;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,6 +21,15 @@ const REQUESTS_MAX: usize = 64;
 const ATTEMPTS_MAX: u32 = 50;
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// What the thread tells the reactor.
+#[derive(Debug)]
+pub(crate) enum Word {
+    /// To [`Request::SetIsr`].
+    Answer(MetadAnswer),
+    /// Head and snapshots of the volume now.
+    Generations(VolumeGenerations),
+}
+
 /// What the reactor asks of the thread.
 #[derive(Debug)]
 pub(crate) enum Request {
@@ -30,6 +40,8 @@ pub(crate) enum Request {
         seq: MembershipSeq,
         new_isr: BTreeSet<StoreId>,
     },
+    /// How far a snapshot is. Not answered.
+    Snapshot(Epoch, (Generation, SnapshotStep)),
     /// We do not use the volume any more. The thread ends after it.
     Detach(Epoch),
 }
@@ -38,6 +50,7 @@ pub(crate) enum Request {
 #[derive(Debug)]
 pub(crate) struct Taken {
     pub(crate) grant: AttachGrant,
+    host: HostId,
     pub(crate) host_nqn: String,
     pub(crate) host_id: [u8; 16],
 }
@@ -51,10 +64,7 @@ pub(crate) struct Metad {
 
 impl Metad {
     /// Registers as a host and attaches the volume to it.
-    pub(crate) fn take(
-        options: &VolumeOptions,
-        answers: Mailbox<MetadAnswer>,
-    ) -> Result<(Self, Taken)> {
+    pub(crate) fn take(options: &VolumeOptions, words: Mailbox<Word>) -> Result<(Self, Taken)> {
         let (requests, requests_in) = mpsc::channel(REQUESTS_MAX);
         let (taken, taken_in) = std::sync::mpsc::sync_channel(1);
         let options = options.clone();
@@ -64,7 +74,7 @@ impl Metad {
                 .build();
             let runtime = runtime.expect("a runtime of one thread");
             let set = tokio::task::LocalSet::new();
-            set.block_on(&runtime, serve(options, taken, requests_in, answers));
+            set.block_on(&runtime, serve(options, taken, requests_in, words));
         };
         let thread = std::thread::Builder::new()
             .name("metad".into())
@@ -101,16 +111,27 @@ async fn serve(
     options: VolumeOptions,
     taken: std::sync::mpsc::SyncSender<Result<Taken>>,
     mut requests: mpsc::Receiver<Request>,
-    answers: Mailbox<MetadAnswer>,
+    words: Mailbox<Word>,
 ) {
     let program = concat!("ubs-bench/", env!("CARGO_PKG_VERSION"));
     let client = MetadClient::new(ClientConfig::new(options.metad.clone(), program));
     let attached = attach(&client, &options).await;
-    let volume = attached.as_ref().ok().map(|taken| taken.grant.volume);
+    let ours = attached.as_ref().ok();
+    let ours = ours.map(|taken| (taken.grant.volume, taken.host));
     if taken.send(attached).is_err() {
         return;
     }
-    let Some(volume) = volume else { return };
+    let Some((volume, host)) = ours else { return };
+    if let Some(every) = options.snapshot_every {
+        let (client, words) = (client.clone(), words.clone());
+        // Ends with this function.
+        tokio::task::spawn_local(async move {
+            let every = Duration::from_secs_f64(every);
+            if let Err(why) = make_snapshots(&client, (volume, host), every, &words).await {
+                tracing::warn!(%why, "no more snapshots");
+            }
+        });
+    }
     while let Some(request) = requests.recv().await {
         match request {
             Request::SetIsr {
@@ -127,11 +148,53 @@ async fn serve(
                     request,
                     verdict,
                 };
-                if answers.send(answer).is_err() {
-                    tracing::warn!("the reactor's mailbox is full");
-                }
+                send(&words, Word::Answer(answer));
+            }
+            Request::Snapshot(epoch, snapshot) => {
+                client.record_snapshot(volume, epoch, snapshot).await;
             }
             Request::Detach(epoch) => return detach(&client, volume, epoch).await,
+        }
+    }
+}
+
+fn send(words: &Mailbox<Word>, word: Word) {
+    if words.send(word).is_err() {
+        tracing::warn!("the reactor's mailbox is full");
+    }
+}
+
+/// Makes a snapshot every so often and passes on what the volume has to know of it; when it is complete,
+/// those before it are given up.
+async fn make_snapshots(
+    client: &MetadClient,
+    (volume, host): (VolumeId, HostId),
+    every: Duration,
+    words: &Mailbox<Word>,
+) -> Result<(), MetadError> {
+    let run = Uuid::new_v4().simple();
+    let mut due = tokio::time::interval(every);
+    let (mut made, mut after) = (0u64, 0);
+    loop {
+        due.tick().await;
+        made += 1;
+        let name = format!("{run}-{made}");
+        client.create_snapshot([volume].into(), name).await?;
+        loop {
+            let desire = client.watch_attachments(host, after).await?;
+            after = desire.index;
+            let ours = desire.volumes.into_iter().find(|v| v.volume == volume);
+            let Some(ours) = ours else { return Ok(()) };
+            let (pending, snapshots) = (ours.generations.pending(), &ours.generations.snapshots);
+            let known: Vec<Generation> = snapshots.keys().copied().collect();
+            send(words, Word::Generations(ours.generations));
+            if pending.is_none() {
+                let older = known.split_last().map_or(&[][..], |(_, older)| older);
+                for generation in older {
+                    client.delete_snapshot(volume, *generation).await?;
+                }
+                break;
+            }
         }
     }
 }
@@ -177,6 +240,7 @@ async fn attach(client: &MetadClient, options: &VolumeOptions) -> Result<Taken> 
     };
     Ok(Taken {
         grant: AttachGrant::new(grant, Knobs::default()),
+        host,
         host_nqn,
         host_id: uuid.into_bytes(),
     })

@@ -72,7 +72,7 @@ fn parse_io_bytes(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("{bytes} bytes; a request has a multiple of 4096, at most 131072"))
 }
 
-fn parse_seconds(text: &str) -> Result<f64, String> {
+pub(crate) fn parse_seconds(text: &str) -> Result<f64, String> {
     text.trim_end_matches('s')
         .parse()
         .ok()

@@ -55,6 +55,21 @@ pub(crate) struct Outcome {
     pub(crate) failed: u64,
     /// The last resilver that ended in that time.
     pub(crate) resilver: Option<ResilverOutcome>,
+    /// The snapshots that were completed in that time.
+    pub(crate) snapshots: Option<SnapshotsOutcome>,
+}
+
+/// Snapshots, and what they cost the load.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SnapshotsOutcome {
+    pub(crate) count: u64,
+    /// From when the volume heard of one until every in-sync store had it.
+    pub(crate) p50_ms: f64,
+    pub(crate) max_ms: f64,
+    /// Of requests that were completed in such a time, and at other times.
+    pub(crate) p99_us_during: f64,
+    pub(crate) max_us_during: f64,
+    pub(crate) p99_us_beside: f64,
 }
 
 /// A resilver, and what it cost the load.
@@ -106,6 +121,17 @@ pub(crate) struct Tally {
     /// Requests that failed.
     pub(crate) failed: u64,
     resilver: Option<ResilverTally>,
+    snapshots: SnapshotTally,
+}
+
+/// Snapshots, and latencies while one is being made and while none is.
+#[derive(Debug)]
+struct SnapshotTally {
+    /// One that is being made.
+    began_ns: Option<u64>,
+    times: Histogram<u64>,
+    during: Histogram<u64>,
+    beside: Histogram<u64>,
 }
 
 /// Latencies during a resilver and after it.
@@ -145,6 +171,24 @@ impl Tally {
             longest_gap_ns: 0,
             failed: 0,
             resilver: None,
+            snapshots: SnapshotTally {
+                began_ns: None,
+                times: latencies(),
+                during: latencies(),
+                beside: latencies(),
+            },
+        }
+    }
+
+    /// The volume has heard of a snapshot, perhaps once more.
+    pub(crate) fn snapshot_began(&mut self, now_ns: u64) {
+        self.snapshots.began_ns.get_or_insert(now_ns);
+    }
+
+    /// It is complete.
+    pub(crate) fn snapshot_ended(&mut self, now_ns: u64) {
+        if let Some(began_ns) = self.snapshots.began_ns.take() {
+            self.snapshots.times.saturating_record(now_ns - began_ns);
         }
     }
 
@@ -183,6 +227,11 @@ impl Tally {
             };
             into.saturating_record(latency_ns.max(1));
         }
+        let into = match self.snapshots.began_ns {
+            Some(_) => &mut self.snapshots.during,
+            None => &mut self.snapshots.beside,
+        };
+        into.saturating_record(latency_ns.max(1));
         match way {
             Way::Read => self.reads.saturating_record(latency_ns.max(1)),
             Way::Write => self.writes.saturating_record(latency_ns.max(1)),
@@ -247,6 +296,7 @@ impl Tally {
             },
             failed: self.failed,
             resilver: self.resilver.as_ref().and_then(|r| r.outcome(end.at_ns)),
+            snapshots: self.snapshots.outcome(),
         }
     }
 }
@@ -267,6 +317,21 @@ impl ResilverTally {
             iops_after: iops(&self.after, after_s),
             p99_us_during: p99_us(&self.during),
             p99_us_after: p99_us(&self.after),
+        })
+    }
+}
+
+impl SnapshotTally {
+    /// If there were any.
+    fn outcome(&self) -> Option<SnapshotsOutcome> {
+        let p99_us = |of: &Histogram<u64>| float(of.value_at_percentile(99.0)) / 1e3;
+        (!self.times.is_empty()).then(|| SnapshotsOutcome {
+            count: self.times.len(),
+            p50_ms: float(self.times.value_at_percentile(50.0)) / 1e6,
+            max_ms: float(self.times.max()) / 1e6,
+            p99_us_during: p99_us(&self.during),
+            max_us_during: float(self.during.max()) / 1e3,
+            p99_us_beside: p99_us(&self.beside),
         })
     }
 }
@@ -306,10 +371,17 @@ pub(crate) fn table(outcome: &Outcome) -> String {
     let peer = outcome
         .peer_cpu_s_per_mio
         .map_or_else(String::new, |s| format!(", peer {s:.2}"));
+    let snapshots = outcome.snapshots.map_or_else(String::new, |s| {
+        format!(
+            "\n{} snapshots: p50 {:.2} ms, max {:.2} ms; p99 of requests meanwhile {:.1} µs, max {:.1} µs; \
+             beside {:.1} µs",
+            s.count, s.p50_ms, s.max_ms, s.p99_us_during, s.max_us_during, s.p99_us_beside
+        )
+    });
     format!(
         "{} {} bs={} iodepth={} connections={}: {} requests in {:.2} s, {} failed\n\
          {:.0} IOPS, {:.1} MB/s\n{}\n\
-         CPU s per million: ours {:.2}{peer}; enters per IO {:.3}; foreign load {:.0} %",
+         CPU s per million: ours {:.2}{peer}; enters per IO {:.3}; foreign load {:.0} %{snapshots}",
         outcome.engine,
         outcome.rw.name(),
         outcome.bs,
@@ -405,6 +477,27 @@ mod test {
         assert!((found.iops_during - 1.0).abs() < 1e-9);
         assert!((found.iops_after - 2.0).abs() < 1e-9);
         assert!((found.p99_us_during / found.p99_us_after - 2.0).abs() < 0.01);
+    }
+
+    #[test]
+    fn requests_beside_a_snapshot_are_told_from_those_during_it() {
+        let options = options(&["--rw", "randwrite"]);
+        let mut tally = Tally::new(1);
+        let (begin, end) = (Gauges::default(), Gauges::default());
+        let outcome = |tally: &Tally| tally.outcome(("volume", &options), begin, end, 2).snapshots;
+        tally.note(Way::Write, 0, 50_000, 0);
+        tally.snapshot_began(1_000_000);
+        tally.note(Way::Write, 1_000_000, 1_200_000, 0);
+        tally.snapshot_began(1_300_000);
+        assert_eq!(outcome(&tally), None, "it has not ended");
+        tally.snapshot_ended(3_000_000);
+        tally.snapshot_ended(4_000_000);
+        tally.note(Way::Write, 5_000_000, 5_100_000, 0);
+        let found = outcome(&tally).unwrap();
+        assert_eq!(found.count, 1);
+        assert!((found.p50_ms - 2.0).abs() < 0.01);
+        assert!((found.p99_us_during - 200.0).abs() < 1.0);
+        assert!((found.p99_us_beside - 100.0).abs() < 1.0);
     }
 
     #[test]

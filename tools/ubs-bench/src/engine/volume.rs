@@ -1,19 +1,19 @@
 //! A volume through our volume core, attached by metad's grant, without a block device.
 
 use super::{Ask, Body, Engine, EngineEvent, ROOM_INITIATOR, ROOM_LOAD, ROOM_VOLUMES};
-use crate::metad::{Metad, Request};
+use crate::metad::{Metad, Request, Word};
+use crate::options::parse_seconds;
 use anyhow::{Context, Result};
 use clap::Args;
 use nvmf::initiator;
 use reactor::{Completion, Driver, Mailbox, Token, UringDriver};
 use shardmap::units::{BlockRange, Blocks, Lba};
 use volume::{
-    AttachGrant, HostBuffer, HostOp, HostRequest, MetadAnswer, TraceEvent, VolumeEvent, Volumes,
-    VolumesConfig,
+    AttachGrant, HostBuffer, HostOp, HostRequest, TraceEvent, VolumeEvent, Volumes, VolumesConfig,
 };
 
-/// Answers of metad that may wait for the reactor.
-const ANSWERS_MAX: usize = 16;
+/// Words of metad that may wait for the reactor.
+const WORDS_MAX: usize = 16;
 
 /// Which volume.
 #[derive(Clone, Debug, Args)]
@@ -32,6 +32,17 @@ pub(crate) struct VolumeOptions {
     /// Name under which we register as a client host
     #[arg(long, default_value = "ubs-bench")]
     pub(crate) host: String,
+    /// Make a snapshot so often, in seconds, and give up the one before
+    #[arg(long, value_parser = parse_pause)]
+    pub(crate) snapshot_every: Option<f64>,
+}
+
+fn parse_pause(text: &str) -> Result<f64, String> {
+    let pause = parse_seconds(text)?;
+    if pause < 0.01 {
+        return Err(format!("\"{text}\": at most a hundred snapshots a second"));
+    }
+    Ok(pause)
 }
 
 /// The engine.
@@ -40,7 +51,7 @@ pub(crate) struct VolumeEngine {
     grant: AttachGrant,
     volumes: Volumes,
     metad: Metad,
-    answers: Mailbox<MetadAnswer>,
+    words: Mailbox<Word>,
     detached: bool,
     events: Vec<VolumeEvent>,
 }
@@ -54,8 +65,8 @@ impl VolumeEngine {
             value: 0,
         };
         let bell = driver.doorbell(token).context("no doorbell")?;
-        let answers = Mailbox::new(ANSWERS_MAX, bell);
-        let (metad, taken) = Metad::take(options, answers.clone())?;
+        let words = Mailbox::new(WORDS_MAX, bell);
+        let (metad, taken) = Metad::take(options, words.clone())?;
         let initiator = initiator::Config::new(ROOM_INITIATOR, taken.host_nqn, taken.host_id);
         let config = VolumesConfig {
             room: ROOM_VOLUMES,
@@ -66,7 +77,7 @@ impl VolumeEngine {
             grant: taken.grant,
             volumes: Volumes::new(config),
             metad,
-            answers,
+            words,
             detached: false,
             events: Vec::new(),
         })
@@ -126,9 +137,18 @@ impl VolumeEngine {
                 let why = "metad was restored and the volume is not verified; attach it once";
                 out.push(EngineEvent::Broken(why.into()));
             }
+            VolumeEvent::Snapshot {
+                epoch,
+                generation,
+                step,
+                ..
+            } => {
+                self.metad
+                    .send(Request::Snapshot(epoch, (generation, step)));
+                out.push(EngineEvent::SnapshotEnded);
+            }
             // Nothing outlives a bench.
             VolumeEvent::Remember { .. }
-            | VolumeEvent::Snapshot { .. }
             | VolumeEvent::Progress { .. }
             | VolumeEvent::Transition { .. } => {}
         }
@@ -212,9 +232,18 @@ impl Engine for VolumeEngine {
         self.take_events(events, out);
     }
 
-    fn on_rung(&mut self, io: &mut dyn Driver, _out: &mut Vec<EngineEvent>) {
-        while let Some(answer) = self.answers.recv() {
-            self.volumes.on_metad(io, answer);
+    fn on_rung(&mut self, io: &mut dyn Driver, out: &mut Vec<EngineEvent>) {
+        while let Some(word) = self.words.recv() {
+            match word {
+                Word::Answer(answer) => self.volumes.on_metad(io, answer),
+                Word::Generations(generations) => {
+                    if generations.pending().is_some() {
+                        out.push(EngineEvent::SnapshotBegan);
+                    }
+                    let volume = self.grant.volume;
+                    self.volumes.set_generations(io, volume, generations);
+                }
+            }
         }
     }
 

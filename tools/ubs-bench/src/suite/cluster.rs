@@ -3,9 +3,9 @@
 
 use super::child::{Effort, Workload, outcome_of, processors};
 use super::native::compared;
-use super::paired::{self, Side};
+use super::paired::{self, Pairs, Side};
 use super::report::{Bound, Budget, Figures, Row};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, SnapshotsOutcome};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Bytes of each server's store: three volumes of [`VOLUME`] and what the store itself needs.
-const STORE_BYTES: u64 = 768 << 20;
+/// Bytes of each server's store: four volumes of [`VOLUME`], of one also two snapshots, and what the store
+/// itself needs.
+const STORE_BYTES: u64 = 1280 << 20;
 const VOLUME: &str = "128MiB";
 /// The grace of a member whose connection broke, and what may come on top.
 const GAP_MS: f64 = 300.0 + 50.0;
@@ -32,20 +33,26 @@ const fn load(bs: &'static str, iodepth: u32, rw: &'static str) -> Workload {
     Workload { rw, bs, iodepth }
 }
 
-/// What is started for T5, T6, T9 and T14.
+/// The load of T10, and how often a snapshot is made under it, in seconds.
+const SNAPSHOT_LOAD: Workload = load("4k", 8, "randwrite");
+const SNAPSHOT_EVERY: &str = "0.1";
+
+/// What is started for T5, T6, T9, T10 and T14.
 pub(super) const SERVERS: [&str; 5] = ["--metads", "1", "--storageds", "3", "--no-clientd"];
 
-/// T6, T9 and T14, or why not.
+/// T6, T9, T10 and T14, or why not.
 pub(crate) fn run(effort: Effort, scratch: &Path) -> Vec<Budget> {
     let (fan_out, killed) = ("fan-out to 2 and 3 replicas", "replica killed at QD32");
     let (itself, deadline) = ("its own 1 replica", "the configured grace");
     let healing = "resilver after scattered writes";
+    let (snapshots, without) = ("snapshots under load, 3 replicas", "the same load without");
     let md = "md with a bitmap of 64 KiB, a raw copy";
     let measured = Cluster::up(&scratch.join("cluster"), &SERVERS).and_then(|cluster| {
         cluster.make_volumes()?;
         let fan_out = cluster.fan_out(effort)?;
+        let snapshots = cluster.snapshots(effort);
         let lost = cluster.lose(effort);
-        Ok((fan_out, lost, cluster.heal()))
+        Ok((fan_out, snapshots, lost, cluster.heal()))
     });
     let budget = |key, what, against, found: Result<Vec<Row>>| match found {
         Ok(rows) => Budget {
@@ -56,8 +63,9 @@ pub(crate) fn run(effort: Effort, scratch: &Path) -> Vec<Budget> {
         Err(why) => Budget::absent(key, what, against, &format!("{why:#}")),
     };
     match measured {
-        Ok((t6, t14, t9)) => vec![
+        Ok((t6, t10, t14, t9)) => vec![
             budget("T6", fan_out, itself, Ok(t6)),
+            budget("T10", snapshots, without, t10),
             budget("T14", killed, deadline, t14),
             budget("T9", healing, md, t9),
         ],
@@ -65,6 +73,7 @@ pub(crate) fn run(effort: Effort, scratch: &Path) -> Vec<Budget> {
             let why = format!("{why:#}");
             vec![
                 Budget::absent("T6", fan_out, itself, &why),
+                Budget::absent("T10", snapshots, without, &why),
                 Budget::absent("T14", killed, deadline, &why),
                 Budget::absent("T9", healing, md, &why),
             ]
@@ -107,13 +116,16 @@ impl Cluster {
     /// A filled volume for each number of replicas.
     fn make_volumes(&self) -> Result<()> {
         for replicas in ["1", "2", "3"] {
-            let name = format!("bench{replicas}");
-            let create = ["volume", "create", &name, "--size", VOLUME, "--wait"];
-            self.ctl(&[&create[..], &["--replicas", replicas]].concat())?;
-            let fill = ["--rw", "write", "--bs", "128k", "--iodepth", "16", "--once"];
-            self.sample(&name, &fill)?;
+            self.make_volume(&format!("bench{replicas}"), replicas)?;
         }
         Ok(())
+    }
+
+    fn make_volume(&self, name: &str, replicas: &str) -> Result<()> {
+        let create = ["volume", "create", name, "--size", VOLUME, "--wait"];
+        self.ctl(&[&create[..], &["--replicas", replicas]].concat())?;
+        let fill = ["--rw", "write", "--bs", "128k", "--iodepth", "16", "--once"];
+        self.sample(name, &fill).map(|_| ())
     }
 
     /// Every daemon as NAME=PID.
@@ -193,6 +205,24 @@ impl Cluster {
             }
         }
         Ok(rows)
+    }
+
+    /// T10: how long snapshots take, and what a load notices of them.
+    fn snapshots(&self, effort: Effort) -> Result<Vec<Row>> {
+        super::progress("snapshots under load");
+        self.make_volume("snapped", "3")?;
+        let longer = Effort {
+            runtime: effort.runtime * 4.0,
+            ..effort
+        };
+        let options = SNAPSHOT_LOAD.options(longer);
+        let plain: Vec<&str> = options.iter().map(String::as_str).collect();
+        let snapped = [&plain[..], &["--snapshot-every", SNAPSHOT_EVERY]].concat();
+        let samples = paired::measure(effort.pairs_count, |side| match side {
+            Side::A => self.sample("snapped", &snapped),
+            Side::B => self.sample("snapped", &plain),
+        })?;
+        snapshot_rows(&samples)
     }
 
     /// A load on the volume of three replicas; `meanwhile` happens after its ramp. For so many seconds.
@@ -283,6 +313,42 @@ impl Cluster {
             ),
         ])
     }
+}
+
+/// Each figure is the median of the samples.
+fn snapshot_rows(samples: &Pairs<Outcome>) -> Result<Vec<Row>> {
+    let found: Option<Vec<SnapshotsOutcome>> = samples.a.iter().map(|o| o.snapshots).collect();
+    let found = found.context("no snapshot was completed in time")?;
+    let middle = |of: &dyn Fn(&SnapshotsOutcome) -> f64| {
+        paired::median(&found.iter().map(of).collect::<Vec<_>>())
+    };
+    let writes = |outcome: &Outcome| outcome.write_us.unwrap_or_default();
+    let p99s: Vec<f64> = samples.b.iter().map(|o| writes(o).p99).collect();
+    let p99_9s: Vec<f64> = samples.b.iter().map(|o| writes(o).p99_9).collect();
+    let row = |name: &str, value: Option<f64>, bounds: Option<(f64, f64)>| Row {
+        ours: value.map(|value| Figures::from([("value", value)])),
+        judged: value.filter(|_| bounds.is_some()),
+        bound: Bound::AtMost,
+        ..Row::new(
+            name,
+            bounds.map(|(aim, _)| aim),
+            bounds.map(|(_, floor)| floor),
+        )
+    };
+    let (took, p99) = (middle(&|s| s.p50_ms), middle(&|s| s.p99_us_during));
+    let stall = middle(&|s| s.max_us_during);
+    let over = |us: Option<f64>, of: &[f64]| Some(us? / paired::median(of).filter(|us| *us > 0.0)?);
+    let (slower, stalls) = (over(p99, &p99s), over(stall, &p99_9s));
+    Ok(vec![
+        row("ms until every store has it", took, Some((5.0, 20.0))),
+        row("p99 in µs while one is made", p99, None),
+        row("that / p99 without", slower, Some((2.0, 4.0))),
+        row(
+            "longest meanwhile / p99.9 without",
+            stalls,
+            Some((2.0, 8.0)),
+        ),
+    ])
 }
 
 fn ratio_of(a: u64, b: u64) -> f64 {

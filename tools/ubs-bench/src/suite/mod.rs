@@ -76,7 +76,6 @@ pub(crate) fn run(options: &SuiteOptions) -> Result<()> {
     budgets.push(idle::run(effort, &scratch.0));
     budgets.push(commits::run(effort, into));
     budgets.extend(in_guest(options, into));
-    budgets.extend(not_yet());
     budgets.sort_by_key(|budget| budget.key[1..].parse::<u32>().unwrap_or(u32::MAX));
     let about = about(
         options,
@@ -126,12 +125,6 @@ fn in_guest(options: &SuiteOptions, into: &Path) -> Vec<Budget> {
         }
     };
     guest::budgets(&guest::parse(&output), why_not_ours.as_deref())
-}
-
-/// Budgets without a measurement here, with the reason.
-fn not_yet() -> Vec<Budget> {
-    let later = "not part of this benchmark yet";
-    vec![Budget::absent("T10", "snapshots", "SPDK lvol", later)]
 }
 
 fn about(options: &SuiteOptions, effort: Effort, foreign: &[f64], seconds: f64) -> Value {
