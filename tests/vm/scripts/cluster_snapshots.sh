@@ -10,7 +10,7 @@
 . /usr/lib/ubs/cluster.sh
 
 new_cluster
-ubsctl volume create v1 --size 64MiB --replicas 3 --wait
+ubsctl volume create v1 --size 32MiB --replicas 3 --wait
 attach v1 dev
 
 now_ms() { cut -d. -f1,2 /proc/uptime | sed 's/ .*//; s/\.//; s/$/0/'; }
@@ -22,15 +22,15 @@ snap() { # snap NAME: under load, and how long it took
 }
 
 say "the volume is full once"
-fio --name=fill --filename=$dev --size=64M --rw=write --bs=128k --direct=1 --ioengine=libaio --iodepth=4 --eta=never > /tmp/fill.out 2>&1 \
+fio --name=fill --filename=$dev --size=32M --rw=write --bs=128k --direct=1 --ioengine=libaio --iodepth=4 --eta=never > /tmp/fill.out 2>&1 \
     || { cat /tmp/fill.out; lose "fill"; }
-full() { [ "$(reported)" -ge $((3 * 64 * 1024 * 1024)) ]; }
-wait_for 60 "the report of 3 x 64 MiB" full
+full() { [ "$(reported)" -ge $((3 * 32 * 1024 * 1024)) ]; }
+wait_for 60 "the report of 3 x 32 MiB" full
 count_used
 plain=$used
 
 say "snapshots under fio"
-fio --name=v --filename=$dev --size=64M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=8 --rate_iops=600 \
+fio --name=v --filename=$dev --size=32M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=8 --rate_iops=600 \
     --verify=crc32c --verify_fatal=1 --do_verify=1 --time_based --runtime=40 --randseed=5 --eta=never > /tmp/fio.out 2>&1 &
 fio=$!
 sleep 2
@@ -93,7 +93,7 @@ wait_for 90 "a whole volume" whole
 say "a clone, made under fio"
 main=$dev
 snap f
-fio --name=w --filename=$main --size=64M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=4 --rate_iops=300 \
+fio --name=w --filename=$main --size=32M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=4 --rate_iops=300 \
     --time_based --runtime=15 --randseed=9 --eta=never > /tmp/fio.out 2>&1 &
 fio=$!
 ubsctl snapshot export v1@f | ubsctl snapshot import --to /tmp/image || lose "export"
@@ -105,7 +105,7 @@ attach c1 dev
 cmp /tmp/image $dev || lose "the clone does not begin with its snapshot"
 cp /tmp/image /tmp/first
 dd if=/dev/urandom of=/tmp/new bs=64k count=64 2> /dev/null
-for at in 3 200 901; do
+for at in 3 200 451; do
     dd if=/tmp/new of=$dev bs=64k count=24 seek=$at oflag=direct 2> /dev/null || lose "a write to the clone"
     dd if=/tmp/new of=/tmp/image bs=64k count=24 seek=$at conv=notrunc 2> /dev/null
 done
@@ -123,8 +123,8 @@ ubsctl snapshot export c1@g | ubsctl snapshot import --to /tmp/of-clone || lose 
 cmp /tmp/image /tmp/of-clone || lose "what was exported of the clone is not what it shows"
 rm /tmp/first /tmp/again /tmp/of-clone
 ubsctl dev kill --dir $dir storaged3 > /dev/null
-dd if=/tmp/new of=$dev bs=64k count=64 seek=500 oflag=direct 2> /dev/null || lose "a write to the clone with a server away"
-dd if=/tmp/new of=/tmp/image bs=64k count=64 seek=500 conv=notrunc 2> /dev/null
+dd if=/tmp/new of=$dev bs=64k count=64 seek=400 oflag=direct 2> /dev/null || lose "a write to the clone with a server away"
+dd if=/tmp/new of=/tmp/image bs=64k count=64 seek=400 conv=notrunc 2> /dev/null
 ubsctl dev start --dir $dir storaged3 > /dev/null
 wait_for 90 "a whole clone" state_is c1 online
 wait_for 90 "a whole volume" whole
