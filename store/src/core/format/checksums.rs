@@ -2,7 +2,7 @@
 //! checksum block has those of 63 extents and is written in place, whole or not at all. What was never
 //! written, or is damaged, says nothing about any block.
 
-use super::{Corrupt, VERSION, is_known, is_sealed, seal};
+use super::{Corrupt, VERSION, check, seal};
 use shardmap::units::EXTENT_BLOCKS;
 use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32};
@@ -60,20 +60,10 @@ pub fn encode(store: [u8; 16], index: u32, checksums: &Checksums) -> Vec<u8> {
 /// [`Corrupt`]; a block that was never written fails in whatever way its old content does.
 pub fn decode(bytes: &[u8], store: [u8; 16], index: u32) -> Result<Box<Checksums>, Corrupt> {
     let raw = Raw::ref_from_bytes(bytes).map_err(|_| Corrupt::Length)?;
-    if raw.magic != MAGIC {
-        return Err(Corrupt::Magic);
-    }
-    if !is_sealed(bytes) {
-        return Err(Corrupt::Checksum);
-    }
-    if raw.store != store {
-        return Err(Corrupt::OtherStore);
-    }
+    let head = (raw.magic, raw.version.get(), raw.store);
+    check(bytes, head, (MAGIC, store))?;
     if raw.index.get() != index {
         return Err(Corrupt::Misplaced);
-    }
-    if !is_known(raw.version.get()) {
-        return Err(Corrupt::Unknown);
     }
     Ok(Box::new(raw.checksums.map(U32::get)))
 }

@@ -1,6 +1,6 @@
 //! The directory: which of a metadata page's two places counts, two bits per page.
 
-use super::{Corrupt, VERSION, is_known, is_sealed, seal};
+use super::{Corrupt, VERSION, check, seal};
 use shardmap::units::BLOCK_BYTES;
 use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -79,18 +79,8 @@ pub fn encode(
 /// [`Corrupt`].
 pub fn decode(bytes: &[u8], store: [u8; 16], index: u32) -> Result<Vec<PagePlace>, Corrupt> {
     let raw = Raw::ref_from_bytes(bytes).map_err(|_| Corrupt::Length)?;
-    if raw.magic != MAGIC {
-        return Err(Corrupt::Magic);
-    }
-    if !is_sealed(bytes) {
-        return Err(Corrupt::Checksum);
-    }
-    if !is_known(raw.version.get()) {
-        return Err(Corrupt::Unknown);
-    }
-    if raw.store != store {
-        return Err(Corrupt::OtherStore);
-    }
+    let head = (raw.magic, raw.version.get(), raw.store);
+    check(bytes, head, (MAGIC, store))?;
     if raw.index.get() != index {
         return Err(Corrupt::Misplaced);
     }

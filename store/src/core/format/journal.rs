@@ -1,7 +1,7 @@
 //! Journal records: a ring of blocks, each record a whole number of them, one after the other, wrapping
 //! at the ring's end in the middle of a record if need be.
 
-use super::{Corrupt, VERSION, is_known, is_sealed, seal};
+use super::{Corrupt, VERSION, check, seal};
 use crate::limits::RECORD_BYTES_MAX;
 use shardmap::units::BLOCK_BYTES;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -91,21 +91,11 @@ pub fn claimed_bytes(block: &[u8], store: [u8; 16]) -> Option<u32> {
 /// [`Corrupt`].
 pub fn decode(bytes: &[u8], store: [u8; 16]) -> Result<(RecordHead, &[u8]), Corrupt> {
     let (raw, rest) = Raw::ref_from_prefix(bytes).map_err(|_| Corrupt::Length)?;
-    if raw.magic != MAGIC {
-        return Err(Corrupt::Magic);
-    }
-    if raw.len_bytes.get() as usize != bytes.len() {
+    if raw.magic == MAGIC && raw.len_bytes.get() as usize != bytes.len() {
         return Err(Corrupt::Length);
     }
-    if !is_sealed(bytes) {
-        return Err(Corrupt::Checksum);
-    }
-    if !is_known(raw.version.get()) {
-        return Err(Corrupt::Unknown);
-    }
-    if raw.store != store {
-        return Err(Corrupt::OtherStore);
-    }
+    let head = (raw.magic, raw.version.get(), raw.store);
+    check(bytes, head, (MAGIC, store))?;
     let entries = rest
         .get(..raw.entries_bytes.get() as usize)
         .ok_or(Corrupt::Value)?;

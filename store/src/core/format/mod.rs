@@ -70,6 +70,28 @@ const fn is_known(version: u16) -> bool {
     VERSION_OLDEST <= version && version <= VERSION
 }
 
+/// Checks what every structure but the superblock begins with: magic, checksum, version and store, which
+/// are to be these.
+fn check(
+    bytes: &[u8],
+    (magic, version, store): ([u8; 4], u16, [u8; 16]),
+    expected: ([u8; 4], [u8; 16]),
+) -> Result<(), Corrupt> {
+    if magic != expected.0 {
+        return Err(Corrupt::Magic);
+    }
+    if !is_sealed(bytes) {
+        return Err(Corrupt::Checksum);
+    }
+    if !is_known(version) {
+        return Err(Corrupt::Unknown);
+    }
+    if store != expected.1 {
+        return Err(Corrupt::OtherStore);
+    }
+    Ok(())
+}
+
 /// CRC32C of everything after the first four bytes.
 fn sum(bytes: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(&bytes[4..])

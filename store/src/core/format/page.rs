@@ -2,7 +2,7 @@
 //! alone tells volumes, shapes, epochs and memberships.
 
 use super::entry::SliceRecord;
-use super::{Corrupt, NO_EXTENT, VERSION, is_known, is_sealed, seal};
+use super::{Corrupt, NO_EXTENT, VERSION, check, seal};
 use crate::core::facts::{SliceSpec, Stamp};
 use shardmap::units::EXTENT_BLOCKS;
 use std::mem::offset_of;
@@ -268,18 +268,8 @@ impl<'a> PageView<'a> {
     /// [`Corrupt`].
     pub fn open(bytes: &'a [u8], store: [u8; 16], page: u32) -> Result<Self, Corrupt> {
         let raw = Raw::ref_from_bytes(bytes).map_err(|_| Corrupt::Length)?;
-        if raw.magic != MAGIC {
-            return Err(Corrupt::Magic);
-        }
-        if !is_sealed(bytes) {
-            return Err(Corrupt::Checksum);
-        }
-        if !is_known(raw.version.get()) {
-            return Err(Corrupt::Unknown);
-        }
-        if raw.store != store {
-            return Err(Corrupt::OtherStore);
-        }
+        let head = (raw.magic, raw.version.get(), raw.store);
+        check(bytes, head, (MAGIC, store))?;
         if raw.page.get() != page {
             return Err(Corrupt::Misplaced);
         }

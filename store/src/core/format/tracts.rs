@@ -3,7 +3,7 @@
 //! this one stays valid until a superblock says that the next one counts.
 
 use super::geometry::Tract;
-use super::{Corrupt, VERSION, is_known, is_sealed, seal};
+use super::{Corrupt, VERSION, check, seal};
 use shardmap::units::BLOCK_BYTES;
 use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -91,18 +91,8 @@ pub fn encode(store: [u8; 16], tracts: &[Tract]) -> Vec<u8> {
 /// [`Corrupt`].
 pub fn decode(bytes: &[u8], store: [u8; 16], growths: u32) -> Result<Vec<Tract>, Corrupt> {
     let raw = Raw::ref_from_bytes(bytes).map_err(|_| Corrupt::Length)?;
-    if raw.magic != MAGIC {
-        return Err(Corrupt::Magic);
-    }
-    if !is_sealed(bytes) {
-        return Err(Corrupt::Checksum);
-    }
-    if !is_known(raw.version.get()) {
-        return Err(Corrupt::Unknown);
-    }
-    if raw.store != store {
-        return Err(Corrupt::OtherStore);
-    }
+    let head = (raw.magic, raw.version.get(), raw.store);
+    check(bytes, head, (MAGIC, store))?;
     let tracts = raw.tracts.get(..growths as usize);
     let tracts = tracts.filter(|_| raw.growths.get() == growths);
     let tract = |raw: &RawTract| Tract {
