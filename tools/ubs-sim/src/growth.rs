@@ -19,7 +19,7 @@ use zerocopy::FromBytes as _;
 const GROWTH_SEED: u64 = 0x6772_6f77_7468_0000;
 /// One seed in so many has such an operator.
 const ONE_IN: u64 = 4;
-const PAUSE_NS: (u64, u64) = (5_000_000_000, 120_000_000_000);
+pub(crate) const PAUSE_NS: (u64, u64) = (5_000_000_000, 60_000_000_000);
 /// After an answer that did not come.
 const AGAIN_NS: (u64, u64) = (200_000_000, 5_000_000_000);
 /// In which a growth is through, mostly.
@@ -51,27 +51,19 @@ impl Growths {
 }
 
 impl Sim {
-    pub(crate) fn grow_later(&mut self) {
-        self.schedule_growth(PAUSE_NS);
-    }
-
-    fn schedule_growth(&mut self, pause_ns: (u64, u64)) {
+    pub(crate) fn grow_later(&mut self, pause_ns: (u64, u64)) {
         if let Some(growths) = &mut self.growths {
             let pause = growths.prng.within(pause_ns.0, pause_ns.1);
             self.schedule(pause, Task::Grow);
         }
     }
 
-    /// A disk becomes larger, or has become so before, and its server hears of it; or one that has just heard
-    /// of it loses power.
+    /// A disk becomes larger, or has become so before, and its server hears of it. Power may be cut then.
     pub(crate) fn on_grow(&mut self) {
         let servers = self.servers.len();
         let Some(growths) = &mut self.growths else {
             return;
         };
-        if let Some((server, _)) = growths.asked {
-            return self.cut_while_it_grows(server);
-        }
         let server = index(&mut growths.prng, servers);
         let more_bytes = growths.prng.within(STEP_BYTES.0, STEP_BYTES.1) >> 12 << 12;
         let enlarges = growths.prng.chance(2, 3);
@@ -87,11 +79,12 @@ impl Sim {
         }
         self.ask_to_grow(server);
         if is_cut {
-            self.schedule(cut_ns, Task::Grow);
+            self.schedule(cut_ns, Task::CutGrowing(server));
         }
     }
 
-    fn cut_while_it_grows(&mut self, server: usize) {
+    /// A server that was asked a moment ago loses power.
+    pub(crate) fn cut_while_it_grows(&mut self, server: usize) {
         if !self.calm && self.servers[server].is_up() {
             self.trouble(format_args!("server {server}: power cut while it may grow"));
             self.cut_server(server);
@@ -138,7 +131,7 @@ impl Sim {
         let answer = errand.into_inner().answer();
         let pause_ns = if answer.is_ok() { PAUSE_NS } else { AGAIN_NS };
         self.say(format_args!("operator: server {server}: {}", told(&answer)));
-        self.schedule_growth(pause_ns);
+        self.grow_later(pause_ns);
     }
 
     /// The store of a server has told that it has grown.

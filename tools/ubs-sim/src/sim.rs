@@ -95,6 +95,8 @@ pub(crate) enum Task {
     Restore,
     /// The operator enlarges a disk.
     Grow,
+    /// A server that was asked to let its store grow loses power.
+    CutGrowing(usize),
     /// The next scene of a script, if it is still that one's turn.
     Script(u64),
 }
@@ -447,6 +449,7 @@ impl Sim {
             Task::Rot => self.on_rot(),
             Task::WriteOver(block) => self.write_over(block),
             Task::Grow => self.on_grow(),
+            Task::CutGrowing(server) => self.cut_while_it_grows(server),
             Task::Script(of) => self.on_script(of),
             Task::Boot(Party::Operator) => unreachable!("people do not boot"),
         }
@@ -490,6 +493,7 @@ impl Sim {
             | Task::Backup
             | Task::Restore
             | Task::Grow
+            | Task::CutGrowing(_)
             | Task::Script(_) => {
                 return None;
             }
