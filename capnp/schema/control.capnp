@@ -249,6 +249,7 @@ struct DesiredAttachment {
   epoch @5 :UInt64;          # 0: not attached
   slices @6 :List(SliceAddress);
   generations @7 :VolumeGenerations;
+  newest @8 :UInt64;         # the volume's newest epoch; 0: none yet, or metad is too old to say
 }
 
 struct DesiredMaintenance {

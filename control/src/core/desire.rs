@@ -77,10 +77,21 @@ pub struct DesiredAttachment {
     pub ready: bool,
     /// The epoch metad has for this host; `None`: not attached.
     pub epoch: Option<Epoch>,
+    /// The newest epoch of the volume, whoever it was minted for; `Epoch(0)`: none yet.
+    pub newest: Epoch,
     /// Where the slices are now (a server may have moved).
     pub slices: Vec<SliceAddress>,
     /// Head and snapshots; the pending one is to be completed by who has the volume.
     pub generations: VolumeGenerations,
+}
+
+impl DesiredAttachment {
+    /// Whether an attachment that was granted to the host under this epoch has been ended without the
+    /// host: by a forced detach, after which the host may be wanted to have the volume again. The word
+    /// may be older than the grant, then it says nothing of it.
+    pub fn has_ended(&self, granted: Epoch) -> bool {
+        self.newest >= granted && self.epoch != Some(granted)
+    }
 }
 
 /// Everything the storaged of a server should hold or remove, by NSID.
@@ -193,6 +204,7 @@ pub fn attachments_of_host(state: &State, host: HostId) -> Vec<DesiredAttachment
                 wanted,
                 ready: volume.phase == Phase::Ready,
                 epoch: held.map(|a| a.epoch),
+                newest: volume.epoch,
                 slices: slice_addresses(state, volume),
                 generations: volume.generations(),
             })

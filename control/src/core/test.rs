@@ -457,6 +457,25 @@ fn a_second_attach_is_refused_until_the_holder_lets_go() {
 }
 
 #[test]
+fn a_host_is_told_that_an_attachment_has_ended_although_it_is_to_have_the_volume() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    let first = it.attach(1).epoch;
+    let told = |it: &Cluster0| attachments_of_host(&it.state, HostId(1))[0].clone();
+    assert!(!told(&it).has_ended(first));
+    it.run(Command::ForceDetach { volume: VOL });
+    it.run(Command::SetDesiredAttachment {
+        volume: VOL,
+        host: HostId(1),
+    });
+    let then = told(&it);
+    assert!(then.wanted && then.has_ended(first));
+    let second = it.attach(1).epoch;
+    assert!(told(&it).has_ended(first) && !told(&it).has_ended(second));
+    assert!(!then.has_ended(second), "an older word says nothing of it");
+}
+
+#[test]
 fn attaching_unasked_is_refused() {
     let mut it = Cluster0::with_servers(3);
     it.ready_volume();

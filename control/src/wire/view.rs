@@ -428,6 +428,7 @@ pub(crate) fn put_desired_attachment(
     to.set_wanted(a.wanted);
     to.set_ready(a.ready);
     to.set_epoch(a.epoch.map_or(0, |e| e.0));
+    to.set_newest(a.newest.0);
     put_generations(&a.generations, to.reborrow().init_generations());
     super::words::put_slice_addresses(&a.slices, to.init_slices(len(a.slices.len())));
 }
@@ -442,6 +443,7 @@ pub(crate) fn get_desired_attachment(
         wanted: from.get_wanted(),
         ready: from.get_ready(),
         epoch: Some(Epoch(from.get_epoch())).filter(|e| e.0 != 0),
+        newest: Epoch(from.get_newest()),
         slices: super::words::get_slice_addresses(from.get_slices()?)?,
         generations: get_generations(from.get_generations()?)?,
     })

@@ -232,7 +232,8 @@ impl Control {
         let Some(desired) = self.wanted.get(&volume) else {
             return;
         };
-        match (desired.wanted, self.held.get_mut(&volume)) {
+        let stays = self.may_stay(volume);
+        match (stays, self.held.get_mut(&volume)) {
             (true, None) if desired.ready => {
                 let held = Held::new(&desired.name, Stage::Asking);
                 self.held.insert(volume, held);
@@ -384,25 +385,7 @@ impl Control {
 
     fn on_outcome(&mut self, host: HostId, outcome: Outcome) {
         match outcome {
-            Outcome::Granted(volume, Ok(grant)) => {
-                let Some(held) = self.held.get_mut(&volume) else {
-                    return;
-                };
-                held.epoch = Some(grant.epoch);
-                held.stage = Stage::Here;
-                held.generations = None;
-                held.size_blocks = grant.map.size_blocks;
-                let held_since = grant.held_since;
-                let grant = Box::new(self.grant(*grant));
-                self.order(Order::Attach { grant, held_since });
-                // metad may have said more since it granted the volume; perhaps that it is not wanted
-                // here any more.
-                if self.is_wanted(volume) {
-                    self.pass_changes(volume);
-                } else {
-                    self.detach(volume);
-                }
-            }
+            Outcome::Granted(volume, Ok(grant)) => self.on_granted(volume, *grant),
             Outcome::Granted(volume, Err(error)) => {
                 self.retry_later(volume, &error.to_string());
             }
@@ -437,6 +420,30 @@ impl Control {
                     (held.health, held.note) = health_of(&status);
                 }
             }
+        }
+    }
+
+    fn on_granted(&mut self, volume: VolumeId, grant: control::core::AttachGrant) {
+        let Some(held) = self.held.get_mut(&volume) else {
+            return;
+        };
+        // metad may have said more since it granted the volume: that the attachment has ended, which
+        // its stores need not know, or that the volume is not wanted here any more.
+        let desired = self.wanted.get(&volume);
+        if desired.is_some_and(|d| d.has_ended(grant.epoch)) {
+            return self.retry_later(volume, "it was detached by force before the grant was here");
+        }
+        held.epoch = Some(grant.epoch);
+        held.stage = Stage::Here;
+        held.generations = None;
+        held.size_blocks = grant.map.size_blocks;
+        let held_since = grant.held_since;
+        let grant = Box::new(self.grant(grant));
+        self.order(Order::Attach { grant, held_since });
+        if self.is_wanted(volume) {
+            self.pass_changes(volume);
+        } else {
+            self.detach(volume);
         }
     }
 
@@ -552,15 +559,23 @@ impl Control {
         self.wanted.get(&volume).is_some_and(|d| d.wanted)
     }
 
+    /// Whether the attachment that is here, if one is, may go on: it is wanted, and metad has not ended
+    /// it. One that was ended goes even if the host is to have the volume again, under another epoch.
+    fn may_stay(&self, volume: VolumeId) -> bool {
+        let epoch = self.held.get(&volume).and_then(|held| held.epoch);
+        let desired = self.wanted.get(&volume).filter(|d| d.wanted);
+        desired.is_some_and(|d| !epoch.is_some_and(|epoch| d.has_ended(epoch)))
+    }
+
     /// The device is in use: says so, and tries again after a pause.
     fn detach_refused(&mut self, volume: VolumeId, why: String) {
-        let wanted = self.is_wanted(volume);
+        let stays = self.may_stay(volume);
         let Some(held) = self.held.get_mut(&volume) else {
             return;
         };
         tracing::warn!(volume = held.name, why, "detach refused");
         held.health = VolumeHealth::Online;
-        if wanted {
+        if stays {
             return;
         }
         let refusal = held.refusal.get_or_insert_with(Refusal::default);
@@ -576,7 +591,7 @@ impl Control {
     }
 
     fn detach_again(&mut self, volume: VolumeId) {
-        let wanted = self.is_wanted(volume);
+        let stays = self.may_stay(volume);
         let Some(held) = self.held.get_mut(&volume) else {
             return;
         };
@@ -584,7 +599,7 @@ impl Control {
             return;
         };
         refusal.end_pause();
-        if !wanted && held.stage == Stage::Here {
+        if !stays && held.stage == Stage::Here {
             self.order(Order::Detach { volume });
         }
     }

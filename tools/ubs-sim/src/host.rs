@@ -7,11 +7,10 @@ use crate::rare::Rare;
 use crate::sim::{Item, Party, Sim, Task};
 use crate::workload::InFlight;
 use control::core::desire::attachments_of_host;
-use control::core::{CLIENTD_NQN_PREFIX, Command, HostId, NewHost, Reply};
+use control::core::{CLIENTD_NQN_PREFIX, Command, DesiredAttachment, HostId, NewHost, Reply};
 use nvmf::initiator;
 use reactor::sim::NodeId;
 use reactor::{App, Completion, Driver};
-use shardmap::generations::VolumeGenerations;
 use shardmap::grant::MembershipRequest;
 use shardmap::units::{Epoch, Incarnation, StoreId};
 use std::cell::RefCell;
@@ -94,10 +93,8 @@ pub(crate) struct Host {
     pub(crate) ops: BTreeMap<u64, InFlight>,
     /// Regions wait for reconciliation.
     pub(crate) reconciling: bool,
-    /// metad wants the volume here, as its control last heard.
-    wanted: bool,
-    /// Snapshots of the volume as its control last heard of them.
-    heard: VolumeGenerations,
+    /// What metad wants of it, as its control last heard.
+    desired: Option<DesiredAttachment>,
     /// Snapshots that are still to be given to the store that catches up.
     catching_up: u32,
     /// The store being resilvered, and those that were dropped in this attachment.
@@ -169,8 +166,7 @@ impl Host {
             deferred: Vec::new(),
             ops: BTreeMap::new(),
             reconciling: false,
-            wanted: false,
-            heard: VolumeGenerations::default(),
+            desired: None,
             catching_up: 0,
             resilvering: None,
             dropped: BTreeSet::new(),
@@ -189,6 +185,10 @@ impl Host {
             Held::Here(epoch) | Held::Leaving(epoch) => Some(epoch),
             Held::No | Held::Asking | Held::LettingGo | Held::Pausing => None,
         }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.desired.as_ref().is_some_and(|d| d.wanted)
     }
 
     /// What an attachment leaves behind when it ends.
@@ -211,6 +211,7 @@ impl Sim {
         host.life += 1;
         (host.looking, host.seen, host.held, host.id) = (false, 0, Held::No, None);
         host.forget_attachment();
+        host.desired = None;
         host.deferred.clear();
         let (node, life, uuid) = (host.node, host.life, host.uuid);
         let plan = &self.plan;
@@ -397,6 +398,15 @@ impl Sim {
         if host.held != Held::Asking {
             return;
         }
+        let desired = host.desired.as_ref();
+        if desired.is_some_and(|d| d.has_ended(grant.epoch)) {
+            self.say(format_args!(
+                "host {index}: granted {:?}, which is over",
+                grant.epoch
+            ));
+            self.rare.note(Rare::GrantLate);
+            return self.retry_later(index);
+        }
         host.held = Held::Here(grant.epoch);
         if host.device.is_none() {
             host.granted_at_ns = self.world.now_ns();
@@ -423,7 +433,7 @@ impl Sim {
         }
         // metad may have said more since it granted the volume; perhaps that it is not wanted here any
         // more.
-        if self.hosts[index].wanted {
+        if self.hosts[index].is_wanted() {
             self.pass_generations(index);
         } else {
             self.is_to_detach(index, epoch);
@@ -431,9 +441,12 @@ impl Sim {
     }
 
     fn pass_generations(&mut self, index: usize) {
-        let heard = self.hosts[index].heard.clone();
+        let Some(desired) = &self.hosts[index].desired else {
+            return;
+        };
+        let generations = desired.generations.clone();
         self.on_host(index, |io, volumes| {
-            volumes.set_generations(io, VOLUME, heard);
+            volumes.set_generations(io, VOLUME, generations);
         });
     }
 
@@ -460,10 +473,7 @@ impl Sim {
         let state = &self.metad.state;
         host.seen = host_index(state, id);
         let desired = attachments_of_host(state, id).into_iter().next();
-        host.wanted = desired.as_ref().is_some_and(|d| d.wanted);
-        if let Some(d) = &desired {
-            host.heard.clone_from(&d.generations);
-        }
+        host.desired.clone_from(&desired);
         match (desired, host.held) {
             (Some(d), Held::No) if d.wanted && d.ready => {
                 host.held = Held::Asking;
@@ -477,8 +487,15 @@ impl Sim {
                 Some(epoch) => self.let_go(index, epoch),
                 None => self.remove_device(index),
             },
-            (Some(d), Held::Here(_)) if d.wanted => self.pass_generations(index),
-            (_, Held::Here(epoch)) => self.is_to_detach(index, epoch),
+            (Some(d), Held::Here(epoch)) if d.wanted && !d.has_ended(epoch) => {
+                self.pass_generations(index);
+            }
+            (desired, Held::Here(epoch)) => {
+                if desired.is_some_and(|d| d.wanted) {
+                    self.rare.note(Rare::EndedAndWanted);
+                }
+                self.is_to_detach(index, epoch);
+            }
             (Some(_), Held::Leaving(_)) => self.pass_generations(index),
             // Whose turn is not ours ends by itself and looks again.
             (Some(_), Held::No | Held::Asking | Held::LettingGo | Held::Pausing) => {}

@@ -72,6 +72,10 @@ rare! {
     AttachFailed = "attach failed and tried again", true;
     /// A volume was detached in order.
     Detached = "detached in order", true;
+    /// A grant reached its host when the attachment had been ended by force.
+    GrantLate = "grant of an attachment that is over", false;
+    /// A host had lost the volume by force and was to have it again before it heard of that.
+    EndedAndWanted = "attachment ended by force and wanted again at once", false;
     /// A clientd process was killed while it had the volume.
     ClientKilled = "client killed", true;
     /// Another one took over its device.

@@ -127,14 +127,15 @@ impl Sim {
         volume.verified && (self.wiped.is_none() || told)
     }
 
-    /// metad's state is put back and a new lineage begins; volumes are detached and attached anew, because
-    /// a client does not take up the new lineage by itself.
+    /// metad's state is put back and a new lineage begins, in which nobody has the volume. Sometimes the
+    /// operator has it detached for a while; or who had it, or is to have it again, takes it anew.
     fn restore(&mut self) {
         let backups = self.backups.as_mut().expect("metad has backups");
         let backup = backups.kept.take().expect("just seen");
         backups.lineage += 1;
         let lineage = backups.lineage;
         let idle_ns = backups.chance.within(IDLE_NS.0, IDLE_NS.1);
+        let detaches = backups.chance.chance(1, 2);
         let age_ms = (self.world.now_ns() - backup.made_ns) / 1_000_000;
         self.faults_count += 1;
         self.say(format_args!(
@@ -147,18 +148,14 @@ impl Sim {
         if begun != Reply::Done {
             return self.find(format!("lineage {lineage} does not begin: {begun:?}"));
         }
-        self.detach_for_good(idle_ns);
-    }
-
-    /// Has the volume detached, and given to some host after so long.
-    fn detach_for_good(&mut self, idle_ns: u64) {
-        let volume = VOLUME;
-        self.operator
-            .todo
-            .push_back(Command::ClearDesiredAttachment { volume });
-        self.operator.idle = true;
-        self.operate();
-        self.schedule(idle_ns, Task::Ease(Ease::Wanted));
+        if detaches || self.recorded().desired.is_none() {
+            let volume = VOLUME;
+            let detach = Command::ClearDesiredAttachment { volume };
+            self.operator.todo.push_back(detach);
+            self.operator.idle = true;
+            self.operate();
+            self.schedule(idle_ns, Task::Ease(Ease::Wanted));
+        }
     }
 
     /// The newest membership was found on the stores.
@@ -169,19 +166,5 @@ impl Sim {
             Rare::FoundNewer
         };
         self.rare.note(found);
-    }
-
-    /// A host that does not know that metad has forgotten it: its volume is detached and attached anew.
-    pub(crate) fn reattach_the_forgotten(&mut self) {
-        let known = self.recorded().attachment.map(|held| held.epoch);
-        let mut hosts = self.hosts.iter();
-        let forgotten = hosts.any(|host| host.held_epoch().is_some_and(|e| Some(e) != known));
-        if self.backups.is_none() || !forgotten {
-            return;
-        }
-        self.must_soon("the operator is through", |s| s.operator.todo.is_empty());
-        self.say(format_args!("a host has what metad does not know of"));
-        self.detach_for_good(10 * SECOND_NS);
-        self.run_for(11);
     }
 }

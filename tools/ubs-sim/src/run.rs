@@ -126,7 +126,7 @@ fn live(sim: &mut Sim) {
     sim.user_pauses();
     sim.rot_later();
     sim.backup_later();
-    sim.grow_later();
+    sim.grow_later(crate::growth::PAUSE_NS);
     sim.run_for(TROUBLE_S);
     sim.heal();
     sim.prove_nothing_is_spoiled();
@@ -235,8 +235,6 @@ impl Sim {
         }
         self.ease_all();
         self.run_for(NOTICE_S);
-        self.ask_who_is_superseded();
-        self.reattach_the_forgotten();
         self.write_again_what_failed();
         self.give_up_failed_snapshots();
         if self.plan.heals_alone && self.recorded().verified {
@@ -262,10 +260,6 @@ impl Sim {
                 self.find("a disk that was replaced with nobody there stays blank".into());
             }
         }
-        // Given the volume back before it has looked, a host believes that it holds it still.
-        self.must_soon("who had the volume has heard of it", |s| {
-            s.hosts.iter().all(|host| host.held_epoch().is_none())
-        });
         self.prove_members_equal("in the end");
         self.operator.idle = true;
         self.on_ease(Ease::Wanted);
@@ -281,17 +275,6 @@ impl Sim {
             self.rare.note(Rare::ReplacedWithNobody);
         }
         replaced
-    }
-
-    /// A host whose volume was forced away and given back before it looked believes that it has it
-    /// still, and learns better with its next request.
-    fn ask_who_is_superseded(&mut self) {
-        for host in 0..self.hosts.len() {
-            let serving = self.hosts[host].serving;
-            if let Some(era) = serving.filter(|era| *era < self.oracle.era()) {
-                self.start(host, era, Kind::Read, (0, 1));
-            }
-        }
     }
 
     /// It gets healthy, everything can be read, and it is healthy still: reads may show that a store
@@ -362,8 +345,14 @@ impl Sim {
         self.must_soon("somebody has the volume", |s| s.holder().is_some());
         let Some(host) = self.holder() else { return };
         let era = self.oracle.era();
-        for run in runs_of(&failed) {
-            self.start(host, era, Kind::Write { fua: false }, run);
+        let zero = Kind::Zero { fua: false };
+        let was_written = |block: &u64| self.log.was_written(*block);
+        let (written, blank): (Vec<u64>, Vec<u64>) = failed.into_iter().partition(was_written);
+        // A copy of a block that nobody has ever written can fail too; zeroes are what it holds.
+        for (kind, blocks) in [(Kind::Write { fua: false }, written), (zero, blank)] {
+            for run in runs_of(&blocks) {
+                self.start(host, era, kind, run);
+            }
         }
         // Where two must be in sync, a write waits for a resilver.
         let seconds = SOON_S + self.plan.copies_s();

@@ -51,6 +51,7 @@ fn want(control: &mut Control, wanted: bool) {
         wanted,
         ready: true,
         epoch: Some(Epoch(1)),
+        newest: Epoch(1),
         slices: Vec::new(),
         generations: VolumeGenerations::default(),
     };
@@ -138,6 +139,48 @@ fn a_volume_that_is_granted_when_it_is_not_wanted_any_more_is_detached() {
         assert!(detach, "{order:?}");
         assert_eq!(control.held[&VOLUME].health, VolumeHealth::Detaching);
     }
+}
+
+/// A forced detach, after which the host is to have the volume again.
+fn end_attachment(control: &mut Control, newest: Epoch) {
+    let desired = control.wanted.get_mut(&VOLUME).unwrap();
+    (desired.epoch, desired.newest) = (None, newest);
+}
+
+#[test]
+fn a_grant_that_is_late_is_asked_for_again() {
+    for (newest, is_over) in [(Epoch(3), true), (Epoch(1), true), (Epoch(0), false)] {
+        with_tasks(|| {
+            let mut control = holding(true);
+            control.held.get_mut(&VOLUME).unwrap().stage = Stage::Asking;
+            end_attachment(&mut control, newest);
+            control.on_outcome(HOST, Outcome::Granted(VOLUME, Ok(Box::new(granted()))));
+            let attach = matches!(control.orders.recv(), Some(Order::Attach { .. }));
+            assert_eq!(attach, !is_over, "{newest:?}");
+            let stage = control.held[&VOLUME].stage;
+            assert_eq!(stage == Stage::Pausing, is_over, "{newest:?}");
+        });
+    }
+}
+
+#[test]
+fn a_volume_that_was_taken_away_and_is_wanted_again_is_detached_first() {
+    with_tasks(|| {
+        let mut control = holding(true);
+        control.held.get_mut(&VOLUME).unwrap().epoch = Some(Epoch(1));
+        control.pursue(HOST, VOLUME);
+        assert!(is_generations(control.orders.recv()), "nothing has ended");
+        end_attachment(&mut control, Epoch(1));
+        control.pursue(HOST, VOLUME);
+        let is_detach = |order| matches!(order, Some(Order::Detach { volume: VOLUME }));
+        assert!(is_detach(control.orders.recv()));
+        refuse(&mut control);
+        control.on_outcome(HOST, Outcome::DetachAgain(VOLUME));
+        assert!(is_detach(control.orders.recv()), "until it is not in use");
+        control.on_news(News::Detached { volume: VOLUME });
+        control.on_outcome(HOST, Outcome::LetGo(VOLUME));
+        assert_eq!(control.held[&VOLUME].stage, Stage::Pausing);
+    });
 }
 
 fn granted() -> control::core::AttachGrant {
