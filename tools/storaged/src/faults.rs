@@ -29,7 +29,7 @@ pub(crate) fn status_of(fault: &StoreFault) -> Status {
             Status::UNRECOVERED_READ
         }
         StoreFault::Medium { .. } => Status::WRITE_FAULT,
-        // Answered with what it says: see `vendor::growth`.
+        // Answered with what it says: see `vendor::refused_growth`.
         StoreFault::Growth(_) => Status::INVALID_FIELD,
         StoreFault::Busy { .. } => Status::COMMAND_INTERRUPTED,
         StoreFault::Stopping | StoreFault::Poisoned { .. } | StoreFault::Open(_) => {

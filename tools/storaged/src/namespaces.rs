@@ -2,6 +2,7 @@
 
 mod growth;
 
+use self::growth::growth_of;
 use crate::faults::status_of;
 use crate::healing::{Finder, Healing, Looked, Place};
 use crate::orders::{Fill, SliceEnd};
@@ -65,8 +66,6 @@ struct Pending {
     completes: Option<Nsid>,
     /// Of a read: which store and generation.
     reads: Option<(usize, Generation)>,
-    /// Of a growth: which store.
-    grows: Option<usize>,
 }
 
 /// A Deallocate of several ranges is answered once, when the last range is.
@@ -408,11 +407,9 @@ impl Slices {
                     .pending
                     .remove(&id)
                     .expect("a store answers each request once");
-                if let Some(store_index) = pending.grows {
-                    return self.on_grown(store_index, &pending, result);
-                }
+                let growth = growth_of(&result);
                 self.on_answer(pending, result);
-                None
+                growth.map(|growth| self.on_grown(index, growth))
             }
         }
     }
@@ -459,31 +456,23 @@ impl Slices {
         if let Some(group) = pending.group {
             return self.on_group_part(pending.id, group, status);
         }
-        let reply = match (result, pending.vendor) {
-            (Ok(StoreReply::Read(buf)), None) => Reply {
-                id: pending.id,
-                status,
-                result: 0,
-                data: ReplyData::Buf(buf.freeze()),
-            },
-            (Ok(reply), Some((op, max))) => match vendor::answer(op, &reply, max) {
-                Ok((result, data)) if data.is_empty() => Reply {
-                    id: pending.id,
-                    status,
-                    result,
-                    data: ReplyData::None,
-                },
-                Ok((result, data)) => Reply {
-                    id: pending.id,
-                    status,
-                    result,
-                    data: ReplyData::Bytes(data),
-                },
-                Err(status) => refusal(pending.id, status),
-            },
-            (Ok(_) | Err(_), _) => refusal(pending.id, status),
+        let told = match (result, pending.vendor) {
+            (Ok(StoreReply::Read(buf)), None) => Ok((0, ReplyData::Buf(buf.freeze()))),
+            (Ok(reply), Some((op, max))) => vendor::answer(op, &reply, max).map(in_bytes),
+            (Err(StoreFault::Growth(fault)), Some((_, max))) => {
+                vendor::refused_growth(fault, max).map(in_bytes)
+            }
+            (Ok(_) | Err(_), _) => Err(status),
         };
-        self.replies.push(reply);
+        self.replies.push(match told {
+            Ok((result, data)) => Reply {
+                id: pending.id,
+                status: Status::SUCCESS,
+                result,
+                data,
+            },
+            Err(status) => refusal(pending.id, status),
+        });
     }
 
     /// A read that failed at the medium names a block for healing.
@@ -677,7 +666,6 @@ impl Slices {
                 group: Some(group),
                 completes: None,
                 reads: None,
-                grows: None,
             };
             let op = StoreOp::Zero {
                 range,
@@ -728,6 +716,14 @@ fn read_generation(op: &StoreOp) -> Option<Generation> {
         return Some(*generation);
     }
     None
+}
+
+/// An answer to a vendor command, with data only if there are any.
+fn in_bytes((result, data): (u64, Vec<u8>)) -> (u64, ReplyData) {
+    if data.is_empty() {
+        return (result, ReplyData::None);
+    }
+    (result, ReplyData::Bytes(data))
 }
 
 /// An answer without data: a refusal, or plain success.
@@ -911,7 +907,6 @@ impl Namespaces for Slices {
                     group: None,
                     completes: completes.then_some(Nsid(nsid)),
                     reads: reads.map(|generation| (home, generation)),
-                    grows: None,
                 };
                 self.begin(io, &head, op, pending);
             }

@@ -91,8 +91,8 @@ pub(crate) fn store(cdws: [u32; 6]) -> Result<Uuid, Status> {
     Ok(Uuid::from_bytes(vendor::growth::store(cdws)))
 }
 
-/// The answer to a growth: what came of it.
-pub(crate) fn growth(outcome: Result<Growth, GrowthFault>) -> Vec<u8> {
+/// What came of a growth.
+fn growth(outcome: Result<Growth, GrowthFault>) -> Vec<u8> {
     use vendor::growth::{DEVICE, RUNNING, SHRANK, TOO_LARGE, TOO_LITTLE, TOO_OFTEN};
     let mut wire = vendor::StoreGrowth {
         version: vendor::PROTOCOL_VERSION.into(),
@@ -126,6 +126,14 @@ pub(crate) fn growth(outcome: Result<Growth, GrowthFault>) -> Vec<u8> {
     wire.as_bytes().to_vec()
 }
 
+/// The answer to a growth that is refused: told in full, at most `reply_bytes_max`.
+pub(crate) fn refused_growth(
+    fault: GrowthFault,
+    reply_bytes_max: u32,
+) -> Result<(u64, Vec<u8>), Status> {
+    fitting((0, growth(Err(fault))), reply_bytes_max)
+}
+
 fn fixed<T: FromBytes>(data: &[u8]) -> Result<T, Status> {
     let (value, _) = T::read_from_prefix(data).map_err(|_| Status::SGL_LENGTH_INVALID)?;
     Ok(value)
@@ -149,8 +157,9 @@ pub(crate) fn answer(
     reply: &StoreReply,
     reply_bytes_max: u32,
 ) -> Result<(u64, Vec<u8>), Status> {
-    let (result, data) = match reply {
-        StoreReply::Done | StoreReply::Healed(_) | StoreReply::Grown(_) => (0, Vec::new()),
+    let told = match reply {
+        StoreReply::Done | StoreReply::Healed(_) => (0, Vec::new()),
+        StoreReply::Grown(grown) => (0, growth(Ok(*grown))),
         StoreReply::Read(block) => (0, block.bytes().to_vec()),
         StoreReply::Generations(all) => (0, all.iter().flat_map(generation).collect()),
         StoreReply::Space(part) => (part.next.unwrap_or(0), space(part)),
@@ -162,10 +171,15 @@ pub(crate) fn answer(
         StoreReply::Presence { blocks, next } => (continuation(*next), bitmap(blocks)),
         StoreReply::Hashes(hashes) => (0, hashes.iter().flat_map(|h| h.to_le_bytes()).collect()),
     };
-    if data.len() > reply_bytes_max as usize {
+    fitting(told, reply_bytes_max)
+}
+
+/// An answer, unless it has more data than the host has room for.
+fn fitting(told: (u64, Vec<u8>), reply_bytes_max: u32) -> Result<(u64, Vec<u8>), Status> {
+    if told.1.len() > reply_bytes_max as usize {
         return Err(Status::SGL_LENGTH_INVALID);
     }
-    Ok((result, data))
+    Ok(told)
 }
 
 fn continuation(next: Option<RegionIndex>) -> u64 {
@@ -366,12 +380,21 @@ mod test {
             capacity_bytes_before: 3,
             capacity_bytes: 4,
         };
-        assert_eq!(words(&growth(Ok(grown))), [2, 1, 2, 3, 4, 0]);
+        let reply = StoreReply::Grown(grown);
+        let (result, data) = answer(opcode::GROW_STORE, &reply, 48).unwrap();
+        assert_eq!((result, words(&data)), (0, vec![2, 1, 2, 3, 4, 0]));
+        let short = Err(Status::SGL_LENGTH_INVALID);
+        assert_eq!(answer(opcode::GROW_STORE, &reply, 47), short);
         let refused = GrowthFault::TooLittle {
             device_bytes: 7,
             used_bytes: 6,
         };
-        assert_eq!(words(&growth(Err(refused))), [2 | 1 << 32, 6, 7, 0, 0, 0]);
+        let (result, data) = refused_growth(refused, 48).unwrap();
+        assert_eq!(
+            (result, words(&data)),
+            (0, vec![2 | 1 << 32, 6, 7, 0, 0, 0])
+        );
+        assert_eq!(refused_growth(refused, 47), short);
         let failed = GrowthFault::Device { errno: 5 };
         assert_eq!(words(&growth(Err(failed))), [2 | 6 << 32, 0, 0, 0, 0, 5]);
     }

@@ -1,14 +1,13 @@
 //! Growth of stores: a vendor command that is of a store and of no slice.
 
-use super::{Head, Notable, Pending, Slices, refusal};
-use crate::faults::status_of;
+use super::{Head, Notable, Pending, Slices};
 use crate::vendor;
 use control::core::READER_HOST_NQN_PREFIX;
 use nvmf::proto::status::Status;
 use nvmf::proto::vendor::opcode::GROW_STORE;
-use nvmf::target::{AssociationId, CommandId, Reply, ReplyData};
+use nvmf::target::{AssociationId, CommandId};
 use reactor::Driver;
-use store::{StoreFault, StoreOp, StoreReply};
+use store::{Growth, StoreFault, StoreOp, StoreReply};
 
 impl Slices {
     /// Begins a growth, for a store that is open.
@@ -37,41 +36,22 @@ impl Slices {
             group: None,
             completes: None,
             reads: None,
-            grows: Some(home),
         };
         self.begin(io, &head, StoreOp::Grow, pending);
         Ok(())
     }
 
-    /// A growth is told in full, also if it was refused.
-    pub(super) fn on_grown(
-        &mut self,
-        store_index: usize,
-        pending: &Pending,
-        result: Result<StoreReply, StoreFault>,
-    ) -> Option<Notable> {
-        let (told, grown) = match result {
-            Ok(StoreReply::Grown(growth)) => (Ok(growth), Some(growth)),
-            Err(StoreFault::Growth(fault)) => (Err(fault), None),
-            Ok(_) => unreachable!("a growth is answered by what it was"),
-            Err(other) => {
-                self.replies.push(refusal(pending.id, status_of(&other)));
-                return None;
-            }
-        };
-        let data = vendor::growth(told);
-        let room = pending.vendor.map_or(0, |(_, max)| max as usize);
-        self.replies.push(if data.len() > room {
-            refusal(pending.id, Status::SGL_LENGTH_INVALID)
-        } else {
-            Reply {
-                id: pending.id,
-                status: Status::SUCCESS,
-                result: 0,
-                data: ReplyData::Bytes(data),
-            }
-        });
+    /// The app hears of a growth, and reports tell of the new size.
+    pub(super) fn on_grown(&self, store_index: usize, growth: Growth) -> Notable {
         self.publish(store_index);
-        grown.map(|growth| Notable::Grown(store_index, growth))
+        Notable::Grown(store_index, growth)
     }
+}
+
+/// The growth that an answer tells of.
+pub(super) fn growth_of(result: &Result<StoreReply, StoreFault>) -> Option<Growth> {
+    if let Ok(StoreReply::Grown(growth)) = result {
+        return Some(*growth);
+    }
+    None
 }
