@@ -168,7 +168,10 @@ impl<E: Engine> Load<E> {
                     EngineEvent::Ready { size_blocks } => self.on_ready(io, size_blocks),
                     EngineEvent::Done { slot, body, fault } => self.on_done(io, slot, body, fault),
                     EngineEvent::SnapshotBegan => self.tally.snapshot_began(io.now_ns()),
-                    EngineEvent::SnapshotEnded => self.tally.snapshot_ended(io.now_ns()),
+                    EngineEvent::SnapshotEnded => {
+                        let counts = self.stage == Stage::Measuring;
+                        self.tally.snapshot_ended(io.now_ns(), counts);
+                    }
                     EngineEvent::ResilverBegan => self.tally.resilver_began(io.now_ns()),
                     EngineEvent::ResilverEnded {
                         bytes_missed,

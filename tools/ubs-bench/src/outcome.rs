@@ -185,9 +185,10 @@ impl Tally {
         self.snapshots.began_ns.get_or_insert(now_ns);
     }
 
-    /// It is complete.
-    pub(crate) fn snapshot_ended(&mut self, now_ns: u64) {
-        if let Some(began_ns) = self.snapshots.began_ns.take() {
+    /// It is complete. It counts if it ended in the measured time, as requests do.
+    pub(crate) fn snapshot_ended(&mut self, now_ns: u64, counts: bool) {
+        let began_ns = self.snapshots.began_ns.take();
+        if let Some(began_ns) = began_ns.filter(|_| counts) {
             self.snapshots.times.saturating_record(now_ns - began_ns);
         }
     }
@@ -490,13 +491,32 @@ mod test {
         tally.note(Way::Write, 1_000_000, 1_200_000, 0);
         tally.snapshot_began(1_300_000);
         assert_eq!(outcome(&tally), None, "it has not ended");
-        tally.snapshot_ended(3_000_000);
-        tally.snapshot_ended(4_000_000);
+        tally.snapshot_ended(3_000_000, true);
+        tally.snapshot_ended(4_000_000, true);
         tally.note(Way::Write, 5_000_000, 5_100_000, 0);
         let found = outcome(&tally).unwrap();
         assert_eq!(found.count, 1);
         assert!((found.p50_ms - 2.0).abs() < 0.01);
         assert!((found.p99_us_during - 200.0).abs() < 1.0);
+        assert!((found.p99_us_beside - 100.0).abs() < 1.0);
+    }
+
+    #[test]
+    fn a_snapshot_that_ends_outside_the_measured_time_does_not_count() {
+        let options = options(&["--rw", "randwrite"]);
+        let mut tally = Tally::new(1);
+        let (begin, end) = (Gauges::default(), Gauges::default());
+        let outcome = |tally: &Tally| tally.outcome(("volume", &options), begin, end, 2).snapshots;
+        tally.snapshot_began(1_000_000);
+        tally.snapshot_ended(9_000_000, false);
+        assert_eq!(outcome(&tally), None);
+        // Requests after it are beside it all the same.
+        tally.note(Way::Write, 10_000_000, 10_100_000, 0);
+        tally.snapshot_began(11_000_000);
+        tally.snapshot_ended(13_000_000, true);
+        let found = outcome(&tally).unwrap();
+        assert_eq!(found.count, 1);
+        assert!((found.max_ms - 2.0).abs() < 0.01);
         assert!((found.p99_us_beside - 100.0).abs() < 1.0);
     }
 

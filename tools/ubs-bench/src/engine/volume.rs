@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use nvmf::initiator;
 use reactor::{Completion, Driver, Mailbox, Token, UringDriver};
+use shardmap::generations::SnapshotStep;
 use shardmap::units::{BlockRange, Blocks, Lba};
 use volume::{
     AttachGrant, HostBuffer, HostOp, HostRequest, TraceEvent, VolumeEvent, Volumes, VolumesConfig,
@@ -145,7 +146,9 @@ impl VolumeEngine {
             } => {
                 self.metad
                     .send(Request::Snapshot(epoch, (generation, step)));
-                out.push(EngineEvent::SnapshotEnded);
+                if matches!(step, SnapshotStep::Complete { .. }) {
+                    out.push(EngineEvent::SnapshotEnded);
+                }
             }
             // Nothing outlives a bench.
             VolumeEvent::Remember { .. }
