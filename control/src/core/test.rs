@@ -124,7 +124,7 @@ impl Cluster0 {
     }
 }
 
-fn server(i: u32) -> Command {
+pub(crate) fn server(i: u32) -> Command {
     Command::RegisterServer(NewServer {
         cluster: None,
         uuid: Uuid::from_u128(u128::from(i)),

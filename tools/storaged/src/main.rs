@@ -120,12 +120,20 @@ fn wait_for_port(listen: SocketAddr) -> Result<()> {
 /// Waits until nobody else has the stores, for a while. One that somebody keeps does not open, and that says why.
 fn wait_for_stores(stores: &[StoreConfig]) {
     let since = Instant::now();
-    let in_use = |store: &StoreConfig| {
-        let vacancy = Store::vacancy(&store.path);
-        matches!(vacancy, Err(PrepareError::InUse { .. }))
-    };
-    while since.elapsed() < PREDECESSOR_WAIT && stores.iter().any(in_use) {
-        thread::sleep(PREDECESSOR_STEP);
+    for store in stores {
+        let in_use = || {
+            let vacancy = Store::vacancy(&store.path);
+            matches!(vacancy, Err(PrepareError::InUse { .. }))
+        };
+        let mut told = false;
+        while since.elapsed() < PREDECESSOR_WAIT && in_use() {
+            if !told {
+                let path = store.path.display();
+                tracing::info!(%path, "store in use by somebody else; waiting");
+                told = true;
+            }
+            thread::sleep(PREDECESSOR_STEP);
+        }
     }
 }
 

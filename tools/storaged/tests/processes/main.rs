@@ -11,5 +11,6 @@ mod test {
     mod healing;
     mod lab;
     mod maintenance;
+    mod restarts;
     mod snapshots;
 }

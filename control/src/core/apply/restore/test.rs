@@ -1,7 +1,7 @@
 //! What holds after a restore from a backup.
 
-use crate::core::desire::slices_of_server;
-use crate::core::test::{Cluster0, VOL, stores};
+use crate::core::desire::{slices_of_server, was_restored_between};
+use crate::core::test::{Cluster0, VOL, server, stores};
 use crate::core::{Command, HostId, RefusalCode, Reply, limits};
 use shardmap::units::{Epoch, MembershipSeq, ServerId};
 
@@ -56,6 +56,29 @@ fn daemons_that_have_seen_more_of_the_lost_history_are_woken() {
     it.run(Command::ClearDesiredAttachment { volume: VOL });
     let host = HostId(1);
     assert!(it.state.hosts[&host].desired_index > first[3]);
+}
+
+#[test]
+fn every_server_hears_that_metad_was_restored_and_hears_it_once() {
+    let mut it = Cluster0::with_servers(3);
+    it.ready_volume();
+    it.run(server(4)); // without a store
+    let turns = |it: &Cluster0| {
+        let servers = it.state.servers.iter();
+        servers
+            .map(|(id, s)| (*id, s.desired_index))
+            .collect::<Vec<_>>()
+    };
+    let before = turns(&it);
+    it.run(Command::BeginLineage { lineage: 2 });
+    let begun = turns(&it);
+    it.run(server(5)); // wakes all
+    let later = turns(&it);
+    assert_eq!((before.len(), later.len()), (4, 5));
+    for (((id, before), (_, begun)), (_, later)) in before.into_iter().zip(begun).zip(later) {
+        assert!(was_restored_between(before, begun), "{id}");
+        assert!(later > begun && !was_restored_between(begun, later), "{id}");
+    }
 }
 
 #[test]

@@ -169,6 +169,17 @@ impl Storaged {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
+    /// Follows the log until it has this.
+    pub(super) async fn log_until(&self, part: &str) {
+        let follow = async {
+            while !self.log().contains(part) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let followed = tokio::time::timeout(PATIENCE, follow).await;
+        followed.unwrap_or_else(|_| panic!("no {part:?} in time:\n{}", self.log()));
+    }
+
     /// `Child::kill` is SIGKILL.
     pub(super) fn kill_9(mut self) {
         self.child.kill().unwrap();
