@@ -50,7 +50,7 @@ struct MemberFacts {
 
 enum Layout { ring @0; block @1; }
 enum Standing { active @0; cordoned @1; }
-enum Phase { creating @0; ready @1; deleting @2; }
+enum Phase { creating @0; ready @1; deleting @2; rollingBack @3; }
 
 struct Shape {
   shardBlocks @0 :UInt32;
@@ -188,6 +188,8 @@ struct Command {
     createClone :group { id @60 :Uuid; name @61 :Text; volume @62 :Uuid; generation @63 :UInt32; }
     holdSnapshot :group { volume @65 :Uuid; epoch @66 :UInt64; generation @67 :UInt32; }
     reportBlankSlice :group { store @68 :UInt32; nsid @69 :UInt32; }
+    rollBack :group { volume @70 :Uuid; to @71 :UInt32; keepAs @72 :Text; }
+    completeRollback :group { volume @73 :Uuid; epoch @74 :UInt64; to @75 :UInt32; before @76 :UInt32; }
   }
 }
 
@@ -204,6 +206,8 @@ struct AttachGrant {
   heldSince @9 :UInt64;
   generations @10 :VolumeGenerations;
   view @11 :UInt32;          # generation, 0: it is no view
+  rollbackTo @12 :UInt32;    # 0: it is not to be rolled back
+  rollbackBefore @13 :UInt32;
 }
 
 struct Reply {
@@ -257,6 +261,8 @@ struct DesiredMaintenance {
   name @1 :Text;
   dueIndex @2 :UInt64;       # grows when it may succeed where it has failed
   generations @3 :VolumeGenerations;
+  rollbackTo @4 :UInt32;     # 0: it is not rolled back
+  rollbackBefore @5 :UInt32;
 }
 
 # ---- reports: volatile, kept in the leader's memory --------------------------------------------
@@ -413,6 +419,7 @@ struct VolumeView {
   growingTo @20 :UInt64;     # blocks, 0: it does not grow
   cloneOf @21 :Text;         # VOLUME@NAME if it is a clone, else empty
   pendingFor @22 :Text;      # other volumes that the pending snapshot waits for, comma-separated
+  rollsBackTo @23 :Text;     # name of the snapshot that it is being rolled back to, else empty
 }
 
 struct SnapshotView {

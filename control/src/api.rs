@@ -370,6 +370,8 @@ pub struct VolumeView {
     pub pending_snapshot: String,
     /// Other volumes that it is to be of one moment with and that are not as far, comma-separated.
     pub pending_for: String,
+    /// Name of the snapshot that it is being rolled back to; empty: it is not.
+    pub rolls_back_to: String,
     /// It is a view of this snapshot (`VOLUME@NAME`), whose slices these are; empty: it is none.
     pub shows: String,
     /// It is a clone of this snapshot (`VOLUME@NAME`); empty: it is none.

@@ -88,6 +88,10 @@ mechanisms! {
     BlankReport = "blank-report";
     /// Hazard: a superblock counts on what a growth has written and a power cut takes away.
     GrowthFlush = "growth-flush";
+    /// Hazard: a rollback is over, and power that is lost takes it back in part.
+    RollbackFlush = "rollback-flush";
+    /// Hazard: a rollback leaves what was written for the first time since the snapshot.
+    RollbackZero = "rollback-zero";
     /// Hazard: writes carry a generation that a store has not begun, which takes them into the one before.
     BeginAll = "begin-all";
     /// Hazard: a snapshot is complete while writes to it are under way.

@@ -38,6 +38,15 @@ pub enum SnapshotStep {
     },
 }
 
+/// What a volume is rolled back with (ADR 0015).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// The snapshot that it is to show.
+    pub to: Generation,
+    /// The snapshot of what it showed before. What differs between the two is to be written.
+    pub before: Generation,
+}
+
 /// The generations of a volume. One below the head that is not among the snapshots is deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeGenerations {

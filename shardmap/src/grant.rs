@@ -1,7 +1,7 @@
 //! What metad grants with an attachment: words of the control plane that the data path takes as
 //! they are.
 
-use crate::generations::VolumeGenerations;
+use crate::generations::{Rollback, VolumeGenerations};
 use crate::map::VolumeMap;
 use crate::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,9 @@ pub struct AttachGrant {
     /// It is a view: to be read is this snapshot of the volume whose slices these are, and nothing is
     /// written.
     pub view: Option<Generation>,
+    /// To a storaged: the volume is to be rolled back under this epoch. What it was told that it is wanted for
+    /// may be older, and the rollback over.
+    pub rollback: Option<Rollback>,
 }
 
 /// metad's answer to a change of the in-sync set.

@@ -473,6 +473,8 @@ pub struct VolumeStatus {
     pub serving: bool,
     /// Regions that wait for reconciliation.
     pub regions_to_reconcile: u64,
+    /// Grows as long as whatever brings stores up to date moves, be it copying or looking for what to copy.
+    pub moves: u64,
     /// Each store.
     pub stores: BTreeMap<StoreId, StoreStatus>,
     /// Counters since the attach.

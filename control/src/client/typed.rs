@@ -7,7 +7,7 @@ use crate::api::{
 };
 use crate::core::{
     AttachGrant, Command, EventRecord, HostId, NewHost, NewServer, NewSpaceLimits, NewStore,
-    NewVolume, Origin, Reply, Standing,
+    NewVolume, Origin, Reply, Rollback, Standing,
 };
 use shardmap::generations::SnapshotStep;
 use shardmap::grant::{IsrAnswer, MembershipRequest};
@@ -241,6 +241,44 @@ impl MetadClient {
     ) -> Result<(), MetadError> {
         self.run_done(Command::DeleteSnapshot { volume, generation })
             .await
+    }
+
+    /// Lets a volume that nobody has show again what a complete snapshot of it shows; what it shows now is
+    /// kept as a snapshot of this name. Nobody can attach it until that is done.
+    ///
+    /// # Errors
+    /// Unknown, attached, pending, name taken, no room; see [`MetadError`].
+    pub async fn roll_back(
+        &self,
+        volume: VolumeId,
+        to: Generation,
+        keep_as: String,
+    ) -> Result<(), MetadError> {
+        self.run_done(Command::RollBack {
+            volume,
+            to,
+            keep_as,
+        })
+        .await
+    }
+
+    /// Who has a volume: it is rolled back, durably. True: recorded, now or before; false: somebody newer has
+    /// the volume.
+    ///
+    /// # Errors
+    /// Unknown volume; see [`MetadError`].
+    pub async fn complete_rollback(
+        &self,
+        volume: VolumeId,
+        epoch: Epoch,
+        rollback: Rollback,
+    ) -> Result<bool, MetadError> {
+        self.run_unless_fenced(Command::CompleteRollback {
+            volume,
+            epoch,
+            rollback,
+        })
+        .await
     }
 
     /// Who has a volume: a snapshot of it never changes any more. `held`: writes waited for those of its

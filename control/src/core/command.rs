@@ -1,6 +1,6 @@
 //! What may be asked of the state machine, and what it answers.
 
-use super::model::{Domain, HostId, Origin, SpaceLimits, Standing};
+use super::model::{Domain, HostId, Origin, Rollback, SpaceLimits, Standing};
 use super::refusal::Refusal;
 use serde::{Deserialize, Serialize};
 pub use shardmap::grant::{AttachGrant, SliceAddress};
@@ -324,6 +324,24 @@ pub enum Command {
         /// Which snapshot.
         generation: Generation,
     },
+    /// Let a volume that nobody has show again what a complete snapshot of it shows.
+    RollBack {
+        /// Which volume.
+        volume: VolumeId,
+        /// The snapshot.
+        to: Generation,
+        /// Name of the snapshot that keeps what it shows now.
+        keep_as: String,
+    },
+    /// A storaged has written what a rollback had to write, and it is durable.
+    CompleteRollback {
+        /// Which volume.
+        volume: VolumeId,
+        /// The epoch of the asker.
+        epoch: Epoch,
+        /// Which rollback.
+        rollback: Rollback,
+    },
 }
 
 /// What is answered. New variants go to the end.
@@ -458,6 +476,19 @@ pub enum Change {
     SpaceLimits(SpaceLimits),
     /// A clone of a snapshot waits for its slices.
     CloneCreated(VolumeId),
+    /// What became of the rollback to the snapshot of this name.
+    Rollback(VolumeId, String, RollbackFate),
+}
+
+/// A step in the life of a rollback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RollbackFate {
+    /// Nobody can attach the volume.
+    Begun,
+    /// The volume shows what the snapshot shows.
+    Completed,
+    /// metad was restored from a backup: whether it was completed nobody knows.
+    Abandoned,
 }
 
 /// A step in the life of a snapshot.

@@ -5,7 +5,7 @@
 //! restored from a backup, and never needs polling.
 
 use super::command::SliceAddress;
-use super::model::{HostId, Phase, State, Volume, reader_host_nqn, storaged_host_nqn};
+use super::model::{HostId, Phase, Rollback, State, Volume, reader_host_nqn, storaged_host_nqn};
 use serde::{Deserialize, Serialize};
 use shardmap::generations::VolumeGenerations;
 use shardmap::map::Shape;
@@ -155,6 +155,8 @@ pub struct DesiredMaintenance {
     pub due_index: u64,
     /// Head and snapshots; the pending one is to be completed.
     pub generations: VolumeGenerations,
+    /// It is to be rolled back, when that snapshot is complete.
+    pub rollback: Option<Rollback>,
 }
 
 /// Host NQNs a storaged admits: clients, in order, the other storageds, and who reads snapshots.
@@ -181,6 +183,7 @@ pub fn maintenance_of_server(state: &State, server: ServerId) -> Vec<DesiredMain
             name: volume.name.clone(),
             due_index: maintenance.due_index,
             generations: volume.generations(),
+            rollback: volume.rollback,
         })
     });
     ours.collect()

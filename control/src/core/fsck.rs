@@ -172,7 +172,8 @@ fn check_volume(state: &State, id: VolumeId, volume: &Volume, found: &mut Findin
         .iter()
         .filter_map(|n| state.slices.get(n))
         .all(|s| s.confirmed || volume.clone_of.is_some() && !volume.isr.contains(&s.store));
-    found.unless((volume.phase == Phase::Ready) <= confirmed, || {
+    let is_there = matches!(volume.phase, Phase::Ready | Phase::RollingBack);
+    found.unless(is_there <= confirmed, || {
         format!("volume {name} is ready without all its slices")
     });
     check_origin(state, volume, found);
@@ -333,6 +334,15 @@ fn check_snapshots(volume: &Volume, found: &mut Findings) {
     found.unless(!volume.open_access || volume.snapshots.is_empty(), || {
         format!("volume {name}: open to standard hosts and has snapshots")
     });
+    let rolls = volume.phase == Phase::RollingBack;
+    found.unless(rolls == volume.rollback.is_some(), || {
+        format!("volume {name}: rolled back without a snapshot, or not rolled back with one")
+    });
+    for generation in volume.rollback.iter().flat_map(|r| [r.to, r.before]) {
+        found.unless(volume.snapshots.contains_key(&generation), || {
+            format!("volume {name}: rolled back without its snapshot {generation}")
+        });
+    }
 }
 
 fn check_holder(state: &State, volume: &Volume, found: &mut Findings) {

@@ -3,8 +3,8 @@
 use std::ops::RangeInclusive;
 
 /// Version of the replicated state and of the commands; a member refuses a log it does not know.
-/// 9: storageds report slices that were lost.
-pub const SCHEMA: u16 = 9;
+/// 10: volumes can be rolled back.
+pub const SCHEMA: u16 = 10;
 /// Servers of a cluster: what one listing and one placement may scan.
 pub const SERVERS_MAX: usize = 1024;
 /// Stores of a cluster.

@@ -17,14 +17,14 @@ pub mod refusal;
 pub use apply::apply;
 pub use command::{
     AttachGrant, Change, ClientId, Command, Envelope, EventRecord, NewHost, NewServer,
-    NewSpaceLimits, NewStore, NewVolume, Reply, SliceAddress, SnapshotFate, Subject,
+    NewSpaceLimits, NewStore, NewVolume, Reply, RollbackFate, SliceAddress, SnapshotFate, Subject,
 };
 pub use desire::{DesiredAttachment, DesiredMaintenance, DesiredSlice, SliceParent};
 pub use fsck::{Finding, fsck};
 pub use model::{
     Attachment, CLIENTD_NQN_PREFIX, Cluster, Domain, Host, HostId, Maintenance, Origin, Phase,
-    READER_HOST_NQN_PREFIX, STORAGED_HOST_NQN_PREFIX, Server, SetId, Slice, Snapshot, SpaceLimits,
-    Standing, State, Store, StrideSet, Volume, reader_host_nqn, storaged_host_nqn,
+    READER_HOST_NQN_PREFIX, Rollback, STORAGED_HOST_NQN_PREFIX, Server, SetId, Slice, Snapshot,
+    SpaceLimits, Standing, State, Store, StrideSet, Volume, reader_host_nqn, storaged_host_nqn,
 };
 pub use refusal::{Refusal, RefusalCode};
 

@@ -5,6 +5,7 @@
 use super::command::{ClientId, EventRecord, Reply};
 use super::limits;
 use serde::{Deserialize, Serialize};
+pub use shardmap::generations::Rollback;
 use shardmap::generations::{SnapshotState, VolumeGenerations};
 use shardmap::map::VolumeMap;
 use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
@@ -236,6 +237,8 @@ pub enum Phase {
     Ready,
     /// Slices are being removed; the volume goes with the last one.
     Deleting,
+    /// Ready for nobody but a storaged, which writes what a snapshot shows: see [`Rollback`].
+    RollingBack,
 }
 
 /// Who holds a volume. Its epoch is the volume's epoch.
@@ -360,6 +363,8 @@ pub struct Volume {
     /// It was taken from a host, which may go on writing until the stores are opened by somebody else. Known
     /// to be over when a snapshot is complete.
     pub forsaken: bool,
+    /// While it is being rolled back.
+    pub rollback: Option<Rollback>,
 }
 
 impl Volume {

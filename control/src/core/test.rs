@@ -736,6 +736,23 @@ fn any_maintenance() -> impl Strategy<Value = Command> {
     })
 }
 
+fn any_rollback() -> impl Strategy<Value = Command> {
+    let vol = || (0u8..4).prop_map(|i| VolumeId([i; 16]));
+    let generation = || (0u32..6).prop_map(Generation);
+    let begin = (vol(), generation(), 0u8..6).prop_map(|(volume, to, name)| Command::RollBack {
+        volume,
+        to,
+        keep_as: format!("s{name}"),
+    });
+    let end = (vol(), any_epoch(), generation(), generation());
+    let end = end.prop_map(|(volume, epoch, to, before)| Command::CompleteRollback {
+        volume,
+        epoch,
+        rollback: Rollback { to, before },
+    });
+    prop_oneof![begin, end]
+}
+
 fn any_snapshot() -> impl Strategy<Value = Command> {
     let vol = || (0u8..4).prop_map(|i| VolumeId([i; 16]));
     let generation = || (0u32..6).prop_map(Generation);
@@ -796,6 +813,16 @@ fn any_size() -> impl Strategy<Value = Command> {
     prop_oneof![confirm, grow, limits]
 }
 
+fn any_removal() -> impl Strategy<Value = Command> {
+    prop_oneof![
+        (0u32..6).prop_map(|h| Command::RemoveHost { host: HostId(h) }),
+        (0u32..7).prop_map(|s| Command::RemoveStore { store: StoreId(s) }),
+        (0u32..6).prop_map(|s| Command::RemoveServer {
+            server: ServerId(s)
+        }),
+    ]
+}
+
 /// Commands over a small world, so that they collide often.
 pub(crate) fn any_command() -> impl Strategy<Value = Command> {
     let vol = || (0u8..4).prop_map(|i| VolumeId([i; 16]));
@@ -843,6 +870,7 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
         }),
         any_restore(),
         any_snapshot(),
+        any_rollback(),
         any_maintenance(),
         any_size(),
         (1u32..7, 1u32..30).prop_map(|(s, n)| Command::ConfirmSliceGone {
@@ -862,11 +890,7 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
             },
         }),
         (1u32..4).prop_map(standard_host),
-        (0u32..6).prop_map(|h| Command::RemoveHost { host: HostId(h) }),
-        (0u32..7).prop_map(|s| Command::RemoveStore { store: StoreId(s) }),
-        (0u32..6).prop_map(|s| Command::RemoveServer {
-            server: ServerId(s)
-        }),
+        any_removal(),
     ]
 }
 

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use std::io;
 
 /// Version of this framing and of the postcard bodies in it.
-const FORMAT: u16 = 9;
+const FORMAT: u16 = 10;
 const HEADER_BYTES: usize = 8;
 const ENTRY_HEADER_BYTES: usize = 20;
 

@@ -22,6 +22,9 @@ impl Scene<'_> {
         let Some(volume) = self.state.volumes.get(&id) else {
             return Ok(()); // refused by the state machine
         };
+        if volume.rollback.is_some() {
+            return Ok(()); // somebody waits for it: it goes on without members that are away
+        }
         let not_now = |why: String| {
             let sentence = format!("volume {}: {why}", volume.name);
             let remedy = "start the storaged that is missing; it is tried again by itself";

@@ -115,7 +115,9 @@ impl Scene<'_> {
         let host = |id| self.state.host_name(id);
         let holder = volume.attachment.map(|a| a.host);
         let maintainer = volume.maintenance.map(|m| m.server);
-        let host_or_server = holder.or(volume.desired).map(Reporter::Host);
+        let user = holder.or(volume.desired);
+        let user = user.filter(|_| volume.rollback.is_none()); // who is to have it waits
+        let host_or_server = user.map(Reporter::Host);
         let reporter = host_or_server.or(maintainer.map(Reporter::Server));
         VolumeView {
             id,
@@ -144,6 +146,10 @@ impl Scene<'_> {
                 .map(|(_, snapshot)| snapshot.name.clone())
                 .unwrap_or_default(),
             pending_for: self.pending_for(volume),
+            rolls_back_to: volume
+                .rollback
+                .map(|rollback| volume.snapshots[&rollback.to].name.clone())
+                .unwrap_or_default(),
             shows: volume
                 .origin
                 .map(|origin| self.state.snapshot_name(origin))

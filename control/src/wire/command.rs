@@ -8,6 +8,7 @@ use super::words::{
 use super::{Decoded, malformed};
 use crate::core::{
     ClientId, Command, HostId, NewHost, NewServer, NewSpaceLimits, NewStore, NewVolume, Origin,
+    Rollback,
 };
 use shardmap::units::{Epoch, Generation, MembershipSeq, Nsid, ServerId, StoreId, VolumeId};
 use std::collections::BTreeSet;
@@ -60,26 +61,9 @@ pub(crate) fn put_command(
             to.set_overcommit_percent(new.overcommit_percent.unwrap_or(0));
             to.set_high_water_percent(new.high_water_percent.unwrap_or(0));
         }
-        Command::ConfirmSlice {
-            store,
-            nsid,
-            size_blocks,
-        } => {
-            let mut to = to.init_confirm_slice();
-            to.set_store(store.0);
-            to.set_nsid(nsid.0);
-            to.set_size_blocks(*size_blocks);
-        }
-        Command::ConfirmSliceGone { store, nsid } => {
-            let mut to = to.init_confirm_slice_gone();
-            to.set_store(store.0);
-            to.set_nsid(nsid.0);
-        }
-        Command::ReportBlankSlice { store, nsid } => {
-            let mut to = to.init_report_blank_slice();
-            to.set_store(store.0);
-            to.set_nsid(nsid.0);
-        }
+        Command::ConfirmSlice { .. }
+        | Command::ConfirmSliceGone { .. }
+        | Command::ReportBlankSlice { .. } => put_of_slice(command, to),
         Command::CreateVolume(_)
         | Command::DeleteVolume { .. }
         | Command::SetDesiredAttachment { .. }
@@ -97,7 +81,34 @@ pub(crate) fn put_command(
         | Command::DeleteSnapshot { .. }
         | Command::CreateView { .. }
         | Command::CreateClone { .. }
+        | Command::RollBack { .. }
+        | Command::CompleteRollback { .. }
         | Command::GrowVolume { .. } => put_volume_command(command, to),
+    }
+}
+
+/// `command`: what a storaged says of a slice.
+fn put_of_slice(command: &Command, to: wire::command::Builder<'_>) {
+    if let Command::ConfirmSlice {
+        store,
+        nsid,
+        size_blocks,
+    } = command
+    {
+        let mut to = to.init_confirm_slice();
+        to.set_store(store.0);
+        to.set_nsid(nsid.0);
+        to.set_size_blocks(*size_blocks);
+    } else if let Command::ConfirmSliceGone { store, nsid } = command {
+        let mut to = to.init_confirm_slice_gone();
+        to.set_store(store.0);
+        to.set_nsid(nsid.0);
+    } else if let Command::ReportBlankSlice { store, nsid } = command {
+        let mut to = to.init_report_blank_slice();
+        to.set_store(store.0);
+        to.set_nsid(nsid.0);
+    } else {
+        unreachable!("{command:?} is not about a slice")
     }
 }
 
@@ -135,6 +146,7 @@ fn put_volume_command(command: &Command, to: wire::command::Builder<'_>) {
             put_of_volume!(to.init_grow_volume(), volume, set_size_bytes = *size_bytes);
         }
         Command::CreateView { .. } | Command::CreateClone { .. } => put_of_snapshot(command, to),
+        Command::RollBack { .. } | Command::CompleteRollback { .. } => put_rollback(command, to),
         Command::SetIsr { .. } | Command::VerifyMembership { .. } => put_membership(command, to),
         Command::InitCluster { .. }
         | Command::RegisterServer(_)
@@ -183,6 +195,32 @@ fn put_snapshot_command(command: &Command, to: wire::command::Builder<'_>) {
         put_of_volume!(to, volume, set_generation = generation.0);
     } else {
         unreachable!("{command:?} is not about snapshots")
+    }
+}
+
+/// `command`: one of the life of a rollback.
+fn put_rollback(command: &Command, to: wire::command::Builder<'_>) {
+    if let Command::RollBack {
+        volume,
+        to: generation,
+        keep_as,
+    } = command
+    {
+        let mut to = to.init_roll_back();
+        to.set_keep_as(keep_as);
+        put_of_volume!(to, volume, set_to = generation.0);
+    } else if let Command::CompleteRollback {
+        volume,
+        epoch,
+        rollback,
+    } = command
+    {
+        let mut to = to.init_complete_rollback();
+        to.set_to(rollback.to.0);
+        to.set_before(rollback.before.0);
+        put_of_volume!(to, volume, set_epoch = epoch.0);
+    } else {
+        unreachable!("{command:?} rolls nothing back");
     }
 }
 
@@ -337,10 +375,9 @@ fn get_kind(from: wire::command::Reader<'_>) -> Decoded<Command> {
         Which::DeleteSnapshot(c) => get_delete_snapshot(c)?,
         Which::CreateView(c) => get_create_view(c)?,
         Which::CreateClone(c) => get_create_clone(c)?,
-        Which::GrowVolume(c) => Command::GrowVolume {
-            volume: get_volume_id(c.get_volume()?),
-            size_bytes: c.get_size_bytes(),
-        },
+        Which::RollBack(c) => get_roll_back(c)?,
+        Which::CompleteRollback(c) => get_complete_rollback(c)?,
+        Which::GrowVolume(c) => get_grow_volume(c)?,
         Which::SetDesiredAttachment(c) => get_set_desired(c)?,
         Which::ClearDesiredAttachment(v) => Command::ClearDesiredAttachment {
             volume: get_volume_id(v?),
@@ -462,6 +499,32 @@ fn get_delete_snapshot(from: wire::command::delete_snapshot::Reader<'_>) -> Deco
     Ok(Command::DeleteSnapshot {
         volume: get_volume_id(from.get_volume()?),
         generation: Generation(from.get_generation()),
+    })
+}
+
+fn get_grow_volume(from: wire::command::grow_volume::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::GrowVolume {
+        volume: get_volume_id(from.get_volume()?),
+        size_bytes: from.get_size_bytes(),
+    })
+}
+
+fn get_roll_back(from: wire::command::roll_back::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::RollBack {
+        volume: get_volume_id(from.get_volume()?),
+        to: Generation(from.get_to()),
+        keep_as: get_text(from.get_keep_as())?,
+    })
+}
+
+fn get_complete_rollback(from: wire::command::complete_rollback::Reader<'_>) -> Decoded<Command> {
+    Ok(Command::CompleteRollback {
+        volume: get_volume_id(from.get_volume()?),
+        epoch: Epoch(from.get_epoch()),
+        rollback: Rollback {
+            to: Generation(from.get_to()),
+            before: Generation(from.get_before()),
+        },
     })
 }
 

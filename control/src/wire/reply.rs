@@ -1,8 +1,8 @@
 //! Replies of the state machine.
 
 use super::words::{
-    get_generations, get_map, get_slice_addresses, get_store_set, get_text, get_volume_id, len,
-    put_generations, put_map, put_slice_addresses, put_stores, put_volume_id,
+    get_generations, get_map, get_rollback, get_slice_addresses, get_store_set, get_text,
+    get_volume_id, len, put_generations, put_map, put_slice_addresses, put_stores, put_volume_id,
 };
 use super::{Decoded, malformed};
 use crate::core::{AttachGrant, HostId, Refusal, RefusalCode, Reply};
@@ -59,6 +59,10 @@ fn put_grant(grant: &AttachGrant, mut to: wire::attach_grant::Builder<'_>) {
     to.set_unverified(!grant.verified);
     to.set_held_since(grant.held_since.0);
     to.set_view(grant.view.map_or(0, |generation| generation.0));
+    if let Some(rollback) = grant.rollback {
+        to.set_rollback_to(rollback.to.0);
+        to.set_rollback_before(rollback.before.0);
+    }
     put_generations(&grant.generations, to.reborrow().init_generations());
     put_slice_addresses(
         &grant.slices,
@@ -81,6 +85,7 @@ fn get_grant(from: wire::attach_grant::Reader<'_>) -> Decoded<AttachGrant> {
         min_in_sync: from.get_min_in_sync(),
         slices: get_slice_addresses(from.get_slices()?)?,
         view: Some(Generation(from.get_view())).filter(|g| g.0 != 0),
+        rollback: get_rollback(from.get_rollback_to(), from.get_rollback_before()),
     })
 }
 

@@ -158,6 +158,10 @@ fn maintenance() -> DesiredMaintenance {
         name: "v".into(),
         due_index: 9,
         generations: VolumeGenerations::default(),
+        rollback: Some(Rollback {
+            to: Generation(1),
+            before: Generation(3),
+        }),
     }
 }
 

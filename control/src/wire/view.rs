@@ -4,10 +4,10 @@ use super::Decoded;
 use super::report::{get_resilver, get_store, get_volume, put_resilver, put_store, put_volume};
 use super::words::{
     get_address, get_generations, get_labels, get_liveness, get_map, get_member, get_members,
-    get_phase, get_shape, get_stage, get_standing, get_stores, get_subject, get_text, get_texts,
-    get_uuid, get_volume_id, len, put_generations, put_labels, put_liveness, put_map, put_member,
-    put_members, put_phase, put_shape, put_stage, put_standing, put_stores, put_subject, put_texts,
-    put_uuid, put_volume_id,
+    get_phase, get_rollback, get_shape, get_stage, get_standing, get_stores, get_subject, get_text,
+    get_texts, get_uuid, get_volume_id, len, put_generations, put_labels, put_liveness, put_map,
+    put_member, put_members, put_phase, put_shape, put_stage, put_standing, put_stores,
+    put_subject, put_texts, put_uuid, put_volume_id,
 };
 use crate::api::{
     ClusterView, HostView, MemberFacts, MemberStatus, PlanView, ResilverView, ServerView,
@@ -216,6 +216,7 @@ pub(crate) fn put_volume_view(v: &VolumeView, mut to: wire::volume_view::Builder
     to.set_snapshots(v.snapshots);
     to.set_pending_snapshot(&v.pending_snapshot);
     to.set_pending_for(&v.pending_for);
+    to.set_rolls_back_to(&v.rolls_back_to);
     to.set_shows(&v.shows);
     to.set_clone_of(&v.clone_of);
     let mut slices = to.reborrow().init_slices(len(v.slices.len()));
@@ -259,6 +260,7 @@ pub(crate) fn get_volume_view(from: wire::volume_view::Reader<'_>) -> Decoded<Vo
         snapshots: from.get_snapshots(),
         pending_snapshot: get_text(from.get_pending_snapshot())?,
         pending_for: get_text(from.get_pending_for())?,
+        rolls_back_to: get_text(from.get_rolls_back_to())?,
         shows: get_text(from.get_shows())?,
         clone_of: get_text(from.get_clone_of())?,
     })
@@ -404,6 +406,10 @@ pub(crate) fn put_maintenance(
     put_volume_id(m.volume, to.reborrow().init_volume());
     to.set_name(&m.name);
     to.set_due_index(m.due_index);
+    if let Some(rollback) = m.rollback {
+        to.set_rollback_to(rollback.to.0);
+        to.set_rollback_before(rollback.before.0);
+    }
     put_generations(&m.generations, to.init_generations());
 }
 
@@ -415,6 +421,7 @@ pub(crate) fn get_maintenance(
         name: get_text(from.get_name())?,
         due_index: from.get_due_index(),
         generations: get_generations(from.get_generations()?)?,
+        rollback: get_rollback(from.get_rollback_to(), from.get_rollback_before()),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Decoded, malformed};
 use crate::api::{Liveness, MemberAddress, MemberFacts, Stage};
-use crate::core::{Domain, HostId, Phase, SliceAddress, Standing, Subject};
+use crate::core::{Domain, HostId, Phase, Rollback, SliceAddress, Standing, Subject};
 use capnp::{primitive_list, struct_list};
 use shardmap::generations::{SnapshotState, VolumeGenerations};
 use shardmap::map::{Layout, Shape, VolumeMap};
@@ -121,11 +121,21 @@ pub(crate) const fn get_standing(standing: wire::Standing) -> Standing {
     }
 }
 
+/// Two generations; without the first there is none.
+pub(crate) fn get_rollback(to: u32, before: u32) -> Option<Rollback> {
+    let rollback = Rollback {
+        to: Generation(to),
+        before: Generation(before),
+    };
+    (to != 0).then_some(rollback)
+}
+
 pub(crate) const fn put_phase(phase: Phase) -> wire::Phase {
     match phase {
         Phase::Creating => wire::Phase::Creating,
         Phase::Ready => wire::Phase::Ready,
         Phase::Deleting => wire::Phase::Deleting,
+        Phase::RollingBack => wire::Phase::RollingBack,
     }
 }
 
@@ -134,6 +144,7 @@ pub(crate) const fn get_phase(phase: wire::Phase) -> Phase {
         wire::Phase::Creating => Phase::Creating,
         wire::Phase::Ready => Phase::Ready,
         wire::Phase::Deleting => Phase::Deleting,
+        wire::Phase::RollingBack => Phase::RollingBack,
     }
 }
 

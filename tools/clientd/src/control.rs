@@ -240,8 +240,12 @@ impl Control {
                 self.take(host, volume);
             }
             (false, Some(held)) if held.stage == Stage::Here => {
+                let has_ended = held.epoch.is_some_and(|epoch| desired.has_ended(epoch));
                 self.detach(volume);
-                self.pass_generations(volume);
+                // One that has ended must complete no snapshot: it may be one for a rollback.
+                if !has_ended {
+                    self.pass_generations(volume);
+                }
             }
             (true, Some(held)) if held.stage == Stage::Here => {
                 held.refusal = None;

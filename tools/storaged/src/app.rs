@@ -141,7 +141,7 @@ impl Storaged {
                     self.target.namespaces_changed(io);
                 }
             }
-            Order::Maintain(grant) => self.hosting.begin(io, &grant),
+            Order::Maintain(grant, rollback) => self.hosting.begin(io, &grant, rollback),
             Order::LetGo(volume) => self.hosting.let_go(io, volume),
             Order::Generations(volume, generations) => {
                 self.hosting.set_generations(io, volume, generations);

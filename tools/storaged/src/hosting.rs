@@ -3,7 +3,8 @@
 
 use crate::maintenance::Ending;
 use crate::orders::MaintenanceNews;
-use control::core::storaged_host_nqn;
+use crate::roller::{self, Roller, Told};
+use control::core::{Rollback, storaged_host_nqn};
 use nvmf::initiator;
 use reactor::{Completion, Driver};
 use shardmap::generations::VolumeGenerations;
@@ -21,14 +22,15 @@ pub const ROOM_VOLUMES: u8 = 4;
 /// Room of their associations.
 pub const ROOM_INITIATOR: u8 = 5;
 /// Large arena slots that copies of the volume at work may hold; serving must not lack them.
-pub const COPY_SLOTS: usize = COPIES_MAX + RECONCILE_COPIES_MAX;
+pub const COPY_SLOTS: usize = COPIES_MAX + RECONCILE_COPIES_MAX + roller::SLOTS;
 
-/// Knobs of a volume that no host uses: nobody waits for a member, and copies are slow on purpose.
-pub fn options(resilver_bytes_per_s_max: u64) -> VolumeOptions {
+/// Knobs of a volume that no host uses: nobody waits for a member, and copies are slow on purpose. For one
+/// that is rolled back somebody waits: it goes on without members that are away.
+pub fn options(resilver_bytes_per_s_max: u64, rollback: Option<Rollback>) -> VolumeOptions {
     VolumeOptions {
         attach_wait_ms: 10_000,
         slow_ms: 0,
-        may_shrink: false,
+        may_shrink: rollback.is_some(),
         resilver_bytes_per_s_max,
         ..VolumeOptions::default()
     }
@@ -49,6 +51,8 @@ pub struct MaintenanceCounters {
     pub resilvers: u64,
     /// Bytes copied to them.
     pub resilvered_bytes: u64,
+    /// Volumes rolled back.
+    pub rollbacks: u64,
 }
 
 /// The volumes that are here to be brought up to date.
@@ -57,8 +61,9 @@ pub struct Hosting {
     volumes: Volumes,
     events: Vec<VolumeEvent>,
     news: Vec<MaintenanceNews>,
-    /// Why volumes that are on their way out have failed.
-    failed: BTreeMap<VolumeId, FailReason>,
+    roller: Roller,
+    /// How volumes that are on their way out end, other than in order.
+    failed: BTreeMap<VolumeId, Ending>,
     counters: MaintenanceCounters,
 }
 
@@ -76,6 +81,7 @@ impl Hosting {
             volumes,
             events: Vec::new(),
             news: Vec::new(),
+            roller: Roller::default(),
             failed: BTreeMap::new(),
             counters: MaintenanceCounters::default(),
         }
@@ -96,27 +102,41 @@ impl Hosting {
         self.volumes.status(volume)
     }
 
-    pub(crate) fn begin(&mut self, io: &mut dyn Driver, grant: &AttachGrant) {
+    pub(crate) fn begin(
+        &mut self,
+        io: &mut dyn Driver,
+        grant: &AttachGrant,
+        rollback: Option<Rollback>,
+    ) {
         self.counters.begun += 1;
+        if let Some(rollback) = rollback {
+            self.roller.begin(grant, rollback);
+        }
         if let Err(fault) = self.volumes.attach(io, grant) {
             self.ended(grant.volume, Ending::Failed(fault.to_string()));
         }
     }
 
     pub(crate) fn let_go(&mut self, io: &mut dyn Driver, volume: VolumeId) {
+        self.roller.end(io, &mut self.volumes, volume);
         if !self.volumes.detach(io, volume) {
             self.ended(volume, Ending::LetGo);
         }
     }
 
-    /// One that has been let go meanwhile needs none.
+    /// One that has been let go meanwhile needs none. One that is rolled back is not told of a snapshot that
+    /// was made for another rollback: it would complete it and write on.
     pub(crate) fn set_generations(
         &mut self,
         io: &mut dyn Driver,
         volume: VolumeId,
         generations: VolumeGenerations,
     ) {
+        if self.roller.stops_for(volume, &generations) {
+            return;
+        }
         self.volumes.set_generations(io, volume, generations);
+        self.roller.go_on(io, &mut self.volumes);
     }
 
     pub(crate) fn on_metad(&mut self, io: &mut dyn Driver, answer: MetadAnswer) {
@@ -129,6 +149,7 @@ impl Hosting {
     }
 
     pub(crate) fn on_turn_end(&mut self, io: &mut dyn Driver) {
+        self.roller.retry(io, &mut self.volumes);
         // What an event brings may give the volumes more to send; nothing may be left unsent.
         loop {
             self.volumes.on_turn_end(io, &mut self.events);
@@ -150,6 +171,32 @@ impl Hosting {
                 Err(event) => self.on_event(io, event),
             }
         }
+        self.roller.go_on(io, &mut self.volumes);
+        for told in self.roller.take_told() {
+            self.on_rolled(io, told);
+        }
+    }
+
+    fn on_rolled(&mut self, io: &mut dyn Driver, (volume, told): (VolumeId, Told)) {
+        match told {
+            Told::Progress(percent) => {
+                let news = MaintenanceNews::Rolling { volume, percent };
+                self.news.push(news);
+            }
+            Told::Done(epoch, rollback) => {
+                self.counters.rollbacks += 1;
+                self.news.push(MaintenanceNews::RolledBack {
+                    volume,
+                    epoch,
+                    rollback,
+                });
+            }
+            Told::Failed(why) => {
+                let why = format!("not rolled back: {why}");
+                self.failed.insert(volume, Ending::Failed(why));
+                self.volumes.detach(io, volume);
+            }
+        }
     }
 
     fn ended(&mut self, volume: VolumeId, how: Ending) {
@@ -162,8 +209,11 @@ impl Hosting {
     }
 
     fn on_event(&mut self, io: &mut dyn Driver, event: VolumeEvent) {
+        let Some(event) = self.roller.on_event(io, &mut self.volumes, event) else {
+            return;
+        };
         match event {
-            VolumeEvent::HostDone { .. } => unreachable!("no host asks for anything here"),
+            VolumeEvent::HostDone { .. } => unreachable!("only the roller asks for anything here"),
             VolumeEvent::Remember { .. } => {} // no device outlives us
             VolumeEvent::Attached { volume } => {
                 self.news
@@ -174,6 +224,7 @@ impl Hosting {
                 self.news.push(MaintenanceNews::Changed { volume, what });
             }
             VolumeEvent::AttachFailed { volume, why, .. } => {
+                self.roller.end(io, &mut self.volumes, volume);
                 let how = match why {
                     AttachFault::Fenced => Ending::Fenced,
                     AttachFault::Detached => Ending::LetGo,
@@ -186,18 +237,19 @@ impl Hosting {
                 self.ended(volume, how);
             }
             VolumeEvent::Failed { volume, why } => {
-                self.failed.insert(volume, why);
-                self.volumes.detach(io, volume);
-            }
-            VolumeEvent::Detached { volume } => {
-                let how = match self.failed.remove(&volume) {
-                    None => Ending::LetGo,
-                    Some(FailReason::Fenced) => Ending::Fenced,
-                    Some(why @ (FailReason::DataLost | FailReason::Membership)) => {
+                let how = match why {
+                    FailReason::Fenced => Ending::Fenced,
+                    FailReason::DataLost | FailReason::Membership => {
                         Ending::Failed(why.to_string())
                     }
                 };
-                self.ended(volume, how);
+                self.failed.insert(volume, how);
+                self.roller.end(io, &mut self.volumes, volume);
+                self.volumes.detach(io, volume);
+            }
+            VolumeEvent::Detached { volume } => {
+                let how = self.failed.remove(&volume);
+                self.ended(volume, how.unwrap_or(Ending::LetGo));
             }
             VolumeEvent::Progress { volume, progress } => {
                 self.news

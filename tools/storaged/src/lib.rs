@@ -15,6 +15,8 @@ pub mod hosting;
 pub mod maintenance;
 pub mod namespaces;
 pub mod orders;
+pub mod rollback;
+mod roller;
 mod tidy;
 mod vendor;
 pub mod wanted;

@@ -6,7 +6,7 @@
 //!                  |refused: a pause        |the volume ended by itself ----------^
 //! ```
 
-use control::core::DesiredMaintenance;
+use control::core::{DesiredMaintenance, Rollback};
 use shardmap::units::{Epoch, Moment, StoreId, VolumeId};
 use std::collections::BTreeMap;
 use volume::{StoreState, VolumeStatus};
@@ -51,6 +51,8 @@ struct Wanted {
     name: String,
     /// metad has a snapshot of it that it does not know to be complete.
     snapshot_pending: bool,
+    /// It is to be rolled back.
+    rollback: Option<Rollback>,
     due_index: u64,
     not_before: Moment,
     /// Next pause.
@@ -72,11 +74,13 @@ struct Work {
     volume: VolumeId,
     stage: Stage,
     epoch: Epoch,
+    /// What it is rolled back with while it is here.
+    rollback: Option<Rollback>,
     look_at: Moment,
     /// How it looked when it last moved, and when that was.
     sight: Sight,
     moved_at: Moment,
-    /// Every store is in sync, no snapshot is pending and the marks can go.
+    /// Every store is in sync, no snapshot is pending, it is rolled back and the marks can go.
     whole: bool,
 }
 
@@ -85,7 +89,8 @@ struct Work {
 struct Sight {
     serving: bool,
     regions_to_reconcile: u64,
-    stores: BTreeMap<StoreId, (StoreState, u64)>,
+    moves: u64,
+    stores: BTreeMap<StoreId, StoreState>,
 }
 
 impl Sight {
@@ -94,9 +99,8 @@ impl Sight {
         Self {
             serving: status.serving,
             regions_to_reconcile: status.regions_to_reconcile,
-            stores: stores
-                .map(|(id, s)| (*id, (s.state, s.dirty_blocks)))
-                .collect(),
+            moves: status.moves,
+            stores: stores.map(|(id, s)| (*id, s.state)).collect(),
         }
     }
 }
@@ -128,15 +132,22 @@ impl Maintenance {
             let mut wanted = known.unwrap_or(Wanted {
                 name: d.name,
                 snapshot_pending: false,
+                rollback: None,
                 due_index: d.due_index,
                 not_before: now,
                 pause_ms: PAUSE_MS.0,
                 note: String::new(),
             });
             wanted.snapshot_pending = d.generations.pending().is_some();
+            wanted.rollback = d.rollback;
             self.wanted.insert(d.volume, wanted);
         }
-        let gone = |w: &&mut Work| w.stage == Stage::Here && !self.wanted.contains_key(&w.volume);
+        // One that is rolled back now, or to something else, is taken anew.
+        let stays = |w: &Work| {
+            let wanted = self.wanted.get(&w.volume);
+            wanted.is_some_and(|wanted| wanted.rollback == w.rollback)
+        };
+        let gone = |w: &&mut Work| w.stage == Stage::Here && !stays(w);
         if let Some(work) = self.work.as_mut().filter(gone) {
             work.stage = Stage::Leaving;
             return Some(Step::LetGo(work.volume));
@@ -150,15 +161,21 @@ impl Maintenance {
         work.map(|w| w.volume)
     }
 
-    /// metad has granted the volume.
-    pub fn on_granted(&mut self, now: Moment, volume: VolumeId, epoch: Epoch) -> Option<Step> {
+    /// metad has granted the volume, under this epoch, to be rolled back. That it was wanted for a rollback is
+    /// no reason for one: somebody may have completed it, and others have written since.
+    pub fn on_granted(
+        &mut self,
+        now: Moment,
+        volume: VolumeId,
+        (epoch, rollback): (Epoch, Option<Rollback>),
+    ) -> Option<Step> {
         let is_wanted = self.wanted.contains_key(&volume);
         let work = self.at(volume, Stage::Asking)?;
         work.epoch = epoch;
         work.moved_at = now;
         work.look_at = now.plus_ms(LOOK_MS);
         if is_wanted {
-            work.stage = Stage::Here;
+            (work.stage, work.rollback) = (Stage::Here, rollback);
             return Some(Step::Host(volume));
         }
         work.stage = Stage::Telling;
@@ -192,7 +209,7 @@ impl Maintenance {
         }
         // Let go earlier, it could not be recorded under our epoch any more.
         let wanted = self.wanted.get(&volume);
-        let unrecorded = wanted.is_some_and(|w| w.snapshot_pending);
+        let unrecorded = wanted.is_some_and(|w| w.snapshot_pending) || work.rollback.is_some();
         let sight = Sight::of(status);
         if sight != work.sight {
             (work.sight, work.moved_at) = (sight, now);
@@ -203,6 +220,17 @@ impl Maintenance {
             return Some(Step::LetGo(volume));
         }
         None
+    }
+
+    /// A rollback moves.
+    pub fn on_rolling(&mut self, now: Moment, volume: VolumeId, percent: u64) {
+        let Some(work) = self.at(volume, Stage::Here) else {
+            return;
+        };
+        work.moved_at = now;
+        if let Some(wanted) = self.wanted.get_mut(&volume) {
+            wanted.note = format!("rolling back, {percent} %");
+        }
     }
 
     /// The reactor has let go of the volume.
@@ -300,6 +328,7 @@ impl Maintenance {
             volume,
             stage: Stage::Asking,
             epoch: Epoch(0),
+            rollback: None,
             look_at: now,
             sight: Sight::default(),
             moved_at: now,

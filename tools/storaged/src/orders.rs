@@ -4,6 +4,7 @@ use crate::healing::{Healing, Replicas};
 use crate::hosting::Hosting;
 use crate::maintenance::Ending;
 use crate::namespaces::Slices;
+use control::core::Rollback;
 use nvmf::target::Target;
 use shardmap::generations::{SnapshotStep, VolumeGenerations};
 use shardmap::grant::MembershipRequest;
@@ -48,8 +49,8 @@ pub enum Order {
     },
     /// Admit these hosts and no others.
     Hosts(Vec<String>),
-    /// Bring a volume up to date. Answered by [`MaintenanceNews::Ended`] when that is over.
-    Maintain(Box<AttachGrant>),
+    /// Bring a volume up to date, and roll it back. Answered by [`MaintenanceNews::Ended`] when that is over.
+    Maintain(Box<AttachGrant>, Option<Rollback>),
     /// Detach a volume that was to be brought up to date.
     LetGo(VolumeId),
     /// Head and snapshots of a volume that is brought up to date, as metad has them now.
@@ -196,6 +197,22 @@ pub enum MaintenanceNews {
         volume: VolumeId,
         /// The record.
         record: Resilvered,
+    },
+    /// It is being rolled back.
+    Rolling {
+        /// Which volume.
+        volume: VolumeId,
+        /// How far it is, in hundredths.
+        percent: u64,
+    },
+    /// It is rolled back, durably: metad is to record it, under this epoch.
+    RolledBack {
+        /// Which volume.
+        volume: VolumeId,
+        /// Ours.
+        epoch: Epoch,
+        /// What was rolled back to what.
+        rollback: Rollback,
     },
     /// It is no longer here.
     Ended {

@@ -3,7 +3,7 @@
 use crate::bridge::{MaintenanceReceiver, send};
 use control::api::{ResilverReport, VolumeHealth, VolumeReport};
 use control::client::{MembershipRequest, MetadClient, MetadError, ResilverLog};
-use control::core::{AttachGrant, DesiredMaintenance};
+use control::core::{AttachGrant, DesiredMaintenance, Rollback};
 use control::wall_clock::unix_ms;
 use reactor::Mailbox;
 use shardmap::units::{Epoch, Moment, ServerId, VolumeId};
@@ -95,9 +95,9 @@ impl Upkeep {
             None => self.machine.on_time(now),
             Some(Outcome::News(news)) => return self.on_news(news).await,
             Some(Outcome::Granted(volume, Ok(grant))) => {
-                let epoch = grant.epoch;
+                let of = (grant.epoch, grant.rollback);
                 self.grant = Some(grant);
-                self.machine.on_granted(now, volume, epoch)
+                self.machine.on_granted(now, volume, of)
             }
             Some(Outcome::Granted(volume, Err(error))) => {
                 let why = error.to_string();
@@ -156,6 +156,14 @@ impl Upkeep {
                 self.resilvers
                     .complete((volume, record.store), moved, unix_ms());
             }
+            MaintenanceNews::Rolling { volume, percent } => {
+                self.machine.on_rolling(self.now(), volume, percent);
+            }
+            MaintenanceNews::RolledBack {
+                volume,
+                epoch,
+                rollback,
+            } => self.tell_rolled_back(volume, epoch, rollback),
             MaintenanceNews::Ended { volume, how } => {
                 self.resilvers.give_up(volume, unix_ms());
                 match &how {
@@ -176,11 +184,12 @@ impl Upkeep {
             Some(Step::Ask(volume)) => self.ask(volume),
             Some(Step::Host(volume)) => {
                 let grant = self.grant.take().expect("it was just granted");
+                let rollback = grant.rollback;
                 let name = self.machine.name(volume).unwrap_or_default();
-                tracing::info!(%volume, name, epoch = grant.epoch.0, "resilvering a volume that nobody uses");
-                let options = hosting::options(self.bytes_per_s_max);
+                tracing::info!(%volume, name, epoch = grant.epoch.0, ?rollback, "resilvering a volume that nobody uses");
+                let options = hosting::options(self.bytes_per_s_max, rollback);
                 let grant = volume::AttachGrant::new(*grant, options);
-                send(&self.orders, Order::Maintain(Box::new(grant))).await;
+                send(&self.orders, Order::Maintain(Box::new(grant), rollback)).await;
             }
             Some(Step::Look(volume)) => self.look(volume).await,
             Some(Step::LetGo(volume)) => send(&self.orders, Order::LetGo(volume)).await,
@@ -220,6 +229,24 @@ impl Upkeep {
                 tracing::warn!(%volume, %error, "metad was not told that the volume is free");
             }
             drop(outcomes.send(Outcome::Told(volume)).await);
+        });
+    }
+
+    /// What is lost of this is made good for by who takes the volume next: it rolls back once more.
+    fn tell_rolled_back(&self, volume: VolumeId, epoch: Epoch, rollback: Rollback) {
+        let client = self.client.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                match client.complete_rollback(volume, epoch, rollback).await {
+                    Err(error @ MetadError::Unreachable { .. }) => {
+                        tracing::warn!(%volume, %error, "cannot tell metad that a volume is rolled back yet");
+                    }
+                    Err(error) => {
+                        return tracing::warn!(%volume, %error, "a rollback is not recorded");
+                    }
+                    Ok(ours) => return tracing::info!(%volume, ours, "rolled back"),
+                }
+            }
         });
     }
 

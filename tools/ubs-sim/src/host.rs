@@ -496,7 +496,8 @@ impl Sim {
                 }
                 self.is_to_detach(index, epoch);
             }
-            (Some(_), Held::Leaving(_)) => self.pass_generations(index),
+            (Some(d), Held::Leaving(epoch)) if !d.has_ended(epoch) => self.pass_generations(index),
+            (Some(_), Held::Leaving(_)) => {}
             // Whose turn is not ours ends by itself and looks again.
             (Some(_), Held::No | Held::Asking | Held::LettingGo | Held::Pausing) => {}
             (None, Held::No) => self.remove_device(index),

@@ -19,6 +19,7 @@ mod plan;
 mod rare;
 mod recorder;
 mod restore;
+mod rollbacks;
 mod rotting;
 mod run;
 mod runner;

@@ -74,6 +74,7 @@ pub(crate) enum Why {
     /// The volume's own name for its request.
     Isr(u64),
     Snapshot,
+    RolledBack,
     Maintain,
     Operate,
 }
@@ -157,6 +158,9 @@ impl Sim {
             self.timeline.say(now_ns, format_args!("metad: {change:?}"));
             if let Change::Snapshot(volume, name, fate) = &change {
                 self.on_snapshot_change(*volume, name, *fate);
+            }
+            if let Change::Rollback(VOLUME, _, fate) = &change {
+                self.on_rollback_change(*fate);
             }
             if let Change::IsrChanged { volume, joined, .. } = &change {
                 self.on_set_change(*volume, joined);

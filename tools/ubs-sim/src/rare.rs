@@ -154,6 +154,12 @@ rare! {
     WrittenAgain = "a block whose write had failed written again in the end", false;
     /// A store lost its medium while nobody had the volume.
     ReplacedWithNobody = "store wiped while nobody had the volume", true;
+    /// The volume shows what one of its snapshots shows.
+    RolledBack = "rolled back to a snapshot", true;
+    /// Another rollback took the place of one that had begun to write.
+    RollbackReplaced = "rollback replaced by another", false;
+    /// metad was restored while one was under way.
+    RollbackAbandoned = "rollback abandoned by a restore", false;
     /// A volume was made of a snapshot.
     Cloned = "clone of a snapshot made", true;
     /// A store that had not been there got a clone's slice brought up to date.

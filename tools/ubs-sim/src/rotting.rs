@@ -179,7 +179,11 @@ impl Sim {
             ..spot
         };
         let misdirected = self.rotting.prng.chance(1, 3);
-        let another = self.whole_block(another).filter(|_| misdirected);
+        // Zeroes may come to lie there honestly, when the place is another block's.
+        let another = self.whole_block(another).filter(|(_, content)| {
+            let zeroes = content.iter().all(|byte| *byte == 0);
+            misdirected && !zeroes
+        });
         let by_another = another.is_some();
         let mut rotten = another.map_or_else(|| whole.clone(), |(_, content)| content);
         if rotten == whole {

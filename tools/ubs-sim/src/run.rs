@@ -127,6 +127,7 @@ fn live(sim: &mut Sim) {
     sim.rot_later();
     sim.backup_later();
     sim.grow_later(crate::growth::PAUSE_NS);
+    sim.roll_back_later();
     sim.run_for(TROUBLE_S);
     sim.heal();
     sim.prove_nothing_is_spoiled();
@@ -235,6 +236,8 @@ impl Sim {
         }
         self.ease_all();
         self.run_for(NOTICE_S);
+        // A storaged that has failed pauses, for up to 300 s.
+        self.prove_rollback_ends(2 * HEAL_S + self.plan.copies_s() * (1 + self.snapshot_count()));
         self.write_again_what_failed();
         self.give_up_failed_snapshots();
         if self.plan.heals_alone && self.recorded().verified {

@@ -10,6 +10,7 @@ use crate::plan::Plan;
 use crate::rare::Counts;
 use crate::recorder::Recorder;
 use crate::restore::Backups;
+use crate::rollbacks::Rollbacks;
 use crate::rotting::Rotting;
 use crate::run::Finding;
 use crate::scripts::Scripts;
@@ -97,6 +98,8 @@ pub(crate) enum Task {
     Grow,
     /// A server that was asked to let its store grow loses power.
     CutGrowing(usize),
+    /// The user may roll the volume back.
+    RollBack,
     /// The next scene of a script, if it is still that one's turn.
     Script(u64),
 }
@@ -166,6 +169,7 @@ pub(crate) struct Sim {
     pub(crate) clones: Clones,
     /// If there is somebody who lets stores grow.
     pub(crate) growths: Option<Growths>,
+    pub(crate) rollbacks: Option<Rollbacks>,
     /// When eras began, in the oracle's time.
     pub(crate) eras: BTreeMap<u32, u64>,
     pub(crate) next_op: u64,
@@ -232,6 +236,7 @@ impl Sim {
             rotting: Rotting::draw(seed),
             clones: Clones::draw(seed),
             growths,
+            rollbacks: Rollbacks::draw(seed),
             upkept: Upkept::default(),
             backups: Backups::draw(Prng::new(seed ^ BACKUP_SEED), scripts.restores()),
             scripts,
@@ -450,6 +455,7 @@ impl Sim {
             Task::WriteOver(block) => self.write_over(block),
             Task::Grow => self.on_grow(),
             Task::CutGrowing(server) => self.cut_while_it_grows(server),
+            Task::RollBack => self.on_roll_back(),
             Task::Script(of) => self.on_script(of),
             Task::Boot(Party::Operator) => unreachable!("people do not boot"),
         }
@@ -494,6 +500,7 @@ impl Sim {
             | Task::Restore
             | Task::Grow
             | Task::CutGrowing(_)
+            | Task::RollBack
             | Task::Script(_) => {
                 return None;
             }

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use ubs_verify::MayShow;
 
 /// Snapshots that the volume has at most.
-const SNAPSHOTS_MAX: usize = 4;
+pub(crate) const SNAPSHOTS_MAX: usize = 4;
 /// Blocks that are discarded at a time in the end.
 const DISCARD_BLOCKS: usize = 1024;
 
@@ -70,6 +70,9 @@ impl Sim {
         (generation, step): (Generation, SnapshotStep),
     ) {
         self.say(format_args!("{party:?}: {generation} {step:?}"));
+        if let SnapshotStep::Complete { .. } = step {
+            self.rollback_may_write(generation);
+        }
         let volume = VOLUME;
         let command = match step {
             SnapshotStep::Held => Command::HoldSnapshot {
@@ -146,17 +149,25 @@ impl Sim {
         if !complete.is_empty() && (complete.len() >= SNAPSHOTS_MAX || user.chance(1, 3)) {
             let which = complete[index(user, complete.len())];
             self.delete_snapshot(which);
-        } else if self.recorded().pending_snapshot().is_none() {
+        } else if self.recorded().pending_snapshot().is_none() && self.recorded().rollback.is_none()
+        {
             self.make_snapshot();
         }
     }
 
-    /// Complete ones that were not deleted: such as are kept for clones are the user's no more.
+    /// Complete ones that were not deleted, such as are kept for clones are the user's no more, and that no
+    /// rollback reads.
     pub(crate) fn deletable_snapshots(&self) -> Vec<Generation> {
         let volume = self.recorded();
         let complete = volume.generations();
         let all = complete.complete();
-        all.filter(|g| !volume.kept.contains_key(g)).collect()
+        let reads = |g: &Generation| {
+            volume
+                .rollback
+                .is_some_and(|r| r.to == *g || r.before == *g)
+        };
+        all.filter(|g| !volume.kept.contains_key(g) && !reads(g))
+            .collect()
     }
 
     /// What a complete snapshot shows, by block; zero elsewhere.
@@ -170,7 +181,8 @@ impl Sim {
         self.found.is_none().then(|| snapshot.image.clone())
     }
 
-    fn make_snapshot(&mut self) {
+    /// Notes what the snapshot may show that is made next.
+    pub(crate) fn note_snapshot(&mut self) -> Generation {
         let generation = self.recorded().head;
         let made = Snapshot {
             may: self.oracle.may_show(),
@@ -180,19 +192,24 @@ impl Sim {
             completed: None,
             image: BTreeMap::new(),
         };
+        self.snapshots.all.insert(generation, made);
+        self.rare.note(Rare::SnapshotMade);
+        generation
+    }
+
+    fn make_snapshot(&mut self) {
+        let generation = self.note_snapshot();
         let command = Command::CreateSnapshot {
             volumes: [VOLUME].into(),
             name: name_of(generation),
         };
         let reply = self.tell_metad(command);
         if reply != Reply::Done {
-            return self.find(format!("the snapshot {generation} is not made: {reply:?}"));
+            self.find(format!("the snapshot {generation} is not made: {reply:?}"));
         }
-        self.rare.note(Rare::SnapshotMade);
-        self.snapshots.all.insert(generation, made);
     }
 
-    fn delete_snapshot(&mut self, generation: Generation) {
+    pub(crate) fn delete_snapshot(&mut self, generation: Generation) {
         self.check_snapshot(generation, "when it is deleted");
         let (snapshot, volume) = (generation, VOLUME);
         let reply = self.tell_metad(Command::DeleteSnapshot { volume, generation });
@@ -371,7 +388,7 @@ impl Sim {
 }
 
 /// How the user calls it.
-fn name_of(generation: Generation) -> String {
+pub(crate) fn name_of(generation: Generation) -> String {
     format!("s{}", generation.0)
 }
 

@@ -115,11 +115,12 @@ impl Sim {
     fn upkeep_begins(&mut self, index: usize) {
         let upkeep = &mut self.servers[index].upkeep;
         let grant = upkeep.grant.take().expect("it was just granted");
-        let (volume, epoch) = (grant.volume, grant.epoch);
+        let (volume, epoch, rollback) = (grant.volume, grant.epoch, grant.rollback);
         upkeep.has = Some((volume, epoch));
         let limit = self.plan.options.resilver_bytes_per_s_max;
-        let grant = volume::AttachGrant::new(*grant, hosting::options(limit));
-        self.order(index, Order::Maintain(Box::new(grant)));
+        let options = hosting::options(limit, rollback);
+        let grant = volume::AttachGrant::new(*grant, options);
+        self.order(index, Order::Maintain(Box::new(grant), rollback));
         if volume == VOLUME {
             self.pass(Prey::Attach);
         }
@@ -143,9 +144,9 @@ impl Sim {
         let upkeep = &mut self.servers[index].upkeep;
         let step = match (&ask.command, reply) {
             (Command::Maintain { volume, .. }, Reply::Granted(grant)) => {
-                let epoch = grant.epoch;
+                let (epoch, rollback) = (grant.epoch, grant.rollback);
                 upkeep.grant = Some(grant);
-                let step = upkeep.machine.on_granted(now, *volume, epoch);
+                let step = upkeep.machine.on_granted(now, *volume, (epoch, rollback));
                 self.rare.note(Rare::Maintained);
                 if *volume == VOLUME {
                     self.record_upkeep();
@@ -178,7 +179,11 @@ impl Sim {
                 None
             }
             // Recorded, or no longer ours to tell.
-            (_, Reply::Done | Reply::Fenced { .. }) if ask.why == Why::Snapshot => None,
+            (_, Reply::Done | Reply::Fenced { .. })
+                if matches!(ask.why, Why::Snapshot | Why::RolledBack) =>
+            {
+                None
+            }
             (_, reply) => {
                 let why = ask.why;
                 self.find(format!("server {index}: {why:?} answered by {reply:?}"));
@@ -235,6 +240,14 @@ impl Sim {
                 ..
             } => self.tell_of_snapshot(Party::Server(index), epoch, (generation, step)),
             MaintenanceNews::Progress { .. } => {}
+            MaintenanceNews::Rolling { volume, percent } => {
+                let now = self.moment();
+                let machine = &mut self.servers[index].upkeep.machine;
+                machine.on_rolling(now, volume, percent);
+            }
+            MaintenanceNews::RolledBack {
+                epoch, rollback, ..
+            } => self.tell_rolled_back(index, epoch, rollback),
             MaintenanceNews::Resilvered { .. } => self.rare.note(Rare::MaintenanceResilvered),
             MaintenanceNews::Ended { volume, how } => self.on_upkeep_ended(index, volume, &how),
         }
@@ -278,7 +291,9 @@ impl Sim {
 
     fn upkeep_has_compared(&mut self, index: usize) {
         self.upkept.equal = self.servers[index].upkeep.has.map(|(_, epoch)| epoch);
-        self.prove_members_equal("compared");
+        if !self.is_rolling() {
+            self.prove_members_equal("compared");
+        }
     }
 
     fn on_upkeep_ended(&mut self, index: usize, volume: VolumeId, how: &Ending) {
@@ -340,7 +355,10 @@ impl Sim {
         let out: Vec<StoreId> = volume.out_of_sync().collect();
         let nothing = !out.is_empty() && !out.iter().any(there);
         let pending = volume.pending_snapshot().is_some();
-        if (members && (pending || !nothing)) || self.control.chance(1, 4) {
+        if volume.rollback.is_some()
+            || (members && (pending || !nothing))
+            || self.control.chance(1, 4)
+        {
             return Ok(());
         }
         let (why, remedy) = ("a store of the volume does not report", "wait for it");

@@ -9,13 +9,14 @@ use serde_json::json;
 use shardmap::units::{BLOCK_BYTES, ServerId, ShardIndex};
 use std::collections::BTreeMap;
 
-/// One word: `creating`, `deleting`, `detached`, `attaching`, `online`, `degraded`, `stalled`,
+/// One word: `creating`, `deleting`, `rolling-back`, `detached`, `attaching`, `online`, `degraded`, `stalled`,
 /// `failed`, `open`, `unknown` (attached, and its host does not report).
 pub(crate) fn state(v: &VolumeView) -> String {
     let degraded = v.slices.iter().any(|s| !s.in_sync);
     let word = match v.phase {
         Phase::Creating => "creating",
         Phase::Deleting => "deleting",
+        Phase::RollingBack => "rolling-back",
         Phase::Ready if v.open_access => "open",
         Phase::Ready if v.held_by.is_empty() && v.desired_on.is_empty() => {
             if degraded {
@@ -102,7 +103,9 @@ fn lines(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<String> {
     if is_idle(v) {
         lines.push("nobody has it attached, and nobody is asked to".into());
     }
-    if !v.maintained_by.is_empty() {
+    if v.phase == Phase::RollingBack {
+        lines.push(rollback(v));
+    } else if !v.maintained_by.is_empty() {
         let by = &v.maintained_by;
         lines.push(format!("storaged on {by} brings it up to date meanwhile"));
     }
@@ -140,9 +143,22 @@ fn growth(v: &VolumeView) -> String {
     )
 }
 
+/// What a volume that is being rolled back waits for, and who waits for it.
+pub(crate) fn rollback(v: &VolumeView) -> String {
+    let (to, by) = (&v.rolls_back_to, &v.maintained_by);
+    let what = format!("it is being rolled back to {to}; storaged on {by} does it");
+    match v.desired_on.as_str() {
+        "" => format!("{what}; until then nobody can attach it"),
+        host => format!("{what}; until then nobody can attach it, and {host} waits for it"),
+    }
+}
+
 fn pending_snapshot(v: &VolumeView) -> String {
     let who = match (v.held_by.as_str(), v.maintained_by.as_str()) {
         ("", "") => format!("{} does it when it has attached the volume", v.desired_on),
+        ("", by) if v.phase == Phase::RollingBack => {
+            format!("storaged on {by} does it before it rolls back")
+        }
         ("", by) => format!("storaged on {by} does it, with every in-sync store there"),
         (host, _) => format!("clientd on {host} does it"),
     };
@@ -188,10 +204,11 @@ pub(crate) fn matters(v: &VolumeView, resilvers: &[ResilverView]) -> Vec<Matter>
                 .collect()
         }
         Phase::Ready => {
-            let out = v.slices.iter().filter(|s| !s.in_sync);
-            let out = out.map(|s| out_of_sync(v, s, resilvers));
+            let out = all_out_of_sync(v, resilvers);
             attachment(v).into_iter().chain(out).collect()
         }
+        // A host that is to attach it waits as it should.
+        Phase::RollingBack => all_out_of_sync(v, resilvers).collect(),
     }
 }
 
@@ -230,6 +247,11 @@ fn cure(s: &SliceView) -> String {
             format!("{server} does not report: start storaged there")
         }
     }
+}
+
+fn all_out_of_sync(v: &VolumeView, resilvers: &[ResilverView]) -> impl Iterator<Item = Matter> {
+    let out = v.slices.iter().filter(|s| !s.in_sync);
+    out.map(|s| out_of_sync(v, s, resilvers))
 }
 
 fn out_of_sync(v: &VolumeView, s: &SliceView, resilvers: &[ResilverView]) -> Matter {
@@ -375,6 +397,7 @@ pub(crate) mod test {
             snapshots: 0,
             pending_snapshot: String::new(),
             pending_for: String::new(),
+            rolls_back_to: String::new(),
             shows: String::new(),
             clone_of: String::new(),
         }
@@ -408,6 +431,45 @@ pub(crate) mod test {
         v.pending_for.clear();
         (v.held_by, v.desired_on, v.maintained_by) = (String::new(), String::new(), "s1".into());
         assert!(said(&v).contains("storaged on s1 does it"), "{}", said(&v));
+    }
+
+    /// `v`, which nobody has and which a storaged rolls back.
+    pub(crate) fn rolling_back(in_sync: [bool; 3]) -> VolumeView {
+        let mut v = volume(in_sync);
+        v.phase = Phase::RollingBack;
+        (v.held_by, v.desired_on) = (String::new(), String::new());
+        (v.rolls_back_to, v.maintained_by) = ("good".into(), "s1".into());
+        v.report.as_mut().unwrap().health = VolumeHealth::Degraded;
+        v
+    }
+
+    #[test]
+    fn a_rollback_names_who_does_it_how_far_it_is_and_who_waits_for_it() {
+        let mut v = rolling_back([true; 3]);
+        v.report.as_mut().unwrap().note = "rolling back, 40 %".into();
+        let first = [
+            "volume v is rolling-back, 3/3 in sync",
+            "it is being rolled back to good; storaged on s1 does it; until then nobody can attach it",
+            "s1 says: rolling back, 40 %",
+        ];
+        assert_eq!(lines(&v, &[]), first);
+        v.desired_on = "h".into();
+        assert_eq!(matters(&v, &[]), []);
+        let second = format!("{}, and h waits for it", first[1]);
+        assert_eq!(lines(&v, &[]), [first[0], &second, first[2]]);
+    }
+
+    #[test]
+    fn a_rollback_first_completes_what_is_kept_and_goes_on_without_a_store_that_is_away() {
+        let mut v = rolling_back([true, true, false]);
+        v.slices[1].liveness = Liveness::Offline;
+        v.pending_snapshot = "bad".into();
+        let text = lines(&v, &[]).join("\n");
+        let first = "snapshot bad is not complete yet; storaged on s1 does it before it rolls back";
+        assert!(text.contains(first), "{text}");
+        let found: Vec<String> = matters(&v, &[]).into_iter().map(|m| m.what).collect();
+        let out = "store-3 on s3 is out of sync because s3 does not report";
+        assert_eq!(found, [out]);
     }
 
     #[test]

@@ -334,6 +334,8 @@ impl Replicator {
         if !catch_up.awaiting.is_empty() {
             return;
         }
+        self.moves += 1;
+        let catch_up = self.catch_up_mut();
         let (target, mut present) = (catch_up.target, std::mem::take(&mut catch_up.present));
         let leg = self.leg(target);
         if !leg.facts.incomplete {

@@ -212,6 +212,7 @@ impl Replicator {
     }
 
     fn copy_done(&mut self, id: CopyId, out: &mut Outbox) {
+        self.moves += 1;
         let copy = &self.copies[&id];
         let (range, done) = (copy.range, copy.done);
         match copy.purpose {

@@ -334,6 +334,8 @@ impl Replicator {
         if !rs.awaiting.is_empty() {
             return;
         }
+        self.moves += 1;
+        let rs = self.resilver_mut();
         let (target, mut present) = (rs.target, std::mem::take(&mut rs.present));
         let undecided = std::mem::take(&mut rs.undecided);
         if !self.is_blank(target) {

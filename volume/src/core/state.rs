@@ -259,6 +259,8 @@ pub struct Replicator {
     pub(super) pending: Option<Pending>,
     pub(super) hearing: super::hear::Hearing,
     pub(super) phase: Phase,
+    /// Copies that were done and windows that were looked at for them.
+    pub(super) moves: u64,
     pub(super) now: Moment,
     pub(super) legs: Vec<Leg>,
     pub(super) all: Members,
@@ -335,6 +337,7 @@ impl Replicator {
             pending: None,
             hearing: super::hear::Hearing::default(),
             phase: Phase::New,
+            moves: 0,
             now: Moment::default(),
             all,
             copysets,
@@ -544,6 +547,11 @@ impl Replicator {
     /// Regions that wait for reconciliation.
     pub fn regions_to_reconcile(&self) -> u64 {
         self.reconcile.regions.len_regions()
+    }
+
+    /// Copies that were done and windows that were looked at for them.
+    pub const fn moves(&self) -> u64 {
+        self.moves
     }
 }
 

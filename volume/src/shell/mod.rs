@@ -421,6 +421,7 @@ impl Volumes {
             generations: core.known_generations().clone(),
             serving: core.is_serving(),
             regions_to_reconcile: core.regions_to_reconcile(),
+            moves: core.moves(),
             stores: stores.collect(),
             counters: hosted.counters,
         })

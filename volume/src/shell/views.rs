@@ -48,6 +48,7 @@ impl Volumes {
             generations: VolumeGenerations::default(),
             serving: core.is_serving(),
             regions_to_reconcile: 0,
+            moves: 0,
             stores: stores.collect(),
             counters: hosted.counters,
         }

@@ -101,6 +101,14 @@ impl Step<'_> {
                 format!("ask for it with `ubsctl volume attach {name} --on {asker}`"),
             ));
         }
+        if volume.phase == Phase::RollingBack {
+            let name = volume.name.clone();
+            return Err(Refusal::new(
+                RefusalCode::NotReady,
+                format!("volume {name} is being rolled back"),
+                format!("wait; `ubsctl volume explain {name}` says how far it is"),
+            ));
+        }
         if volume.phase != Phase::Ready {
             let name = volume.name.clone();
             return Err(Refusal::new(
@@ -135,6 +143,7 @@ impl Step<'_> {
             min_in_sync: volume.min_in_sync,
             slices: slice_addresses(self.state, volume),
             view: volume.origin.map(|origin| origin.generation),
+            rollback: volume.rollback,
         }
     }
 

@@ -68,6 +68,7 @@ impl Step<'_> {
             clone_of: Some(origin),
             kept: BTreeMap::new(),
             forsaken: false,
+            rollback: None,
         };
         let slices = self.mint_slices(id, &stores, &promised);
         self.state.volumes.insert(id, Volume { slices, ..volume });

@@ -1,6 +1,6 @@
 //! Turns changes into the bounded event log, with the names of the moment.
 
-use super::super::command::{Change, EventRecord, SnapshotFate, Subject};
+use super::super::command::{Change, EventRecord, RollbackFate, SnapshotFate, Subject};
 use super::super::limits;
 use super::super::model::{HostId, Origin, SpaceLimits, Standing, State};
 use shardmap::units::{Epoch, MembershipSeq, ServerId, StoreId, VolumeId};
@@ -130,6 +130,7 @@ fn tell(state: &State, change: &Change) -> Told {
         Change::LineageBegan(lineage) => lineage_began(*lineage),
         Change::MembershipVerified { volume, seq, isr } => verified(state, *volume, *seq, isr),
         Change::Snapshot(id, name, fate) => snapshot(state, *id, name, *fate),
+        Change::Rollback(id, to, fate) => rollback(state, *id, to, *fate),
         Change::ViewCreated(id) | Change::CloneCreated(id) => of_snapshot(state, *id),
         Change::VolumeGrowing(id, to) => grown(state, *id, "VolumeGrowing", "is to have", *to),
         Change::VolumeGrown(id, to) => grown(state, *id, "VolumeGrown", "has", *to),
@@ -195,6 +196,27 @@ fn snapshot(state: &State, id: VolumeId, name: &str, fate: SnapshotFate) -> Told
     let of = state.volume_name(id);
     let text = format!("snapshot {of}@{name} {what}");
     (Subject::Volume(id), kind, text)
+}
+
+fn rollback(state: &State, id: VolumeId, to: &str, fate: RollbackFate) -> Told {
+    let (kind, what) = match fate {
+        RollbackFate::Begun => (
+            "RollbackBegun",
+            format!("is to show what its snapshot {to} shows"),
+        ),
+        RollbackFate::Completed => (
+            "RollbackCompleted",
+            format!("shows what its snapshot {to} shows"),
+        ),
+        RollbackFate::Abandoned => (
+            "RollbackAbandoned",
+            format!(
+                "was being rolled back to {to} when the backup was made that metad was restored from; \
+                 if that was never completed, roll it back again before it is used"
+            ),
+        ),
+    };
+    volume(state, id, kind, &what)
 }
 
 fn grown(state: &State, id: VolumeId, kind: &'static str, what: &str, bytes: u64) -> Told {

@@ -14,10 +14,14 @@ use shardmap::canary::{Mechanism, stands};
 use shardmap::units::{Nsid, ServerId, StoreId, VolumeId};
 use std::collections::BTreeSet;
 
-/// Whether a storaged may have the volume: nobody else does, and its membership is sure.
+/// Whether a storaged may have the volume: nobody else does, or can, and its membership is sure.
 fn is_eligible(volume: &Volume) -> bool {
-    let idle = volume.desired.is_none() && volume.attachment.is_none();
-    volume.phase == Phase::Ready && volume.verified && idle && !volume.open_access
+    let idle = match volume.phase {
+        Phase::Ready => volume.desired.is_none() && volume.attachment.is_none(),
+        Phase::RollingBack => true,
+        Phase::Creating | Phase::Deleting => false,
+    };
+    idle && volume.verified && !volume.open_access
 }
 
 /// Servers with an in-sync store of the volume: one of them reads at least that part without the
@@ -48,7 +52,9 @@ fn wanted_of(
     let before = volume.maintenance;
     let known = |server| state.servers.contains_key(&server);
     let at_work = before.is_some_and(|m| m.epoch.is_some() && known(m.server));
-    let whole = volume.out_of_sync().next().is_none() && !volume.has_unfinished_snapshot();
+    let whole = volume.out_of_sync().next().is_none()
+        && !volume.has_unfinished_snapshot()
+        && volume.rollback.is_none();
     if !is_eligible(volume) || (whole && !at_work && !blank) {
         return None;
     }

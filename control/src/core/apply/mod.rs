@@ -12,6 +12,7 @@ mod group;
 mod grow;
 mod maintenance;
 mod restore;
+mod rollback;
 mod snapshot;
 mod view;
 mod volume;
@@ -189,6 +190,35 @@ impl Step<'_> {
             Command::AssignMaintenance { volume, server } => {
                 self.assign_maintenance(volume, server)
             }
+            Command::CreateSnapshot { .. }
+            | Command::CompleteSnapshot { .. }
+            | Command::HoldSnapshot { .. }
+            | Command::DeleteSnapshot { .. }
+            | Command::CreateView { .. }
+            | Command::CreateClone { .. }
+            | Command::RollBack { .. }
+            | Command::CompleteRollback { .. } => self.dispatch_snapshot(command),
+            Command::GrowVolume { volume, size_bytes } => self.grow_volume(volume, size_bytes),
+            Command::SetSpaceLimits(new) => self.set_space_limits(new),
+            Command::Note { subject, text } => self.note(subject, text),
+            Command::AddHost(new) => self.add_host(new),
+            Command::RemoveHost { host } => self.remove_host(host),
+            Command::RemoveStore { store } => self.remove_store(store),
+            Command::RemoveServer { server } => self.remove_server(server),
+            Command::BeginLineage { lineage } => self.begin_lineage(lineage),
+            Command::VerifyMembership {
+                volume,
+                epoch,
+                seq,
+                found_seq,
+                isr,
+            } => self.verify_membership(volume, epoch, seq, (found_seq, isr)),
+        }
+    }
+
+    /// `command`: one about snapshots and what is made of them.
+    fn dispatch_snapshot(&mut self, command: Command) -> Result<Reply, Refusal> {
+        match command {
             Command::CreateSnapshot { volumes, name } => self.create_snapshot(volumes, &name),
             Command::CompleteSnapshot {
                 volume,
@@ -206,21 +236,43 @@ impl Step<'_> {
             }
             Command::CreateView { id, name, origin } => self.create_view(id, name, origin),
             Command::CreateClone { id, name, origin } => self.create_clone(id, name, origin),
-            Command::GrowVolume { volume, size_bytes } => self.grow_volume(volume, size_bytes),
-            Command::SetSpaceLimits(new) => self.set_space_limits(new),
-            Command::Note { subject, text } => self.note(subject, text),
-            Command::AddHost(new) => self.add_host(new),
-            Command::RemoveHost { host } => self.remove_host(host),
-            Command::RemoveStore { store } => self.remove_store(store),
-            Command::RemoveServer { server } => self.remove_server(server),
-            Command::BeginLineage { lineage } => self.begin_lineage(lineage),
-            Command::VerifyMembership {
+            Command::RollBack {
+                volume,
+                to,
+                keep_as,
+            } => self.roll_back(volume, to, &keep_as),
+            Command::CompleteRollback {
                 volume,
                 epoch,
-                seq,
-                found_seq,
-                isr,
-            } => self.verify_membership(volume, epoch, seq, (found_seq, isr)),
+                rollback,
+            } => self.complete_rollback(volume, epoch, rollback),
+            Command::InitCluster { .. }
+            | Command::RegisterServer(_)
+            | Command::RegisterStore(_)
+            | Command::RegisterHost(_)
+            | Command::SetServerStanding { .. }
+            | Command::CreateVolume(_)
+            | Command::DeleteVolume { .. }
+            | Command::ConfirmSlice { .. }
+            | Command::ConfirmSliceGone { .. }
+            | Command::ReportBlankSlice { .. }
+            | Command::SetDesiredAttachment { .. }
+            | Command::ClearDesiredAttachment { .. }
+            | Command::Attach { .. }
+            | Command::Detach { .. }
+            | Command::ForceDetach { .. }
+            | Command::SetIsr { .. }
+            | Command::Maintain { .. }
+            | Command::AssignMaintenance { .. }
+            | Command::GrowVolume { .. }
+            | Command::SetSpaceLimits(_)
+            | Command::Note { .. }
+            | Command::AddHost(_)
+            | Command::RemoveHost { .. }
+            | Command::RemoveStore { .. }
+            | Command::RemoveServer { .. }
+            | Command::BeginLineage { .. }
+            | Command::VerifyMembership { .. } => unreachable!("dispatched by the caller"),
         }
     }
 

@@ -13,6 +13,7 @@ use super::super::command::{Change, Reply, SnapshotFate};
 use super::super::limits;
 use super::super::model::{Phase, Snapshot, Volume};
 use super::super::refusal::{Refusal, RefusalCode};
+use super::rollback::not_rolled_back_to;
 use super::view::{not_a_view, not_shown};
 use super::{Step, check_name};
 use shardmap::generations::{SNAPSHOTS_MAX, SnapshotState};
@@ -25,21 +26,7 @@ impl Step<'_> {
         volumes: BTreeSet<VolumeId>,
         name: &str,
     ) -> Result<Reply, Refusal> {
-        check_name("snapshot", name)?;
-        if !(1..=limits::SNAPSHOT_GROUP_MAX).contains(&volumes.len()) {
-            return Err(Refusal::invalid(
-                format!("a snapshot of {} volumes", volumes.len()),
-                format!("name 1 to {}", limits::SNAPSHOT_GROUP_MAX),
-            ));
-        }
-        let have = self.state.snapshot_count();
-        if have + volumes.len() > limits::SNAPSHOTS_CLUSTER_MAX {
-            return Err(Refusal::new(
-                RefusalCode::Limit,
-                format!("the cluster has {have} snapshots, and no room for more"),
-                format!("delete some; it can have {}", limits::SNAPSHOTS_CLUSTER_MAX),
-            ));
-        }
+        self.check_snapshot(name, volumes.len())?;
         for id in &volumes {
             let volume = self.state.volumes.get(id);
             let volume = volume.ok_or_else(|| Refusal::not_found("volume", id))?;
@@ -56,7 +43,27 @@ impl Step<'_> {
         Ok(Reply::Done)
     }
 
-    fn begin_snapshot(&mut self, id: VolumeId, name: &str) -> Generation {
+    /// Whether a snapshot can have the name, and the cluster so many more.
+    pub(super) fn check_snapshot(&self, name: &str, volumes: usize) -> Result<(), Refusal> {
+        check_name("snapshot", name)?;
+        if !(1..=limits::SNAPSHOT_GROUP_MAX).contains(&volumes) {
+            return Err(Refusal::invalid(
+                format!("a snapshot of {volumes} volumes"),
+                format!("name 1 to {}", limits::SNAPSHOT_GROUP_MAX),
+            ));
+        }
+        let have = self.state.snapshot_count();
+        if have + volumes > limits::SNAPSHOTS_CLUSTER_MAX {
+            return Err(Refusal::new(
+                RefusalCode::Limit,
+                format!("the cluster has {have} snapshots, and no room for more"),
+                format!("delete some; it can have {}", limits::SNAPSHOTS_CLUSTER_MAX),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn begin_snapshot(&mut self, id: VolumeId, name: &str) -> Generation {
         let created_unix_ms = self.at_unix_ms;
         let volume = self.state.volumes.get_mut(&id).expect("checked before");
         let generation = volume.head;
@@ -130,6 +137,7 @@ impl Step<'_> {
         if snapshot.state == SnapshotState::Pending {
             return Err(still_pending(volume, snapshot));
         }
+        not_rolled_back_to(volume, generation)?;
         let name = snapshot.name.clone();
         not_shown(self.state, id, Some(generation))?;
         let has_clones = self.state.clones_of(id, Some(generation)).next().is_some();
@@ -140,8 +148,12 @@ impl Step<'_> {
             self.say(Change::Snapshot(id, name, SnapshotFate::Kept));
             return Ok(Reply::Done);
         }
+        let rolls_back = volume.rollback.is_some();
         self.say(Change::Snapshot(id, name, SnapshotFate::Deleted));
         self.generations_moved(id);
+        if rolls_back {
+            self.hurry_maintenance(id); // there may be room for it now
+        }
         Ok(Reply::Done)
     }
 
@@ -156,17 +168,27 @@ impl Step<'_> {
     }
 }
 
-/// Whether the volume can have another snapshot, of this name.
+/// Whether somebody can have a snapshot of the volume, of this name.
 fn may_snapshot(volume: &Volume, name: &str) -> Result<(), Refusal> {
+    if volume.phase != Phase::Ready {
+        return Err(not_ready(volume));
+    }
+    may_keep_another(volume, name)
+}
+
+pub(super) fn not_ready(volume: &Volume) -> Refusal {
+    let of = &volume.name;
+    Refusal::new(
+        RefusalCode::NotReady,
+        format!("volume {of} still waits for slices, is being rolled back, or is being deleted"),
+        format!("see `ubsctl volume explain {of}`"),
+    )
+}
+
+/// Whether the volume can have another snapshot, of this name, wherever it is in its life.
+pub(super) fn may_keep_another(volume: &Volume, name: &str) -> Result<(), Refusal> {
     let of = &volume.name;
     not_a_view(volume, "has no snapshots of its own")?;
-    if volume.phase != Phase::Ready {
-        return Err(Refusal::new(
-            RefusalCode::NotReady,
-            format!("volume {of} still waits for slices, or is being deleted"),
-            format!("see `ubsctl volume explain {of}`"),
-        ));
-    }
     if volume.open_access {
         return Err(Refusal::invalid(
             format!("volume {of} is open to standard NVMe hosts, which know nothing of snapshots"),
@@ -207,7 +229,7 @@ fn may_snapshot(volume: &Volume, name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn still_pending(volume: &Volume, snapshot: &Snapshot) -> Refusal {
+pub(super) fn still_pending(volume: &Volume, snapshot: &Snapshot) -> Refusal {
     let (of, name) = (&volume.name, &snapshot.name);
     if snapshot.abandoned {
         return Refusal::new(

@@ -44,6 +44,7 @@ impl Step<'_> {
             clone_of: None,
             kept: BTreeMap::new(),
             forsaken: false,
+            rollback: None,
         };
         self.state.volumes.insert(id, view);
         self.say(Change::ViewCreated(id));
@@ -65,7 +66,8 @@ pub(super) fn complete_snapshot(state: &State, origin: Origin) -> Result<&Volume
             format!("see `ubsctl snapshot ls {}`", of.name),
         )
     })?;
-    if of.phase != Phase::Ready || snapshot.state != SnapshotState::Complete {
+    let is_there = matches!(of.phase, Phase::Ready | Phase::RollingBack);
+    if !is_there || snapshot.state != SnapshotState::Complete {
         return Err(Refusal::new(
             RefusalCode::NotReady,
             format!("snapshot {}@{} is not complete", of.name, snapshot.name),

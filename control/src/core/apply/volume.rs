@@ -219,6 +219,7 @@ impl Step<'_> {
             clone_of: None,
             kept: BTreeMap::new(),
             forsaken: false,
+            rollback: None,
         };
         self.state.volumes.insert(new.id, volume);
         self.wake_stores(new.id);
@@ -309,7 +310,8 @@ impl Step<'_> {
             self.say(Change::VolumeGone(id, name));
             return Ok(Reply::Done);
         }
-        self.state.volumes.get_mut(&id).expect("just read").phase = Phase::Deleting;
+        let volume = self.state.volumes.get_mut(&id).expect("just read");
+        (volume.phase, volume.rollback) = (Phase::Deleting, None);
         self.touch(id);
         self.wake_stores(id);
         self.say(Change::VolumeDeleting(id));
@@ -348,7 +350,7 @@ impl Step<'_> {
         let slices = volume.slices.iter().map(|n| &self.state.slices[n]);
         let mut in_sync = slices.filter(|s| volume.isr.contains(&s.store));
         let all = in_sync.all(|s| s.confirmed);
-        if is_new && volume.phase == Phase::Ready {
+        if is_new && matches!(volume.phase, Phase::Ready | Phase::RollingBack) {
             // Of a clone, on a store that was behind: now it can be brought up to date.
             self.hurry_maintenance(id);
         } else if all && volume.phase == Phase::Creating {

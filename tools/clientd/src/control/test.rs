@@ -171,9 +171,11 @@ fn a_volume_that_was_taken_away_and_is_wanted_again_is_detached_first() {
         control.pursue(HOST, VOLUME);
         assert!(is_generations(control.orders.recv()), "nothing has ended");
         end_attachment(&mut control, Epoch(1));
+        has_snapshot(&mut control, SnapshotState::Pending);
         control.pursue(HOST, VOLUME);
         let is_detach = |order| matches!(order, Some(Order::Detach { volume: VOLUME }));
         assert!(is_detach(control.orders.recv()));
+        assert!(control.orders.recv().is_none(), "it completes no snapshot");
         refuse(&mut control);
         control.on_outcome(HOST, Outcome::DetachAgain(VOLUME));
         assert!(is_detach(control.orders.recv()), "until it is not in use");
@@ -206,6 +208,7 @@ fn granted() -> control::core::AttachGrant {
         min_in_sync: 1,
         slices: Vec::new(),
         view: None,
+        rollback: None,
     }
 }
 
@@ -244,6 +247,7 @@ fn a_device_that_keeps_its_size_is_told_whenever_nothing_else_is() {
         generations: VolumeGenerations::default(),
         serving: true,
         regions_to_reconcile: 0,
+        moves: 0,
         stores: BTreeMap::new(),
         counters: VolumeCounters::default(),
     };

@@ -17,26 +17,28 @@ fn desired(volumes: &[(u8, u64)]) -> Vec<DesiredMaintenance> {
         name: format!("v{n}"),
         due_index,
         generations: VolumeGenerations::default(),
+        rollback: None,
     };
     volumes.iter().map(one).collect()
 }
 
 /// Two stores, the second of which is as given.
-fn status(state: StoreState, dirty_blocks: u64) -> VolumeStatus {
-    let store = |state, dirty_blocks| StoreStatus {
+fn status(state: StoreState, moves: u64) -> VolumeStatus {
+    let store = |state| StoreStatus {
         state,
         incarnation: None,
-        dirty_blocks,
+        dirty_blocks: 0,
         outstanding: 0,
     };
-    let first = (StoreId(1), store(StoreState::InSync, 0));
-    let second = (StoreId(2), store(state, dirty_blocks));
+    let first = (StoreId(1), store(StoreState::InSync));
+    let second = (StoreId(2), store(state));
     VolumeStatus {
         epoch: Epoch(5),
         seq: MembershipSeq(1),
         isr: [StoreId(1)].into(),
         serving: true,
         regions_to_reconcile: 0,
+        moves,
         generations: VolumeGenerations::default(),
         stores: [first, second].into(),
         counters: VolumeCounters::default(),
@@ -49,7 +51,7 @@ fn working() -> Maintenance {
     let step = it.on_desire(ms(0), desired(&[(1, 7), (2, 7)]));
     assert_eq!(step, Some(Step::Ask(id(1))));
     assert_eq!(it.on_desire(ms(0), desired(&[(1, 7), (2, 7)])), None);
-    let step = it.on_granted(ms(0), id(1), Epoch(5));
+    let step = it.on_granted(ms(0), id(1), (Epoch(5), None));
     assert_eq!(step, Some(Step::Host(id(1))));
     it
 }
@@ -96,9 +98,9 @@ fn a_volume_that_does_not_move_makes_room_and_comes_back_after_a_pause() {
 #[test]
 fn whatever_moves_is_left_alone_for_as_long_as_it_takes() {
     let mut it = working();
-    for left in (0..100).rev() {
-        let now = ms((100 - left) * (STILL_MS - 1));
-        let copying = status(StoreState::Resilvering, left);
+    for moves in 1..=100 {
+        let now = ms(moves * (STILL_MS - 1));
+        let copying = status(StoreState::Resilvering, moves);
         assert_eq!(it.on_status(now, id(1), Some(&copying)), None);
     }
 }
@@ -130,7 +132,7 @@ fn a_volume_that_is_not_wanted_any_more_is_let_go_whatever_its_stage() {
     assert_eq!(step, Some(Step::TellGone(id(1), Epoch(5))));
     assert_eq!(it.on_told(ms(2), id(1)), Some(Step::Ask(id(2))));
     assert_eq!(it.on_desire(ms(3), Vec::new()), None, "metad was asked");
-    let step = it.on_granted(ms(4), id(2), Epoch(6));
+    let step = it.on_granted(ms(4), id(2), (Epoch(6), None));
     assert_eq!(step, Some(Step::TellGone(id(2), Epoch(6))));
 }
 
@@ -169,4 +171,53 @@ fn a_volume_stays_until_metad_has_recorded_its_snapshot() {
     assert_eq!(it.on_desire(ms(3), with(SnapshotState::Complete)), None);
     let step = it.on_status(ms(4), id(1), Some(&whole));
     assert_eq!(step, Some(Step::LetGo(id(1))));
+}
+
+#[test]
+fn a_volume_that_is_to_be_rolled_back_is_taken_anew_and_stays_until_metad_has_recorded_that() {
+    let mut it = working();
+    let rolled_back = |to| {
+        let mut wanted = desired(&[(1, 8)]);
+        wanted[0].rollback = Some(Rollback {
+            to: Generation(to),
+            before: Generation(4),
+        });
+        wanted
+    };
+    let step = it.on_desire(ms(1), rolled_back(1));
+    assert_eq!(step, Some(Step::LetGo(id(1))));
+    it.on_ended(ms(2), id(1), &Ending::LetGo);
+    it.on_told(ms(2), id(1));
+    let again = ms(2 + PAUSE_MS.0);
+    assert_eq!(it.on_time(again), Some(Step::Ask(id(1))));
+    let rollback = rolled_back(1)[0].rollback;
+    let step = it.on_granted(again, id(1), (Epoch(6), rollback));
+    assert_eq!(step, Some(Step::Host(id(1))));
+    let whole = status(StoreState::InSync, 0);
+    let mut now = again;
+    for percent in 0..3 {
+        now = now.plus_ms(STILL_MS - 1);
+        it.on_rolling(now, id(1), percent);
+        assert_eq!(it.on_status(now, id(1), Some(&whole)), None);
+    }
+    assert_eq!(it.notes().next(), Some((id(1), "rolling back, 2 %")));
+    assert_eq!(it.on_desire(now, rolled_back(1)), None);
+    let step = it.on_desire(now, desired(&[(1, 8)]));
+    assert_eq!(step, Some(Step::LetGo(id(1))), "recorded");
+}
+
+#[test]
+fn a_volume_is_rolled_back_for_what_was_granted_and_not_for_what_was_wanted() {
+    let mut it = Maintenance::default();
+    let mut wanted = desired(&[(1, 7)]);
+    wanted[0].rollback = Some(Rollback {
+        to: Generation(1),
+        before: Generation(4),
+    });
+    it.on_desire(ms(0), wanted);
+    let step = it.on_granted(ms(1), id(1), (Epoch(5), None));
+    assert_eq!(step, Some(Step::Host(id(1))));
+    let whole = status(StoreState::InSync, 0);
+    let step = it.on_status(ms(2), id(1), Some(&whole));
+    assert_eq!(step, Some(Step::LetGo(id(1))), "there is none to wait for");
 }

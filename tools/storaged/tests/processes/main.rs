@@ -12,5 +12,6 @@ mod test {
     mod lab;
     mod maintenance;
     mod restarts;
+    mod rollback;
     mod snapshots;
 }

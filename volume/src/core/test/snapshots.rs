@@ -364,6 +364,8 @@ fn a_store_that_was_out_is_given_the_snapshots_it_missed_and_then_the_head() {
             "join"
         ]
     );
+    // What shows whoever waits for it that it moves: two windows looked at, two copies.
+    assert_eq!(script.machine.moves(), 4);
     assert!(
         script
             .traced
