@@ -3,7 +3,8 @@
 # is away and reaches it when it is back, one completes with nobody having the volume; deleted, in any
 # order, their space comes back, as was foretold. A snapshot and what changed since, exported and imported, give what the
 # device shows, also with a server away; so does a view of it, which survives a kill of clientd. A clone begins with its
-# snapshot and goes its own way, as its volume does, and keeps what it needs of a deleted snapshot. In the end all replicas are the same.
+# snapshot and goes its own way, as its volume does, and keeps what it needs of a deleted snapshot. Rolled back to a snapshot
+# the volume shows what that shows, and rolled back to what was kept then, what it showed before. In the end all replicas are the same.
 # vm: build=metad build=storaged build=clientd build=ubsctl build=ubs-verify mem=4G limit=800 disk=2G,serial=cluster alone
 # vm: file=tests/vm/guest/cluster.sh:/usr/lib/ubs/cluster.sh
 . /usr/lib/ubs/prelude.sh
@@ -135,8 +136,31 @@ rm /tmp/image /tmp/new
 dev=$main
 
 say "with nobody having the volume"
+refuses "to roll back what is attached" ubsctl snapshot rollback v1@a --yes
 ubsctl volume detach v1 --wait || lose "detach"
 snap e
+
+say "rolled back with a server away, and forward again"
+ubsctl snapshot export v1@a | ubsctl snapshot import --to /tmp/image || lose "export"
+ubsctl snapshot export v1@e | ubsctl snapshot import --to /tmp/was || lose "export"
+refuses "to roll back without being sure" ubsctl snapshot rollback v1@a
+roll() { # roll NAME KEEP
+    _begin=$(now_ms)
+    ubsctl snapshot rollback v1@"$1" --keep-as "$2" --yes --wait --timeout 120 || { ubsctl volume explain v1; lose "rollback to $1"; }
+    say "the rollback to $1 took $(($(now_ms) - _begin)) ms"
+}
+ubsctl dev kill --dir $dir storaged2 > /dev/null
+roll a bad
+ubsctl dev start --dir $dir storaged2 > /dev/null
+attach v1 dev
+cmp /tmp/image $dev || lose "the volume does not show what it was rolled back to"
+wait_for 90 "a whole volume" whole
+ubsctl volume detach v1 --wait || lose "detach"
+roll bad half
+attach v1 dev
+cmp /tmp/was $dev || lose "the volume does not show what it was before it was rolled back"
+ubsctl volume detach v1 --wait || lose "detach"
+rm /tmp/image /tmp/was
 refuses "to delete a volume with snapshots" ubsctl volume delete v1 --yes
 
 say "space comes back, in any order"
@@ -146,7 +170,7 @@ ubsctl store space
 live=$(space liveBytes)
 for name in c a end e; do ubsctl snapshot rm v1@$name; done
 ubsctl volume delete c1 --yes --with-snapshots --wait || lose "deletion of the clone"
-for name in d b; do ubsctl snapshot rm v1@$name; done
+for name in d b bad half; do ubsctl snapshot rm v1@$name; done
 same "snapshots left" 0 "$(ubsctl volume show v1 -o json | field snapshots)"
 back() { [ "$(reported)" -le "$plain" ]; }
 wait_for 60 "the space of $with bytes to come back" back

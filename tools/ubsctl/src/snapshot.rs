@@ -4,6 +4,7 @@ mod delta;
 mod export;
 mod import;
 mod reader;
+mod rollback;
 
 use crate::context::{Context, named};
 use crate::failure::Failure;
@@ -76,6 +77,28 @@ pub(crate) enum Verb {
         #[arg(value_name = "CLONE")]
         name: String,
         /// Wait until it is ready.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Let a detached volume show again what a complete snapshot of it shows. What it shows now is kept.
+    #[command(after_help = "Examples:\n  ubsctl volume detach data --wait\n  \
+        ubsctl snapshot rollback data@mon --yes --wait --timeout 3600\n  \
+        ubsctl snapshot rollback data@mon --keep-as bad --yes\n  \
+        ubsctl snapshot rollback data@bad --yes            # undo that, also half way\nA storaged \
+        writes what differs, which takes space in the stores, and nothing else; newer snapshots stay. \
+        Nobody can attach the volume until that is done. To look before, use `snapshot view`; to \
+        have both, `snapshot clone`.")]
+    Rollback {
+        /// Which.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: Which,
+        /// Name of the snapshot of what the volume shows now [default: before-rollback- and the time, UTC]
+        #[arg(long, value_name = "NAME")]
+        keep_as: Option<String>,
+        /// Really roll it back.
+        #[arg(long)]
+        yes: bool,
+        /// Wait until it is done.
         #[arg(long)]
         wait: bool,
     },
@@ -182,6 +205,12 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
             name,
             wait,
         } => clone(context, &snapshot, name, wait).await,
+        Verb::Rollback {
+            snapshot,
+            keep_as,
+            yes,
+            wait,
+        } => rollback::run(context, &snapshot, keep_as, yes, wait).await,
         Verb::Diff { snapshot, since } => export::diff(context, &snapshot, since.as_deref()).await,
         Verb::Export {
             snapshot,

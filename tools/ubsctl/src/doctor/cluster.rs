@@ -8,7 +8,7 @@ use crate::survey::{Asked, Survey};
 use control::api::{
     Liveness, MemberStatus, ResilverView, ServerView, StoreHealth, StoreView, VolumeView,
 };
-use control::core::Standing as Wanted;
+use control::core::{Phase, Standing as Wanted};
 
 /// Above this a store is close to full, in percent.
 /// Fill of metad's log from which it needs attention, and from which it takes no commands.
@@ -276,6 +276,7 @@ fn volume(v: &VolumeView, resilvers: &[ResilverView]) -> Option<Finding> {
         _ if held => Level::Problem,
         "open" if !matters.is_empty() => Level::Problem,
         "online" | "detached" | "open" => return None,
+        "rolling-back" if matters.is_empty() => Level::Hint,
         _ => Level::Warning,
     };
     let mut found = format!(
@@ -290,6 +291,13 @@ fn volume(v: &VolumeView, resilvers: &[ResilverView]) -> Option<Finding> {
         found += "; some shard has one in-sync replica left";
     }
     let mut cures = Vec::new();
+    if v.phase == Phase::RollingBack {
+        found += &format!("; {}", explain::rollback(v));
+        cures.push(format!(
+            "`ubsctl volume explain {}` says how far it is",
+            v.name
+        ));
+    }
     for matter in matters {
         found += &format!("; {}", matter.what);
         if !cures.contains(&matter.cure) {
@@ -333,7 +341,7 @@ pub(super) fn fsck(wrong: &[String]) -> Vec<Finding> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::explain::test::volume as volume_with;
+    use crate::explain::test::{rolling_back, volume as volume_with};
     use control::client::MetadError;
 
     fn status(id: u64, term: u64, leader: u64) -> Asked {
@@ -428,5 +436,19 @@ mod test {
             found.found.contains("has 1 in-sync replicas and needs 2"),
             "{found:?}"
         );
+    }
+    #[test]
+    fn a_rollback_needs_attention_only_if_a_store_is_out_of_sync() {
+        let mut v = rolling_back([true; 3]);
+        let found = volume(&v, &[]).unwrap();
+        assert_eq!(found.level, Level::Hint, "{found:?}");
+        assert!(
+            found.found.contains("being rolled back to good"),
+            "{found:?}"
+        );
+        (v.slices[1].liveness, v.slices[1].in_sync) = (Liveness::Offline, false);
+        let found = volume(&v, &[]).unwrap();
+        assert_eq!(found.level, Level::Warning, "{found:?}");
+        assert!(found.remedy.contains("start storaged"), "{found:?}");
     }
 }

@@ -7,6 +7,7 @@ mod test {
     mod doctor;
     mod hosts;
     mod lab;
+    mod rollbacks;
     mod snapshots;
     mod volumes;
 }

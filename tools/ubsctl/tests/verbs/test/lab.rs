@@ -5,7 +5,7 @@ use control::api::{
     VolumeReport,
 };
 use control::client::{ClientConfig, MetadClient};
-use control::core::{HostId, NewHost, NewServer, NewStore};
+use control::core::{HostId, NewHost, NewServer, NewStore, Rollback};
 use control::server::{Node, NodeConfig};
 use shardmap::generations::VolumeGenerations;
 use shardmap::units::{Epoch, ServerId, StoreId, VolumeId};
@@ -110,6 +110,33 @@ impl Lab {
         let nouns = ["volume", "snapshot", "server", "store", "host"];
         nouns.map(|noun| self.json(&[noun, "ls"])).into()
     }
+
+    /// What a played daemon is about to do is done.
+    pub(super) fn until(&self, done: impl Fn() -> bool) {
+        for _ in 0..100 {
+            if done() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("{}", self.ok(&["volume", "explain", "v"]));
+    }
+
+    /// The storaged that has a volume says that it has rolled it back.
+    pub(super) fn end_rollback(&self, volume: &str, rollback: Rollback) {
+        let shown = self.json(&["volume", "show", volume]);
+        let id: Uuid = shown["id"].as_str().unwrap().parse().unwrap();
+        let epoch = Epoch(shown["epoch"].as_u64().unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let client = MetadClient::new(ClientConfig::new(vec![self.address.clone()], "test"));
+            let done = client.complete_rollback(VolumeId(id.into_bytes()), epoch, rollback);
+            assert!(done.await.unwrap(), "fenced");
+        });
+    }
 }
 
 impl Drop for Lab {
@@ -143,7 +170,8 @@ async fn storaged(client: &MetadClient, i: u16) -> ServerId {
     server
 }
 
-/// Only the third server tells of its store: it is 80 % full.
+/// Only the third server tells of its store: it is 80 % full. A volume that is to be rolled back is
+/// kept, and nothing is written to it ([`Lab::end_rollback`]).
 async fn make_slices(client: MetadClient, server: ServerId) {
     let reports = client.reporter(Reporter::Server(server));
     let third = StoreReport {
@@ -169,7 +197,10 @@ async fn make_slices(client: MetadClient, server: ServerId) {
                 },
             };
             go_on(&client, m.volume, epoch, &m.generations).await;
-            if m.generations.hold {
+            if m.rollback.is_some() {
+                reports.change(|c| c.volumes = vec![rolling_back(m.volume)]);
+            }
+            if m.generations.hold || m.rollback.is_some() {
                 ours.insert(m.volume, epoch);
             } else {
                 client.detach(m.volume, epoch).await.unwrap();
@@ -183,6 +214,15 @@ async fn make_slices(client: MetadClient, server: ServerId) {
                 confirmed.unwrap();
             }
         }
+    }
+}
+
+fn rolling_back(volume: VolumeId) -> VolumeReport {
+    VolumeReport {
+        volume,
+        health: VolumeHealth::Degraded,
+        device: String::new(),
+        note: "rolling back, 40 %".into(),
     }
 }
 

@@ -131,9 +131,7 @@ fn a_snapshot_of_several_volumes_is_there_of_all_or_of_none() {
     assert_eq!(names(&lab, &[]), [""; 0]);
     let events = lab.ok(&["events"]);
     assert!(events.contains("snapshot v@a is given up"), "{events}");
-    until(&lab, || {
-        lab.json(&["volume", "show", "v"])["pendingSnapshot"] == ""
-    });
+    lab.until(|| lab.json(&["volume", "show", "v"])["pendingSnapshot"] == "");
     lab.ok(&["snapshot", "create", "v@a"]);
     lab.ok(&["meta", "fsck"]);
 }
@@ -161,16 +159,5 @@ fn a_snapshot_that_nobody_can_complete_is_waited_for_and_said_to_be_pending() {
     // Now that nobody shall have it, a storaged does it.
     lab.ok(&["volume", "detach", "v"]);
     lab.ok(&["volume", "force-detach", "v"]);
-    until(&lab, || state(&lab, "v@a") == "complete");
-}
-
-/// What a played daemon is about to do is done.
-fn until(lab: &Lab, done: impl Fn() -> bool) {
-    for _ in 0..100 {
-        if done() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    panic!("{}", lab.ok(&["volume", "explain", "v"]));
+    lab.until(|| state(&lab, "v@a") == "complete");
 }
