@@ -92,9 +92,9 @@ impl Hosting {
         self.counters
     }
 
-    /// Volumes that are here.
+    /// Volumes that are here to be brought up to date.
     pub fn list(&self) -> impl Iterator<Item = VolumeId> + '_ {
-        self.volumes.list()
+        self.volumes.list().filter(|id| !self.roller.has_view(*id))
     }
 
     /// How one of them looks.
@@ -109,19 +109,28 @@ impl Hosting {
         rollback: Option<Rollback>,
     ) {
         self.counters.begun += 1;
+        if let Err(fault) = self.volumes.attach(io, grant) {
+            return self.ended(grant.volume, Ending::Failed(fault.to_string()));
+        }
         if let Some(rollback) = rollback {
             self.roller.begin(grant, rollback);
         }
-        if let Err(fault) = self.volumes.attach(io, grant) {
-            self.ended(grant.volume, Ending::Failed(fault.to_string()));
-        }
     }
 
+    /// What is being rolled back is let go at once: its writes may be held for as long as a store is away.
     pub(crate) fn let_go(&mut self, io: &mut dyn Driver, volume: VolumeId) {
-        self.roller.end(io, &mut self.volumes, volume);
+        if self.roller.end(io, &mut self.volumes, volume) {
+            return self.abandon(io, volume, "not rolled back yet".into());
+        }
         if !self.volumes.detach(io, volume) {
             self.ended(volume, Ending::LetGo);
         }
+    }
+
+    fn abandon(&mut self, io: &mut dyn Driver, volume: VolumeId, why: String) {
+        let failed = self.failed.entry(volume);
+        failed.or_insert(Ending::Failed(why));
+        self.volumes.abandon(io, volume);
     }
 
     /// One that has been let go meanwhile needs none. One that is rolled back is not told of a snapshot that
@@ -191,11 +200,7 @@ impl Hosting {
                     rollback,
                 });
             }
-            Told::Failed(why) => {
-                let why = format!("not rolled back: {why}");
-                self.failed.insert(volume, Ending::Failed(why));
-                self.volumes.detach(io, volume);
-            }
+            Told::Failed(why) => self.abandon(io, volume, format!("not rolled back: {why}")),
         }
     }
 
@@ -248,6 +253,7 @@ impl Hosting {
                 self.volumes.detach(io, volume);
             }
             VolumeEvent::Detached { volume } => {
+                self.roller.end(io, &mut self.volumes, volume);
                 let how = self.failed.remove(&volume);
                 self.ended(volume, how.unwrap_or(Ending::LetGo));
             }

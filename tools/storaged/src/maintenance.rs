@@ -239,7 +239,7 @@ impl Maintenance {
         if !matches!(work.stage, Stage::Here | Stage::Leaving) {
             return None;
         }
-        let (whole, epoch) = (work.whole, work.epoch);
+        let (whole, epoch, work_rolled) = (work.whole, work.epoch, work.rollback.is_some());
         work.stage = Stage::Telling;
         match how {
             // Whoever fenced us has told metad.
@@ -249,6 +249,7 @@ impl Maintenance {
                 return self.next(now);
             }
             Ending::LetGo if whole => self.pause(now, volume, PAUSE_MS.0, ""),
+            Ending::LetGo if work_rolled => self.pause(now, volume, PAUSE_MS.0, ""),
             Ending::LetGo => self.pause(now, volume, PAUSE_MS.1, "some store is not there"),
             Ending::Failed(why) => self.pause(now, volume, PAUSE_MS.1, why),
         }

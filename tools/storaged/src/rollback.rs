@@ -3,7 +3,7 @@
 //! writes nothing by itself.
 //!
 //! ```text
-//! window by window of 64 MiB:  Differing ──some──► Shown ──► Read, Write where `to` has something, Zero elsewhere
+//! window by window of 64 MiB:  Differing ──some──► Shown ──► Read, Write where `to` has data, Zero elsewhere
 //!                                  └──none──► next window              after the last window: Flush ──► done
 //! ```
 //! Begun anew it does all of it again, which does no harm: neither snapshot ever changes.
@@ -43,6 +43,7 @@ enum Step {
     ToRead,
     Reading,
     ToWrite,
+    ToZero,
     Writing,
 }
 
@@ -133,11 +134,12 @@ impl Rolling {
     }
 
     fn next_of_pieces(&mut self) -> Option<Ask> {
-        let waits = |p: &Piece| matches!(p.step, Step::ToRead | Step::ToWrite);
+        let waits = |p: &Piece| !matches!(p.step, Step::Reading | Step::Writing);
         if let Some((id, piece)) = self.pieces.iter_mut().find(|(_, p)| waits(p)) {
             let (ask, step): (fn(u64, BlockRange) -> Ask, _) = match piece.step {
                 Step::ToRead => (Ask::Read, Step::Reading),
                 Step::ToWrite => (Ask::Write, Step::Writing),
+                Step::ToZero => (Ask::Zero, Step::Writing),
                 Step::Reading | Step::Writing => unreachable!("it waits"),
             };
             piece.step = step;
@@ -186,9 +188,10 @@ impl Rolling {
         }
     }
 
-    /// A piece was read.
-    pub fn on_read(&mut self, id: u64) {
-        self.piece_steps(id, Step::Reading, Step::ToWrite);
+    /// A piece was read. Zeroes that `to` has take no space.
+    pub fn on_read(&mut self, id: u64, is_zero: bool) {
+        let next = if is_zero { Step::ToZero } else { Step::ToWrite };
+        self.piece_steps(id, Step::Reading, next);
     }
 
     /// A piece cannot be read now: it is asked for again.

@@ -37,7 +37,8 @@ enum Stage {
     /// For so many views.
     Opening(u8),
     Rolling(Rolling),
-    /// Done, or failed.
+    Done,
+    /// It failed, or something else is to be done.
     Over,
 }
 
@@ -104,11 +105,23 @@ impl Roller {
         true
     }
 
-    /// The volume goes.
-    pub(crate) fn end(&mut self, io: &mut dyn Driver, volumes: &mut Volumes, volume: VolumeId) {
-        if let Some(job) = self.job.take_if(|job| job.grant.volume == volume) {
-            close(io, volumes, &job);
-        }
+    /// The volume goes. True if requests of the roller may be outstanding, which may be held for long.
+    pub(crate) fn end(
+        &mut self,
+        io: &mut dyn Driver,
+        volumes: &mut Volumes,
+        volume: VolumeId,
+    ) -> bool {
+        let Some(job) = self.job.take_if(|job| job.grant.volume == volume) else {
+            return false;
+        };
+        close(io, volumes, &job);
+        !matches!(job.stage, Stage::Waiting | Stage::Opening(_) | Stage::Done)
+    }
+
+    /// Whether it has a view of that name.
+    pub(crate) fn has_view(&self, id: VolumeId) -> bool {
+        self.views.contains(&id)
     }
 
     /// What has come of it since, and of which volume.
@@ -168,7 +181,7 @@ impl Roller {
                 job.stage = Stage::Rolling(Rolling::new(job.rollback, size_blocks));
                 self.go_on(io, volumes);
             }
-            Stage::Waiting | Stage::Rolling(_) | Stage::Over => {}
+            Stage::Waiting | Stage::Rolling(_) | Stage::Done | Stage::Over => {}
         }
     }
 
@@ -185,11 +198,14 @@ impl Roller {
         match &mut job.stage {
             Stage::Waiting => self.open(io, volumes),
             Stage::Rolling(_) => self.roll(io, volumes),
-            Stage::Opening(_) | Stage::Over => {}
+            Stage::Opening(_) | Stage::Done | Stage::Over => {}
         }
     }
 
     fn open(&mut self, io: &mut dyn Driver, volumes: &mut Volumes) {
+        if !self.views.is_empty() {
+            return; // those of the job before, on their way out
+        }
         let Some(job) = &mut self.job else { return };
         let Some(status) = volumes.status(job.grant.volume) else {
             return;
@@ -253,9 +269,13 @@ impl Roller {
         buffer: HostBuffer,
     ) {
         let Some(job) = &mut self.job else { return };
+        let is_ours = of == job.grant.volume || job.views().contains(&of);
         let Stage::Rolling(rolling) = &mut job.stage else {
             return; // it failed meanwhile
         };
+        if !is_ours {
+            return; // of the job before
+        }
         if let Err(fault) = result {
             let what = if of == job.grant.volume {
                 "the volume"
@@ -267,8 +287,11 @@ impl Roller {
         match buffer {
             HostBuffer::Changes(blocks) => rolling.on_blocks(blocks),
             HostBuffer::Read(data) => {
-                job.read.insert(id, data.freeze());
-                rolling.on_read(id);
+                let is_zero = data.bytes().iter().all(|byte| *byte == 0);
+                if !is_zero {
+                    job.read.insert(id, data.freeze());
+                }
+                rolling.on_read(id, is_zero);
             }
             HostBuffer::Write(_) | HostBuffer::None if id != NO_PIECE => rolling.on_written(id),
             HostBuffer::Write(_) | HostBuffer::None => rolling.on_flushed(),
@@ -276,7 +299,7 @@ impl Roller {
         if rolling.is_done() {
             let done = Told::Done(job.grant.epoch, job.rollback);
             self.told.push((job.grant.volume, done));
-            job.stage = Stage::Over;
+            job.stage = Stage::Done;
             return close(io, volumes, job);
         }
         let now_ns = io.now_ns();

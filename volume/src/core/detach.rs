@@ -49,6 +49,16 @@ impl Replicator {
         }
     }
 
+    pub(super) fn on_abandon(&mut self, out: &mut Outbox) {
+        match self.phase {
+            Phase::New | Phase::Attaching | Phase::Failed | Phase::Ended => self.on_detach(out),
+            Phase::Serving | Phase::Detaching => {
+                self.fail_all_ops(out);
+                self.end(out);
+            }
+        }
+    }
+
     pub(super) fn detach_forward(&mut self, out: &mut Outbox) {
         if self.phase != Phase::Detaching {
             return;

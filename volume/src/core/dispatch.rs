@@ -19,6 +19,7 @@ impl Replicator {
             Event::Generations(generations) => self.on_generations(generations, out),
             Event::Grown { size_blocks } => self.on_grown(size_blocks),
             Event::Detach => self.on_detach(out),
+            Event::Abandon => self.on_abandon(out),
         }
     }
 

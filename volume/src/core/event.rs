@@ -364,6 +364,9 @@ pub enum Event {
     },
     /// Finish what is outstanding and let go of the volume.
     Detach,
+    /// Let go of the volume at once, as a crash would: what is outstanding may be done or not, and the marks
+    /// say where.
+    Abandon,
 }
 
 /// Something the shell has to do.

@@ -135,7 +135,7 @@ impl View {
             Event::Done { command, result } => self.on_done(now, command, result, out),
             Event::Host { op, what } => self.on_host(now, op, what, out),
             Event::Timer(_) => self.on_alarm(now, out),
-            Event::Detach => return self.end(out),
+            Event::Detach | Event::Abandon => return self.end(out),
             Event::Metad { .. } | Event::Generations(_) | Event::Grown { .. } => {
                 unreachable!("a view asks metad nothing and does not change")
             }

@@ -359,6 +359,15 @@ impl Volumes {
         true
     }
 
+    /// Lets go at once, as a crash would; ends as [`Self::detach`] does. False for an unknown volume.
+    pub fn abandon(&mut self, io: &mut dyn Driver, volume: VolumeId) -> bool {
+        let Some(slot) = self.by_id.get(&volume).copied() else {
+            return false;
+        };
+        self.step(io, slot, Event::Abandon);
+        true
+    }
+
     /// A completion of one of our two rooms. Appends what happened to `out`.
     pub fn on_completion(
         &mut self,

@@ -11,6 +11,7 @@ use super::super::model::Phase;
 use super::super::refusal::{Refusal, RefusalCode};
 use super::Step;
 use super::attach::shard_without;
+use super::snapshot::not_ready;
 use super::view::not_a_view;
 use super::volume::check_size;
 use shardmap::map::VolumeMap;
@@ -39,14 +40,7 @@ impl Step<'_> {
             ));
         }
         if volume.phase != Phase::Ready {
-            return Err(Refusal::new(
-                RefusalCode::NotReady,
-                format!(
-                    "volume {} still waits for slices, or is being deleted",
-                    volume.name
-                ),
-                format!("see `ubsctl volume explain {}`", volume.name),
-            ));
+            return Err(not_ready(volume));
         }
         let promised = slice_bytes(volume.map.shape, size_blocks);
         let slices: Vec<(Nsid, u64)> = volume.slices.iter().copied().zip(promised).collect();

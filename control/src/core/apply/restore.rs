@@ -4,7 +4,7 @@
 //! and miss what was acknowledged since. Every membership was stamped on all of its members before
 //! anything was acknowledged under it, so the stores know better (replication protocol §3.4).
 
-use super::super::command::{Change, Reply, RollbackFate};
+use super::super::command::{Change, Reply};
 use super::super::limits::NSIDS_SKIPPED;
 use super::super::refusal::{Refusal, RefusalCode};
 use super::Step;
@@ -33,8 +33,7 @@ impl Step<'_> {
         }
         let volumes: Vec<_> = self.state.volumes.keys().copied().collect();
         for volume in volumes {
-            // Done again, it would undo what was written since it was done, if it was.
-            self.end_rollback(volume, RollbackFate::Abandoned);
+            self.abandon_rollback(volume);
             self.touch(volume);
         }
         // Stores may hold slices that were minted after the backup: their numbers stay unused.

@@ -50,7 +50,7 @@ impl Step<'_> {
         Refusal::new(
             RefusalCode::StillAttached,
             format!(
-                "volume {name} is attached on {host}, and what it shows would change under its user"
+                "volume {name} is attached on {host}, or is to be, and what it shows would change under its user"
             ),
             format!("detach it first (`ubsctl volume detach {name}`)"),
         )
@@ -74,8 +74,20 @@ impl Step<'_> {
         Ok(Reply::Done)
     }
 
-    /// What it was begun with, if it was.
-    pub(super) fn end_rollback(&mut self, id: VolumeId, fate: RollbackFate) {
+    /// metad was restored: done again it would undo what was written since it was done, if it was. If it was
+    /// not, nobody should find half of it without looking.
+    pub(super) fn abandon_rollback(&mut self, id: VolumeId) {
+        if self.state.volumes[&id].rollback.is_none() {
+            return;
+        }
+        self.end_rollback(id, RollbackFate::Abandoned);
+        let volume = self.state.volumes.get_mut(&id).expect("just read");
+        if volume.desired.take().is_some() {
+            self.say(Change::DesiredAttachment(id, None));
+        }
+    }
+
+    fn end_rollback(&mut self, id: VolumeId, fate: RollbackFate) {
         let volume = self.state.volumes.get_mut(&id).expect("just read");
         let Some(rollback) = volume.rollback.take() else {
             return;

@@ -29,14 +29,14 @@ fn window(of: &BlockSet, from: RegionIndex) -> BlockSet {
         .take(BlockRange::new(Lba(start), Blocks(blocks)).unwrap())
 }
 
-/// Runs it to its end, with answers in the order that `draw` says; what was copied and what was zeroed.
+/// Runs it to its end, with answers in the order that `draw` says; what was copied and what was zeroed. A
+/// piece is read as zeroes that has one of `zeroes`.
 fn run(
-    differing: &BlockSet,
-    shown: &BlockSet,
+    (differing, shown, zeroes): (&BlockSet, &BlockSet, &BlockSet),
     mut draw: impl FnMut(usize) -> usize,
-) -> [BlockSet; 2] {
+) -> [BlockSet; 3] {
     let mut it = rolling();
-    let [mut copied, mut zeroed] = [BlockSet::new(), BlockSet::new()];
+    let [mut copied, mut zeroed, mut zeroes_read] = std::array::from_fn(|_| BlockSet::new());
     let mut under_way = Vec::new();
     while !it.is_done() {
         while let Some(ask) = it.next_ask() {
@@ -56,7 +56,13 @@ fn run(
                 assert!(range.blocks().0 <= COPY_BLOCKS_MAX);
                 it.put_back(id);
             }
-            Ask::Read(id, _) => it.on_read(id),
+            Ask::Read(id, range) => {
+                let is_zero = zeroes.intersects(range);
+                if is_zero {
+                    zeroes_read.insert(range);
+                }
+                it.on_read(id, is_zero);
+            }
             Ask::Write(id, range) => {
                 once(&mut copied, range);
                 it.on_written(id);
@@ -72,7 +78,7 @@ fn run(
         }
     }
     assert_eq!(it.next_ask(), None);
-    [copied, zeroed]
+    [copied, zeroed, zeroes_read]
 }
 
 fn any_set() -> impl Strategy<Value = BlockSet> {
@@ -85,14 +91,17 @@ proptest! {
     fn what_differs_is_written_once_as_the_snapshot_has_it_and_nothing_else(
         differing in any_set(),
         shown in any_set(),
+        zeroes in any_set(),
         seed in any::<u64>(),
     ) {
         let mut prng = reactor::sim::Prng::new(seed);
         let draw = |n: usize| usize::try_from(prng.below(n as u64)).unwrap();
-        let [copied, zeroed] = run(&differing, &shown, draw);
+        let [copied, zeroed, zeroes_read] = run((&differing, &shown, &zeroes), draw);
         let (mut to_copy, mut to_zero) = (differing.clone(), differing);
         to_copy.intersect(&shown);
+        to_copy.subtract(&zeroes_read);
         to_zero.subtract(&shown);
+        to_zero.merge(&zeroes_read);
         prop_assert!(copied == to_copy && zeroed == to_zero);
     }
 }

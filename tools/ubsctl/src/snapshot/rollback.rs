@@ -28,6 +28,7 @@ pub(super) async fn run(
         }
     };
     let client = &context.client;
+    let newest = client.events(0, false).await?.last().map_or(0, |e| e.index);
     client
         .roll_back(to.volume, to.generation, keep_as.clone())
         .await?;
@@ -35,7 +36,7 @@ pub(super) async fn run(
     // Before the wait, so that whoever ends that knows how to undo what goes on.
     tell(context, &to, &kept);
     if wait {
-        until_done(context, &to, &kept).await?;
+        until_done(context, (&to, newest), &kept).await?;
         if context.format == Format::Table {
             let (volume, to) = (&to.volume_name, full_name(&to));
             say(&format!("volume {volume} shows again what {to} shows"));
@@ -84,8 +85,13 @@ fn tell(context: &Context, to: &SnapshotView, kept: &str) {
     one(context.format, "Rollback", kept, &pairs, json);
 }
 
-/// `kept`: how the snapshot of what the volume showed before is called in sentences.
-async fn until_done(context: &Context, to: &SnapshotView, kept: &str) -> Result<(), Failure> {
+/// `kept`: how the snapshot of what the volume showed before is called in sentences; `newest`: the last event
+/// before it began.
+async fn until_done(
+    context: &Context,
+    (to, newest): (&SnapshotView, u64),
+    kept: &str,
+) -> Result<(), Failure> {
     let (volume, back_to) = (&to.volume_name, full_name(to));
     // It draws on standard error, and nothing where that is no terminal.
     let progress = ProgressBar::new_spinner();
@@ -105,14 +111,17 @@ async fn until_done(context: &Context, to: &SnapshotView, kept: &str) -> Result<
              {kept}; see `ubsctl volume explain {volume}`"
         )));
     }
-    // A restored metad does not go on with it.
-    if was_completed(to, &context.client.events(0, false).await?) {
-        return Ok(());
+    match fate(to, &context.client.events(newest, false).await?) {
+        Fate::Completed => Ok(()),
+        Fate::Replaced => Err(Failure::error(format!(
+            "somebody asked meanwhile for another rollback of volume {volume}, which took the place of the one \
+             to {back_to}; see `ubsctl events`"
+        ))),
+        Fate::Abandoned => Err(Failure::error(format!(
+            "the rollback of volume {volume} to {back_to} was abandoned, and may be half done: metad was \
+             restored from a backup; roll it back again before it is used"
+        ))),
     }
-    Err(Failure::error(format!(
-        "the rollback of volume {volume} to {back_to} was abandoned, and may be half done: metad was \
-         restored from a backup; roll it back again before it is used"
-    )))
 }
 
 /// Whether the volume is not being rolled back any more.
@@ -122,25 +131,37 @@ fn has_ended(to: &SnapshotView, v: Option<&VolumeView>) -> Result<Option<()>, Fa
         return Err(Failure::not_found("volume", volume));
     };
     match v.phase {
-        Phase::Ready => Ok(Some(())),
         Phase::RollingBack if v.rolls_back_to == to.name => Ok(None),
-        Phase::RollingBack => Err(Failure::error(format!(
-            "volume {volume} is being rolled back to {} instead, as somebody asked meanwhile; see \
-             `ubsctl events`",
-            v.rolls_back_to
-        ))),
+        // To something else: ours may have come to its end before.
+        Phase::Ready | Phase::RollingBack => Ok(Some(())),
         Phase::Creating | Phase::Deleting => Err(Failure::error(format!(
             "volume {volume} is being deleted; see `ubsctl events`"
         ))),
     }
 }
 
-/// Whether the volume's last rollback came to its end.
-fn was_completed(to: &SnapshotView, events: &[EventRecord]) -> bool {
+/// What became of a rollback.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    Completed,
+    /// Another one took its place.
+    Replaced,
+    /// A restored metad does not go on with it, and may not even know of it.
+    Abandoned,
+}
+
+/// `events`: those since it was asked for. The first rollback that began is ours.
+fn fate(to: &SnapshotView, events: &[EventRecord]) -> Fate {
     let of_volume = |e: &&EventRecord| e.subject == Subject::Volume(to.volume);
-    let mut newest_first = events.iter().rev().filter(of_volume);
-    let last = newest_first.find(|e| e.kind.starts_with("Rollback"));
-    last.is_some_and(|e| e.kind == "RollbackCompleted")
+    let kinds = events.iter().filter(of_volume).map(|e| e.kind.as_str());
+    let mut ours = kinds
+        .filter(|kind| kind.starts_with("Rollback"))
+        .skip_while(|kind| *kind != "RollbackBegun");
+    match (ours.next(), ours.next()) {
+        (Some(_), Some("RollbackCompleted")) => Fate::Completed,
+        (Some(_), Some("RollbackBegun")) => Fate::Replaced,
+        (_, _) => Fate::Abandoned,
+    }
 }
 
 #[cfg(test)]
@@ -177,7 +198,7 @@ mod test {
         let mut v = rolling_back([true; 3]);
         assert_eq!(has_ended(&to, Some(&v)), Ok(None));
         v.rolls_back_to = "bad".into();
-        assert!(has_ended(&to, Some(&v)).is_err());
+        assert_eq!(has_ended(&to, Some(&v)), Ok(Some(())));
         v.phase = Phase::Deleting;
         assert!(has_ended(&to, Some(&v)).is_err());
         v.phase = Phase::Ready;
@@ -186,7 +207,7 @@ mod test {
     }
 
     #[test]
-    fn a_rollback_that_was_abandoned_is_not_taken_for_a_complete_one() {
+    fn only_the_end_of_this_rollback_is_its_end() {
         let to = snapshot_named("good");
         let event = |subject: VolumeId, kind: &str| EventRecord {
             index: 1,
@@ -196,18 +217,27 @@ mod test {
             text: String::new(),
         };
         let (ours, other) = (to.volume, VolumeId([2; 16]));
-        let mut events = vec![
-            event(ours, "RollbackBegun"),
+        // As a restored metad has it, which knows of neither.
+        assert_eq!(fate(&to, &[]), Fate::Abandoned);
+        assert_eq!(
+            fate(&to, &[event(ours, "RollbackCompleted")]),
+            Fate::Abandoned
+        );
+        let begun = [
             event(other, "RollbackCompleted"),
-        ];
-        assert!(!was_completed(&to, &events));
-        events.extend([
-            event(ours, "RollbackCompleted"),
+            event(ours, "RollbackBegun"),
             event(ours, "Granted"),
             event(other, "RollbackBegun"),
-        ]);
-        assert!(was_completed(&to, &events));
-        events.push(event(ours, "RollbackAbandoned"));
-        assert!(!was_completed(&to, &events));
+        ];
+        for (then, expected) in [
+            ("RollbackCompleted", Fate::Completed),
+            ("RollbackBegun", Fate::Replaced),
+            ("RollbackAbandoned", Fate::Abandoned),
+        ] {
+            let mut events = begun.to_vec();
+            events.push(event(ours, then));
+            events.push(event(ours, "RollbackCompleted"));
+            assert_eq!(fate(&to, &events), expected);
+        }
     }
 }

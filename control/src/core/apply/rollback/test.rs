@@ -177,8 +177,11 @@ fn what_is_in_use_or_no_snapshot_is_not_rolled_back() {
 fn a_restored_metad_does_not_roll_back_again() {
     let mut it = with_snapshot();
     it.run(roll_back(GOOD, "bad"));
+    let host = HostId(1);
+    it.run(Command::SetDesiredAttachment { volume: VOL, host });
     it.run(Command::BeginLineage { lineage: 2 });
-    assert_eq!(it.state.volumes[&VOL].phase, Phase::Ready);
+    let volume = &it.state.volumes[&VOL];
+    assert_eq!((volume.phase, volume.desired), (Phase::Ready, None));
     assert_eq!(told(&it), None);
     let kinds: Vec<_> = it.state.events.iter().map(|e| e.kind.as_str()).collect();
     assert!(kinds.contains(&"RollbackAbandoned"));
