@@ -359,6 +359,16 @@ impl Sim {
         self.ease_later(90, Ease::Wanted);
     }
 
+    /// The operator has the volume detached in order, and wants it again after so long.
+    pub(crate) fn leave_for(&mut self, idle_ns: u64) {
+        let volume = crate::metad::VOLUME;
+        let detach = Command::ClearDesiredAttachment { volume };
+        self.operator.todo.push_back(detach);
+        self.operator.idle = true;
+        self.operate();
+        self.schedule(idle_ns, Task::Ease(Ease::Wanted));
+    }
+
     /// Ends that.
     fn want_the_volume(&mut self) {
         if !std::mem::take(&mut self.operator.idle) {

@@ -4,7 +4,6 @@
 //! Restored is only what docs/replication.md says can be: no snapshot was made or deleted since the
 //! backup, and every in-sync store has its medium.
 
-use crate::faults::Ease;
 use crate::metad::VOLUME;
 use crate::rare::Rare;
 use crate::sim::{Sim, Task};
@@ -149,12 +148,7 @@ impl Sim {
             return self.find(format!("lineage {lineage} does not begin: {begun:?}"));
         }
         if detaches || self.recorded().desired.is_none() {
-            let volume = VOLUME;
-            let detach = Command::ClearDesiredAttachment { volume };
-            self.operator.todo.push_back(detach);
-            self.operator.idle = true;
-            self.operate();
-            self.schedule(idle_ns, Task::Ease(Ease::Wanted));
+            self.leave_for(idle_ns);
         }
     }
 

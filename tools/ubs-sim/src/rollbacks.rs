@@ -5,7 +5,7 @@
 //! when what the volume showed is kept, with every client before superseded by then; it is over, and
 //! durable, when metad says so, and then every in-sync store shows what the snapshot shows.
 
-use crate::faults::{Ease, Prey};
+use crate::faults::Prey;
 use crate::metad::{VOLUME, Why, replicas_of};
 use crate::plan::index;
 use crate::rare::Rare;
@@ -91,12 +91,7 @@ impl Sim {
         if self.operator.idle || !self.operator.todo.is_empty() {
             return;
         }
-        let volume = VOLUME;
-        let detach = Command::ClearDesiredAttachment { volume };
-        self.operator.todo.push_back(detach);
-        self.operator.idle = true;
-        self.operate();
-        self.schedule(idle_ns, Task::Ease(Ease::Wanted));
+        self.leave_for(idle_ns);
         self.schedule(SOON_NS, Task::RollBack);
     }
 
