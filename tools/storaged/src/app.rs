@@ -143,6 +143,10 @@ impl Storaged {
             }
             Order::Maintain(grant, rollback) => self.hosting.begin(io, &grant, rollback),
             Order::LetGo(volume) => self.hosting.let_go(io, volume),
+            Order::Abandon(volume) => {
+                let why = "it could not be detached in order".into();
+                self.hosting.abandon(io, volume, why);
+            }
             Order::Generations(volume, generations) => {
                 self.hosting.set_generations(io, volume, generations);
             }

@@ -127,10 +127,11 @@ impl Hosting {
         }
     }
 
-    fn abandon(&mut self, io: &mut dyn Driver, volume: VolumeId, why: String) {
-        let failed = self.failed.entry(volume);
-        failed.or_insert(Ending::Failed(why));
-        self.volumes.abandon(io, volume);
+    pub(crate) fn abandon(&mut self, io: &mut dyn Driver, volume: VolumeId, why: String) {
+        if self.volumes.abandon(io, volume) {
+            let failed = self.failed.entry(volume);
+            failed.or_insert(Ending::Failed(why));
+        }
     }
 
     /// One that has been let go meanwhile needs none. One that is rolled back is not told of a snapshot that

@@ -31,6 +31,8 @@ pub enum Step {
     Look(VolumeId),
     /// Tell the reactor to detach it; [`Maintenance::on_ended`].
     LetGo(VolumeId),
+    /// Tell the reactor to let it go at once, as a crash would; [`Maintenance::on_ended`].
+    Abandon(VolumeId),
     /// Tell metad that it is free; [`Maintenance::on_told`].
     TellGone(VolumeId, Epoch),
 }
@@ -149,7 +151,7 @@ impl Maintenance {
         };
         let gone = |w: &&mut Work| w.stage == Stage::Here && !stays(w);
         if let Some(work) = self.work.as_mut().filter(gone) {
-            work.stage = Stage::Leaving;
+            (work.stage, work.moved_at) = (Stage::Leaving, now);
             return Some(Step::LetGo(work.volume));
         }
         self.next(now)
@@ -205,7 +207,12 @@ impl Maintenance {
             return self.on_ended(now, volume, &Ending::Failed("its end was lost".into()));
         };
         if work.stage == Stage::Leaving {
-            return None;
+            if now < work.moved_at.plus_ms(STILL_MS) {
+                return None;
+            }
+            // What it waits for may never come: a store that is lost now is not opened again.
+            work.moved_at = now;
+            return Some(Step::Abandon(volume));
         }
         // Let go earlier, it could not be recorded under our epoch any more.
         let wanted = self.wanted.get(&volume);
@@ -216,7 +223,7 @@ impl Maintenance {
         }
         work.whole = is_whole(status) && !unrecorded;
         if work.whole || now >= work.moved_at.plus_ms(STILL_MS) {
-            work.stage = Stage::Leaving;
+            (work.stage, work.moved_at) = (Stage::Leaving, now);
             return Some(Step::LetGo(volume));
         }
         None

@@ -53,6 +53,8 @@ pub enum Order {
     Maintain(Box<AttachGrant>, Option<Rollback>),
     /// Detach a volume that was to be brought up to date.
     LetGo(VolumeId),
+    /// Let go at once of a volume whose detach does not end.
+    Abandon(VolumeId),
     /// Head and snapshots of a volume that is brought up to date, as metad has them now.
     Generations(VolumeId, VolumeGenerations),
     /// metad has answered [`MaintenanceNews::AskMetad`].

@@ -193,6 +193,7 @@ impl Upkeep {
             }
             Some(Step::Look(volume)) => self.look(volume).await,
             Some(Step::LetGo(volume)) => send(&self.orders, Order::LetGo(volume)).await,
+            Some(Step::Abandon(volume)) => send(&self.orders, Order::Abandon(volume)).await,
             Some(Step::TellGone(volume, epoch)) => self.tell_gone(volume, epoch),
         }
     }

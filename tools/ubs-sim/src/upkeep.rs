@@ -90,6 +90,7 @@ impl Sim {
             Some(Step::Host(_)) => self.upkeep_begins(index),
             Some(Step::Look(volume)) => self.upkeep_sees(index, volume),
             Some(Step::LetGo(volume)) => self.order(index, Order::LetGo(volume)),
+            Some(Step::Abandon(volume)) => self.order(index, Order::Abandon(volume)),
             Some(Step::TellGone(volume, epoch)) => {
                 let command = Command::Detach { volume, epoch };
                 self.ask(party, Why::Detach(epoch), command);

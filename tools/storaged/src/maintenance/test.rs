@@ -221,3 +221,18 @@ fn a_volume_is_rolled_back_for_what_was_granted_and_not_for_what_was_wanted() {
     let step = it.on_status(ms(2), id(1), Some(&whole));
     assert_eq!(step, Some(Step::LetGo(id(1))), "there is none to wait for");
 }
+
+#[test]
+fn a_volume_whose_detach_does_not_end_makes_room_as_well() {
+    let mut it = working();
+    let whole = status(StoreState::InSync, 0);
+    let step = it.on_status(ms(20), id(1), Some(&whole));
+    assert_eq!(step, Some(Step::LetGo(id(1))));
+    let leaving = |it: &mut Maintenance, now| it.on_status(ms(now), id(1), Some(&whole));
+    assert_eq!(leaving(&mut it, 19 + STILL_MS), None);
+    assert_eq!(leaving(&mut it, 20 + STILL_MS), Some(Step::Abandon(id(1))));
+    assert_eq!(leaving(&mut it, 21 + STILL_MS), None, "once in a while");
+    let ended = Ending::Failed("it could not be detached in order".into());
+    let step = it.on_ended(ms(22 + STILL_MS), id(1), &ended);
+    assert_eq!(step, Some(Step::TellGone(id(1), Epoch(5))));
+}
