@@ -262,6 +262,8 @@ impl Sim {
             let server = &self.servers[index];
             if server.stopping && !self.world.is_running(server.node) {
                 self.say(format_args!("server {index}: stopped in order"));
+                // What is marked has checksums that are not durable (docs/operations.md, known gaps).
+                self.unspoil(index, false);
                 self.server_is_down(index, true);
                 self.rare.note(Rare::StoreStopped);
                 self.restart_server(index, (1_000_000, 8_000_000_000));
