@@ -130,6 +130,10 @@ fn every_reply_survives_the_wire() {
     let mut it = Cluster0::with_servers(3);
     it.ready_volume();
     let grant = it.attach(1);
+    let rolled_back = AttachGrant {
+        rollback: maintenance().rollback,
+        ..grant.clone()
+    };
     let mut replies = vec![
         Reply::Done,
         Reply::Server(ServerId(1)),
@@ -137,6 +141,7 @@ fn every_reply_survives_the_wire() {
         Reply::Host(HostId(3)),
         Reply::Volume(VOL),
         Reply::Granted(Box::new(grant)),
+        Reply::Granted(Box::new(rolled_back)),
         Reply::IsrSet(MembershipSeq(5)),
         Reply::Fenced { epoch: Epoch(6) },
         Reply::Stale {

@@ -5,6 +5,7 @@ use super::super::desire::slice_addresses;
 use super::super::model::{Attachment, HostId, Phase, Volume};
 use super::super::refusal::{Refusal, RefusalCode};
 use super::Step;
+use super::snapshot::not_ready;
 use shardmap::map::VolumeMap;
 use shardmap::units::{Epoch, MembershipSeq, ShardIndex, StoreId, VolumeId};
 use std::collections::BTreeSet;
@@ -101,21 +102,8 @@ impl Step<'_> {
                 format!("ask for it with `ubsctl volume attach {name} --on {asker}`"),
             ));
         }
-        if volume.phase == Phase::RollingBack {
-            let name = volume.name.clone();
-            return Err(Refusal::new(
-                RefusalCode::NotReady,
-                format!("volume {name} is being rolled back"),
-                format!("wait; `ubsctl volume explain {name}` says how far it is"),
-            ));
-        }
         if volume.phase != Phase::Ready {
-            let name = volume.name.clone();
-            return Err(Refusal::new(
-                RefusalCode::NotReady,
-                format!("volume {name} still waits for slices"),
-                format!("see `ubsctl volume explain {name}` for the stores that are missing"),
-            ));
+            return Err(not_ready(volume));
         }
         let epoch = volume.next_epoch(lineage);
         let since = volume.attachment.map_or(epoch, |held| held.since);

@@ -1,7 +1,7 @@
 //! The one door to the state: `apply(state, index, command) -> (reply, changes)`.
 //!
 //! Every handler first checks everything, then changes; a refusal leaves no trace but the
-//! remembered reply. A handler sees the state through [`Step`], which gathers the changes.
+//! remembered reply. A handler sees the state through `Step`, which gathers the changes.
 
 mod attach;
 mod clone;

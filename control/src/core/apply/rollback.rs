@@ -10,11 +10,11 @@
 //! ```
 
 use super::super::command::{Change, Reply, RollbackFate};
-use super::super::model::{Phase, Rollback, Volume};
+use super::super::model::{HostId, Origin, Phase, Rollback, Volume};
 use super::super::refusal::{Refusal, RefusalCode};
 use super::Step;
-use super::snapshot::{may_keep_another, not_ready, still_pending};
-use shardmap::generations::SnapshotState;
+use super::snapshot::{may_keep_another, not_ready};
+use super::view::complete_snapshot;
 use shardmap::units::{Epoch, Generation, VolumeId};
 
 impl Step<'_> {
@@ -30,11 +30,16 @@ impl Step<'_> {
             return Err(not_ready(volume));
         }
         may_keep_another(volume, keep_as)?;
-        check_target(volume, to)?;
-        let holder = volume.attachment.map(|a| a.host);
-        let user = holder.or(volume.desired.filter(|_| volume.phase == Phase::Ready));
-        if let Some(host) = user {
-            return Err(self.still_attached(id, host));
+        let origin = Origin {
+            volume: id,
+            generation: to,
+        };
+        let volume = complete_snapshot(self.state, origin)?;
+        let holder = volume.attachment.map(|a| (a.host, "is attached"));
+        let waits = volume.phase == Phase::RollingBack; // who wants it waits
+        let user = volume.desired.filter(|_| !waits);
+        if let Some(of) = holder.or(user.map(|host| (host, "is to be attached"))) {
+            return Err(self.still_used(id, of));
         }
         let before = self.begin_snapshot(id, keep_as);
         let volume = self.volume(id)?;
@@ -44,14 +49,12 @@ impl Step<'_> {
         Ok(Reply::Done)
     }
 
-    fn still_attached(&self, id: VolumeId, host: super::HostId) -> Refusal {
+    fn still_used(&self, id: VolumeId, (host, how): (HostId, &str)) -> Refusal {
         let name = &self.state.volumes[&id].name;
         let host = self.state.host_name(host);
         Refusal::new(
             RefusalCode::StillAttached,
-            format!(
-                "volume {name} is attached on {host}, or is to be, and what it shows would change under its user"
-            ),
+            format!("volume {name} {how} on {host}, and what it shows would change under its user"),
             format!("detach it first (`ubsctl volume detach {name}`)"),
         )
     }
@@ -102,22 +105,6 @@ impl Step<'_> {
         let snapshot = &self.state.volumes[&id].snapshots[&to];
         let name = snapshot.name.clone();
         self.say(Change::Rollback(id, name, fate));
-    }
-}
-
-/// Refuses what is no complete snapshot of the volume.
-fn check_target(volume: &Volume, to: Generation) -> Result<(), Refusal> {
-    let of = &volume.name;
-    let Some(snapshot) = volume.snapshots.get(&to) else {
-        return Err(Refusal::new(
-            RefusalCode::NotFound,
-            format!("{to} of volume {of} is not a snapshot"),
-            format!("see `ubsctl snapshot ls {of}`"),
-        ));
-    };
-    match snapshot.state {
-        SnapshotState::Complete => Ok(()),
-        SnapshotState::Pending => Err(still_pending(volume, snapshot)),
     }
 }
 

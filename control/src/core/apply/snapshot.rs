@@ -176,12 +176,19 @@ fn may_snapshot(volume: &Volume, name: &str) -> Result<(), Refusal> {
     may_keep_another(volume, name)
 }
 
+/// Why a volume that is not ready cannot be had.
 pub(super) fn not_ready(volume: &Volume) -> Refusal {
     let of = &volume.name;
+    let (why, remedy) = match volume.phase {
+        Phase::Creating => ("still waits for slices", "says which stores are missing"),
+        Phase::RollingBack => ("is being rolled back", "says how far it is"),
+        Phase::Deleting => ("is being deleted", "says what that waits for"),
+        Phase::Ready => unreachable!("volume {of} is ready"),
+    };
     Refusal::new(
         RefusalCode::NotReady,
-        format!("volume {of} still waits for slices, is being rolled back, or is being deleted"),
-        format!("see `ubsctl volume explain {of}`"),
+        format!("volume {of} {why}"),
+        format!("`ubsctl volume explain {of}` {remedy}"),
     )
 }
 
@@ -229,7 +236,7 @@ pub(super) fn may_keep_another(volume: &Volume, name: &str) -> Result<(), Refusa
     Ok(())
 }
 
-pub(super) fn still_pending(volume: &Volume, snapshot: &Snapshot) -> Refusal {
+fn still_pending(volume: &Volume, snapshot: &Snapshot) -> Refusal {
     let (of, name) = (&volume.name, &snapshot.name);
     if snapshot.abandoned {
         return Refusal::new(
