@@ -1,8 +1,9 @@
 //! Without a host (ADR 0006): nobody waits for a member, so members are waited for.
 
-use super::script::{MS, Script, ask, at, grant, members, range, sends};
+use super::script::{MS, Script, ask, at, grant, members, range, sends, write};
 use crate::core::{
-    AttachFault, Command, Config, Effect, Event, Grant, StoreState, Timer, TraceEvent,
+    AttachFault, Command, Config, Effect, Event, Grant, HostFault, OpId, StoreState, Timer,
+    TraceEvent,
 };
 use shardmap::units::MembershipSeq;
 
@@ -116,4 +117,31 @@ fn a_member_that_has_lost_its_slice_is_no_use_waiting_for() {
     script.told[1].stamp = (0, members(&[]));
     let back = script.answer_opening(1, &opening);
     assert_eq!(script.serve(back), [ask(1, 6, &[0, 1, 2])]);
+}
+
+#[test]
+fn what_is_abandoned_ends_at_once_with_all_that_it_holds() {
+    let mut script = serving();
+    assert_eq!(script.step(Event::PathLost(at(1))), []);
+    assert_eq!(script.run(1, write(5, false)), []);
+    assert_eq!(
+        script.step(Event::Detach),
+        [],
+        "the write waits for a member"
+    );
+    let failed = Effect::Complete {
+        op: OpId(1),
+        result: Err(HostFault::Failed),
+    };
+    assert_eq!(script.step(Event::Abandon), [failed, Effect::Detached]);
+    assert_eq!(script.step(Event::Abandon), [], "once");
+}
+
+#[test]
+fn what_is_not_there_yet_or_has_failed_is_abandoned_as_it_is_detached() {
+    let mut script = script(&[0, 1]);
+    script.step(Event::Start);
+    script.open(0);
+    let why = AttachFault::Detached;
+    assert_eq!(script.step(Event::Abandon), [Effect::AttachFailed(why)]);
 }
