@@ -17,4 +17,4 @@ pub use core::{
     AttachFault, CommandFacts, CommandKind, FailReason, HostFault, Progress, Resilvered,
     StoreState, TraceEvent,
 };
-pub use shell::{GrantFault, Volumes, VolumesConfig};
+pub use shell::{GrantFault, Volumes, VolumesConfig, is_zero};

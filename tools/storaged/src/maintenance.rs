@@ -246,7 +246,9 @@ impl Maintenance {
         if !matches!(work.stage, Stage::Here | Stage::Leaving) {
             return None;
         }
-        let (whole, epoch, work_rolled) = (work.whole, work.epoch, work.rollback.is_some());
+        let (whole, epoch, rollback) = (work.whole, work.epoch, work.rollback);
+        let wanted = self.wanted.get(&volume).and_then(|w| w.rollback);
+        let is_rolled_back = rollback.is_some() && wanted != rollback;
         work.stage = Stage::Telling;
         match how {
             // Whoever fenced us has told metad.
@@ -256,7 +258,7 @@ impl Maintenance {
                 return self.next(now);
             }
             Ending::LetGo if whole => self.pause(now, volume, PAUSE_MS.0, ""),
-            Ending::LetGo if work_rolled => self.pause(now, volume, PAUSE_MS.0, ""),
+            Ending::LetGo if is_rolled_back => self.pause(now, volume, PAUSE_MS.0, ""),
             Ending::LetGo => self.pause(now, volume, PAUSE_MS.1, "some store is not there"),
             Ending::Failed(why) => self.pause(now, volume, PAUSE_MS.1, why),
         }

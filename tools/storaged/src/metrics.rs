@@ -196,6 +196,7 @@ fn register_maintenance(registry: &mut Registry, hosting: &Hosting) {
     for (kind, value) in [
         ("begun", c.begun),
         ("let_go", c.let_go),
+        ("rollbacks", c.rollbacks),
         ("fenced", c.fenced),
         ("failed", c.failed),
         ("resilvers", c.resilvers),

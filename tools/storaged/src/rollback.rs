@@ -8,7 +8,6 @@
 //! ```
 //! Begun anew it does all of it again, which does no harm: neither snapshot ever changes.
 
-use control::core::Rollback;
 use shardmap::canary::{Mechanism, stands};
 use shardmap::dirty::BlockSet;
 use shardmap::units::{BlockRange, Lba, REGION_BLOCKS, RegionIndex};
@@ -72,8 +71,6 @@ enum Stage {
 /// A rollback under way.
 #[derive(Debug)]
 pub struct Rolling {
-    /// What is rolled back to what.
-    rollback: Rollback,
     size_blocks: u64,
     /// First region of the window at work.
     window: RegionIndex,
@@ -84,20 +81,14 @@ pub struct Rolling {
 
 impl Rolling {
     /// Nothing is asked yet.
-    pub fn new(rollback: Rollback, size_blocks: u64) -> Self {
+    pub fn new(size_blocks: u64) -> Self {
         Self {
-            rollback,
             size_blocks,
             window: RegionIndex(0),
             stage: Stage::ToLook,
             pieces: BTreeMap::new(),
             next_piece: 0,
         }
-    }
-
-    /// What it is about.
-    pub fn rollback(&self) -> Rollback {
-        self.rollback
     }
 
     /// Everything is written and durable.

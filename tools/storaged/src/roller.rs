@@ -95,9 +95,11 @@ impl Roller {
         });
     }
 
-    /// Whether the volume is rolled back, and has a snapshot since: nothing more is begun for it.
+    /// Whether the volume is being rolled back, and has a snapshot since: nothing more is begun for it.
     pub(crate) fn stops_for(&mut self, volume: VolumeId, now: &VolumeGenerations) -> bool {
-        let job = self.job.as_mut().filter(|j| j.grant.volume == volume);
+        let writes =
+            |job: &&mut Job| job.grant.volume == volume && !matches!(job.stage, Stage::Done);
+        let job = self.job.as_mut().filter(writes);
         let Some(job) = job.filter(|j| j.grant.generations.head != now.head) else {
             return false;
         };
@@ -129,7 +131,7 @@ impl Roller {
         std::mem::take(&mut self.told)
     }
 
-    /// Takes the events that are its own; gives others back.
+    /// Takes the events that are its own; gives others back. After them [`Self::go_on`].
     pub(crate) fn on_event(
         &mut self,
         io: &mut dyn Driver,
@@ -147,7 +149,7 @@ impl Roller {
                 None
             }
             VolumeEvent::Attached { volume } if self.views.contains(&volume) => {
-                self.on_view_open(io, volumes);
+                self.on_view_open();
                 None
             }
             VolumeEvent::AttachFailed { volume, why, .. } if self.views.remove(&volume) => {
@@ -172,14 +174,13 @@ impl Roller {
         }
     }
 
-    fn on_view_open(&mut self, io: &mut dyn Driver, volumes: &mut Volumes) {
+    fn on_view_open(&mut self) {
         let Some(job) = &mut self.job else { return };
         match &mut job.stage {
             Stage::Opening(left @ 2..) => *left -= 1,
             Stage::Opening(_) => {
                 let size_blocks = job.grant.map.size_blocks;
-                job.stage = Stage::Rolling(Rolling::new(job.rollback, size_blocks));
-                self.go_on(io, volumes);
+                job.stage = Stage::Rolling(Rolling::new(size_blocks));
             }
             Stage::Waiting | Stage::Rolling(_) | Stage::Done | Stage::Over => {}
         }
@@ -287,7 +288,7 @@ impl Roller {
         match buffer {
             HostBuffer::Changes(blocks) => rolling.on_blocks(blocks),
             HostBuffer::Read(data) => {
-                let is_zero = data.bytes().iter().all(|byte| *byte == 0);
+                let is_zero = volume::is_zero(data.bytes());
                 if !is_zero {
                     job.read.insert(id, data.freeze());
                 }
@@ -308,7 +309,6 @@ impl Roller {
             let told = Told::Progress(rolling.percent());
             self.told.push((job.grant.volume, told));
         }
-        self.roll(io, volumes);
     }
 
     fn fail(&mut self, io: &mut dyn Driver, volumes: &mut Volumes, why: String) {

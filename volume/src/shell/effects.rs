@@ -378,7 +378,7 @@ impl Volumes {
                     return Some(Ok(Answer::Copied { all_zero: false }));
                 }
                 let data = buffer.freeze();
-                let all_zero = is_zero(&data);
+                let all_zero = is_zero(data.bytes());
                 hosted.copies.insert(*copy, CopyBuffer::Home(data));
                 Some(Ok(Answer::Copied { all_zero }))
             }

@@ -21,7 +21,7 @@ use crate::core::{
 use crate::limits::HOST_OPS_MAX;
 use hosted::{Call, CallBuffer, Hosted, Machine};
 use nvmf::initiator::{self, Initiator, InitiatorEvent};
-use reactor::{Buf, Completion, Driver, Token};
+use reactor::{Completion, Driver, Token};
 use servers::{Link, Server};
 use shardmap::generations::VolumeGenerations;
 use shardmap::map::VolumeMap;
@@ -549,9 +549,9 @@ fn timer_of(value: u64) -> Timer {
     }
 }
 
-/// Whether all bytes are zero.
-fn is_zero(data: &Buf) -> bool {
-    data.bytes().iter().fold(0, |any, byte| any | byte) == 0
+/// Whether all bytes are zero. Looks at all of them, many at a time.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |any, byte| any | byte) == 0
 }
 
 #[cfg(test)]

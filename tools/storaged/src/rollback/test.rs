@@ -1,17 +1,9 @@
 use super::*;
 use proptest::prelude::*;
-use shardmap::units::{Blocks, Generation};
+use shardmap::units::Blocks;
 
 /// Two windows and a part of a third.
 const SIZE_BLOCKS: u64 = 2 * WINDOW_BLOCKS + 5_000;
-
-fn rolling() -> Rolling {
-    let rollback = Rollback {
-        to: Generation(1),
-        before: Generation(4),
-    };
-    Rolling::new(rollback, SIZE_BLOCKS)
-}
 
 fn set(runs: &[(u64, u32)]) -> BlockSet {
     let mut set = BlockSet::new();
@@ -35,9 +27,9 @@ fn run(
     (differing, shown, zeroes): (&BlockSet, &BlockSet, &BlockSet),
     mut draw: impl FnMut(usize) -> usize,
 ) -> [BlockSet; 3] {
-    let mut it = rolling();
+    let mut it = Rolling::new(SIZE_BLOCKS);
     let [mut copied, mut zeroed, mut zeroes_read] = std::array::from_fn(|_| BlockSet::new());
-    let mut under_way = Vec::new();
+    let (mut under_way, mut is_flushed) = (Vec::new(), false);
     while !it.is_done() {
         while let Some(ask) = it.next_ask() {
             under_way.push(ask);
@@ -73,11 +65,13 @@ fn run(
             }
             Ask::Flush => {
                 assert!(under_way.is_empty(), "durable before all is written");
+                is_flushed = true;
                 it.on_flushed();
             }
         }
     }
     assert_eq!(it.next_ask(), None);
+    assert!(is_flushed, "done before it is durable");
     [copied, zeroed, zeroes_read]
 }
 
@@ -108,7 +102,7 @@ proptest! {
 
 #[test]
 fn snapshots_that_do_not_differ_cost_a_look_and_a_flush() {
-    let mut it = rolling();
+    let mut it = Rolling::new(SIZE_BLOCKS);
     for from in [0, PRESENCE_REGIONS, 2 * PRESENCE_REGIONS] {
         assert_eq!(it.next_ask(), Some(Ask::Differing(RegionIndex(from))));
         assert_eq!(it.next_ask(), None);
