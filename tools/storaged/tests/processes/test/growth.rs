@@ -1,7 +1,7 @@
 //! A store's file becomes larger, and the store takes that in while a host uses it (ADR 0014).
 
 use super::client::{CHUNK_BLOCKS, Client};
-use super::lab::{Metad, Setup, Storaged, run};
+use super::lab::{Metad, Storaged, run};
 use super::maintenance::{VOLUME, check_chunks};
 use control::api::{Filter, Liveness, StoreView, VolumeView};
 use control::core::{Domain, NewVolume, reader_host_nqn};
@@ -13,7 +13,6 @@ use shardmap::map::Layout;
 use shardmap::units::VolumeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
-use std::path::Path;
 use store::{Examined, Store};
 use uuid::Uuid;
 use zerocopy::FromBytes as _;
@@ -24,17 +23,6 @@ const AFTER: u64 = 200 * MIB;
 /// More than the store has room for before.
 const VOLUME_BYTES: u64 = 128 * MIB;
 const CHUNKS: u64 = VOLUME_BYTES / (CHUNK_BLOCKS as u64 * 4096);
-
-fn launch(dir: &Path, metad: &Metad) -> Storaged {
-    let path = dir.join("s1.img").display().to_string();
-    let setup = Setup {
-        name: "s1",
-        listen: "127.0.0.1:0",
-        more: "",
-        tables: &format!("[[store]]\npath = \"{path}\"\ncreate_bytes = {BEFORE}\n"),
-    };
-    Storaged::launch(dir, &metad.address, &setup)
-}
 
 fn volume(id: VolumeId, name: &str, size_bytes: u64) -> NewVolume {
     NewVolume {
@@ -99,7 +87,7 @@ fn is_full(stores: &[StoreView]) -> bool {
 fn a_store_takes_in_what_its_file_became_larger_by_while_a_host_uses_it() {
     run(async |dir| {
         let metad = Metad::begin(dir).await;
-        let server = launch(dir, &metad);
+        let server = Storaged::with_store(dir, &metad, BEFORE);
         let stores = metad.stores_until(|stores| stores.len() == 1).await;
         let (store, before) = (stores[0].uuid, stores[0].size_bytes);
         assert!(before < BEFORE && before + 16 * MIB < VOLUME_BYTES);
@@ -151,7 +139,7 @@ fn a_store_takes_in_what_its_file_became_larger_by_while_a_host_uses_it() {
         metad
             .stores_until(|s| s[0].liveness != Liveness::Online)
             .await;
-        let server = launch(dir, &metad);
+        let server = Storaged::with_store(dir, &metad, BEFORE);
         metad.stores_until(|s| is_full(s) && known(s)).await;
         server.stop();
         let info = Store::inspect(&path).unwrap();

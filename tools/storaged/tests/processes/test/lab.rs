@@ -138,6 +138,18 @@ impl Storaged {
         Self::launch(dir, metad, &setup)
     }
 
+    /// With one store, which it makes if it is not there.
+    pub(super) fn with_store(dir: &Path, metad: &Metad, create_bytes: u64) -> Self {
+        let path = dir.join("s1.img").display().to_string();
+        let setup = Setup {
+            name: "s1",
+            listen: "127.0.0.1:0",
+            more: "",
+            tables: &format!("[[store]]\npath = \"{path}\"\ncreate_bytes = {create_bytes}\n"),
+        };
+        Self::launch(dir, &metad.address, &setup)
+    }
+
     pub(super) fn launch(dir: &Path, metad: &str, setup: &Setup<'_>) -> Self {
         let Setup {
             name,

@@ -1,25 +1,13 @@
 //! storaged after others were restarted: it waits for what its predecessor still has, and tells a metad that was
 //! restored from a backup what that does not know any more.
 
-use super::lab::{Metad, Setup, Storaged, run};
+use super::lab::{Metad, Storaged, run};
 use control::api::{Filter, Liveness, StoreHealth, StoreView};
 use control::core::{Command, NewServer, NewStore};
 use std::fs::File;
-use std::path::Path;
 use std::time::Duration;
 
 const STORE_BYTES: u64 = 64 << 20;
-
-fn launch(dir: &Path, metad: &Metad) -> Storaged {
-    let path = dir.join("s1.img").display().to_string();
-    let setup = Setup {
-        name: "s1",
-        listen: "127.0.0.1:0",
-        more: "",
-        tables: &format!("[[store]]\npath = \"{path}\"\ncreate_bytes = {STORE_BYTES}\n"),
-    };
-    Storaged::launch(dir, &metad.address, &setup)
-}
 
 /// The only store is served, as its storaged says.
 fn is_served(stores: &[StoreView]) -> bool {
@@ -35,7 +23,7 @@ fn a_store_that_a_predecessor_still_has_is_waited_for() {
     run(async |dir| {
         let metad = Metad::begin(dir).await;
         let path = dir.join("s1.img");
-        let storaged = launch(dir, &metad);
+        let storaged = Storaged::with_store(dir, &metad, STORE_BYTES);
         metad.stores_until(is_served).await;
         storaged.stop();
         metad.stores_until(|stores| !is_served(stores)).await;
@@ -43,7 +31,7 @@ fn a_store_that_a_predecessor_still_has_is_waited_for() {
         let held = File::open(&path).unwrap();
         held.lock().unwrap();
         std::fs::remove_file(dir.join("s1.log")).unwrap();
-        let storaged = launch(dir, &metad);
+        let storaged = Storaged::with_store(dir, &metad, STORE_BYTES);
         storaged
             .log_until("store in use by somebody else; waiting")
             .await;
@@ -65,7 +53,7 @@ fn a_restored_metad_hears_again_of_servers_and_stores() {
         let metad = Metad::begin(dir).await;
         let client = &metad.client;
         let cluster = client.cluster().await.unwrap().uuid;
-        let _storaged = launch(dir, &metad);
+        let _storaged = Storaged::with_store(dir, &metad, STORE_BYTES);
         let store = metad.stores_until(is_served).await.remove(0);
         let server = client.servers(Filter::default()).await.unwrap().list;
         let server = server.into_iter().next().unwrap();
