@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A connection was accepted; `connection` is the caller's, below
-    /// [`limits::CONNECTIONS_MAX`] and free.
+    /// [`CONNECTIONS_MAX`](super::limits::CONNECTIONS_MAX) and free.
     Opened {
         /// Our address on it, which discovery tells.
         local: SocketAddr,
@@ -154,7 +154,7 @@ pub enum Effect {
     Send {
         /// On which connection.
         connection: u32,
-        /// The header, framed as [`Core::framing`] says.
+        /// The header, framed as [`Core::framing`](super::Core::framing) says.
         pdu: Header,
         /// What follows it.
         data: Outgoing,

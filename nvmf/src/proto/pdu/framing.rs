@@ -128,7 +128,7 @@ impl Framing {
     /// the caller sends after it (followed by their digest where [`Digests::data`] is on). Returns
     /// the bytes written.
     ///
-    /// Panics if `out` is shorter than [`HEADER_BYTES_MAX`].
+    /// Panics if `out` is shorter than [`HEADER_BYTES_MAX`](super::HEADER_BYTES_MAX).
     pub fn encode(self, pdu: &Header, data_bytes: u32, out: &mut [u8]) -> usize {
         let kind = pdu.kind();
         let hlen = usize::from(kind.hlen_bytes());
