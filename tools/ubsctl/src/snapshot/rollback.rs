@@ -28,7 +28,12 @@ pub(super) async fn run(
         }
     };
     let client = &context.client;
-    let newest = client.events(0, false).await?.last().map_or(0, |e| e.index);
+    // Its own events come after these.
+    let newest = if wait {
+        client.events(0, false).await?.last().map_or(0, |e| e.index)
+    } else {
+        0
+    };
     client
         .roll_back(to.volume, to.generation, keep_as.clone())
         .await?;
